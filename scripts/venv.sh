@@ -1,0 +1,45 @@
+# Sourced by the other scripts: `use_venv EXTRAS` makes .venv ready with tokenflume[EXTRAS].
+# Does nothing when that has been done for this setup.cfg.
+
+say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-python3}" python3.14 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    say "tokenflume needs Python 3.11 or newer; set PYTHON to one"
+    return 1
+}
+
+make_venv() {
+    local python=$1
+    "$python" -m venv .venv && return
+    # Debian keeps venv's pip in a package of its own.
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing python3-venv"
+        apt-get update -q >&2 && apt-get install -yq python3-venv >&2 && "$python" -m venv .venv
+    else
+        say "the venv module is incomplete: apt-get install python3-venv"
+        return 1
+    fi
+}
+
+use_venv() {
+    local extras=$1 stamp python
+    stamp=".venv/ready${extras:+-$extras}"
+    if [ -x .venv/bin/python ] && cmp -s setup.cfg "$stamp"; then
+        return
+    fi
+    if [ ! -x .venv/bin/python ]; then
+        python=$(find_python)
+        say "making a virtual environment in .venv with $("$python" --version)"
+        make_venv "$python"
+    fi
+    say "installing tokenflume${extras:+[$extras]} and what it needs"
+    .venv/bin/python -m pip install --disable-pip-version-check --editable ".${extras:+[$extras]}" >&2
+    cp setup.cfg "$stamp"
+}

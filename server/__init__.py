@@ -1,0 +1,1 @@
+"""The front process: HTTP in, HTTP out. It never loads a model."""

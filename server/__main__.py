@@ -1,0 +1,20 @@
+"""`tokenflume` and `python -m server`.
+
+Worker processes import this module again when they are spawned, so it imports
+nothing of the front at its top.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    from server.cli import run
+
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""Every option: its flags, its environment variable, its default, its help. One table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.errors import InvalidRequest
+from shared.sampling import SamplingParams, integer, number
+
+SAMPLING = SamplingParams()
+BUNDLED_MODEL = Path(__file__).parent.parent / "workers" / "bundled" / "fairy-tales.gguf"
+
+EXIT_STATUS = """exit status:
+  0  it was asked to end, and has
+  2  a flag or an environment variable is wrong
+  3  the configuration cannot work, or the model cannot be loaded
+  4  it cannot listen on that address
+  5  a second signal ended it at once
+
+Each option may also be set in the environment: --num-threads as TOKENFLUME_NUM_THREADS.
+A flag wins over the environment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A flag. `parse` raises ValueError, TypeError or InvalidRequest for a bad value."""
+
+    flags: tuple[str, ...]
+    metavar: str
+    help: str
+    default: Any
+    parse: Callable[[str], Any]
+    group: str
+    choices: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.flags[-1].lstrip("-").replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        return f"TOKENFLUME_{self.name.upper()}"
+
+
+def _integer(name: str, low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        return integer(name, int(value) if _is_integer(value) else value, low, high)
+
+    return parse
+
+
+def _is_integer(value: str) -> bool:
+    return value.lstrip("+-").isdecimal()
+
+
+def _seconds(name: str) -> Callable[[str], float]:
+    return _number(name, above=0, high=86_400)
+
+
+def _number(name: str, **limits: float) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        try:
+            given: object = float(value)
+        except ValueError:
+            given = value
+        return number(name, given, **limits)
+
+    return parse
+
+
+def _sampling(flags: tuple[str, ...], field: str, text: str, metavar: str) -> Option:
+    """A sampling default: SamplingParams has the value and the range."""
+    kind = type(getattr(SAMPLING, field))
+
+    def parse(value: str) -> Any:
+        is_number = _is_integer(value) if kind is int else _is_float(value)
+        given = SAMPLING.from_fields({field: kind(value) if is_number else value})
+        return getattr(given, field)
+
+    return Option(flags, metavar, text, getattr(SAMPLING, field), parse, "sampling defaults")
+
+
+def _is_float(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        ("-m", "--model"),
+        "FILE",
+        "GGUF or GGML model file (default: the bundled fairy tales)",
+        BUNDLED_MODEL,
+        Path,
+        "model",
+    ),
+    Option(
+        ("--engine",),
+        "NAME",
+        "auto takes the one that the file needs; echo streams the prompt back, without a model",
+        "auto",
+        str,
+        "model",
+        ("auto", "ctransformers", "echo"),
+    ),
+    Option(
+        ("--model-type",),
+        "NAME",
+        "architecture of a headerless GGML file: llama, gpt2, gptj,"
+        " gpt_neox, dolly-v2, mpt, starcoder, falcon, replit",
+        None,
+        str,
+        "model",
+    ),
+    Option(
+        ("-n", "--num-ctx-tokens"),
+        "N",
+        "context: tokens of prompt and answer together",
+        2048,
+        _integer("--num-ctx-tokens", 8),
+        "model",
+    ),
+    Option(
+        ("--kv-type",),
+        "TYPE",
+        "number format of keys and values; ctransformers has f16 only",
+        "f16",
+        str,
+        "model",
+        ("f16", "f32", "q8_0"),
+    ),
+    Option(
+        ("-b", "--batch-size"),
+        "N",
+        "prompt tokens fed at a time (default: the engine's own, 8 on ctransformers)",
+        None,
+        _integer("--batch-size", 1),
+        "model",
+    ),
+    Option(("--host",), "ADDRESS", "address to listen on", "127.0.0.1", str, "server"),
+    Option(
+        ("-P", "--port"),
+        "N",
+        "port to listen on; 0: any free one",
+        8080,
+        _integer("--port", 0, 65_535),
+        "server",
+    ),
+    Option(
+        ("--queue",),
+        "N",
+        "requests that may wait for a slot; more get a 429",
+        64,
+        _integer("--queue", 0),
+        "server",
+    ),
+    Option(
+        ("--drain-timeout",),
+        "S",
+        "seconds that streams may still run after SIGTERM",
+        30.0,
+        _seconds("--drain-timeout"),
+        "server",
+    ),
+    Option(
+        ("--log-level",),
+        "LEVEL",
+        "how much to log",
+        "info",
+        str,
+        "server",
+        ("debug", "info", "warning", "error"),
+    ),
+    Option(
+        ("-t", "--num-threads"),
+        "N",
+        "threads of all workers together (default: the physical cores that this process may use)",
+        None,
+        _integer("--num-threads", 1),
+        "workers",
+    ),
+    Option(
+        ("--workers",),
+        "N",
+        "worker processes (default: by engine and cores, see --plan)",
+        None,
+        _integer("--workers", 1, 1024),
+        "workers",
+    ),
+    Option(
+        ("--load-timeout",),
+        "S",
+        "seconds that a worker may take to load its model",
+        600.0,
+        _seconds("--load-timeout"),
+        "workers",
+    ),
+    Option(
+        ("--progress-timeout",),
+        "S",
+        "seconds without progress after which a worker is replaced",
+        60.0,
+        _seconds("--progress-timeout"),
+        "workers",
+    ),
+    _sampling(("-T", "--temp"), "temp", "temperature; 0: always the likeliest token", "X"),
+    _sampling(("-k", "--top-k"), "top_k", "keep the k likeliest tokens; 0: all", "N"),
+    _sampling(("--top-p",), "top_p", "keep the likeliest tokens of this total probability", "X"),
+    _sampling(("-p", "--repeat-penalty"), "repeat_penalty", "1: none", "X"),
+    _sampling(("-r", "--repeat-last-n"), "repeat_last_n", "tokens that the penalty looks at", "N"),
+)
+
+
+def read_options(arguments: list[str], environment: Mapping[str, str]) -> argparse.Namespace:
+    """The value of every option. Ends the program with status 2 and a sentence if one is wrong."""
+    parser = build_parser()
+    given = parser.parse_args(arguments)
+    for option in OPTIONS:
+        source, value = option.flags[-1], getattr(given, option.name)
+        if value is None and option.variable in environment:
+            source, value = option.variable, environment[option.variable]
+        try:
+            setattr(given, option.name, option.default if value is None else _check(option, value))
+        except InvalidRequest as error:
+            parser.error(f"{source}: {error.message}")
+        except ValueError as error:
+            parser.error(f"{source}: {error}")
+    if given.float16 and given.kv_type != "f16":
+        parser.error(f"--float16 and --kv-type {given.kv_type} contradict each other")
+    return given
+
+
+def _check(option: Option, value: str) -> Any:
+    if option.choices and value not in option.choices:
+        raise ValueError(f"{value!r} is none of {', '.join(option.choices)}")
+    return option.parse(value)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags, as strings; `read_options` checks the values, wherever they come from."""
+    parser = argparse.ArgumentParser(
+        prog="tokenflume",
+        description="Stream text from GGML and GGUF language models on CPUs, over HTTP.",
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in OPTIONS:
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        groups[option.group].add_argument(
+            *option.flags, dest=option.name, metavar=option.metavar, help=_help(option)
+        )
+    groups["model"].add_argument(
+        "-f", "--float16", action="store_true", help="the same as --kv-type f16, the default"
+    )
+    other = parser.add_argument_group("other")
+    other.add_argument(
+        "--plan",
+        action="store_true",
+        help="print the cores, the limits and the workers that follow, and exit",
+    )
+    other.add_argument("--version", action="store_true", help="print the version and exit")
+    other.add_argument("-h", "--help", action="help", help="print this and exit")
+    return parser
+
+
+def _help(option: Option) -> str:
+    choices = f"; one of {', '.join(option.choices)}" if option.choices else ""
+    default = ""
+    if option.default is not None and "(default:" not in option.help:
+        default = f" (default: {option.default})"
+    return f"{option.help}{choices}{default}".replace("%", "%%")

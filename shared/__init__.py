@@ -1,0 +1,1 @@
+"""What the front process and the workers both speak. Imports nothing of ours."""

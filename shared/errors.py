@@ -1,0 +1,108 @@
+"""What can go wrong with a request or with the configuration.
+
+A ServingError has a code, an HTTP status and a message made for the client.
+Code and status belong to the class; each docstring says what the client sees.
+In a worker the same error travels as Failed(code, message) and is the same
+class again in the front.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ConfigurationError(Exception):
+    """The configuration cannot work: the program ends with status 3 and this sentence."""
+
+
+class FrameError(Exception):
+    """A frame that is too long, is not msgpack, or is none of our messages."""
+
+
+class ServingError(Exception):
+    """A request cannot be served. The client sees `code` and the message."""
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    retry_after_s: ClassVar[int | None] = None
+    """Seconds after which trying again makes sense; None: it makes none."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(ServingError):
+    """400: a field is missing, unknown, of the wrong type or out of its range."""
+
+    code = "invalid_request"
+    status = 400
+
+
+class ContextTooShort(ServingError):
+    """400: the prompt does not fit into the context; the message says both numbers."""
+
+    code = "context_length"
+    status = 400
+
+
+class NotFound(ServingError):
+    """404: no such path."""
+
+    code = "not_found"
+    status = 404
+
+
+class MethodNotAllowed(ServingError):
+    """405: the path exists, with another method."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+class BodyTooLarge(ServingError):
+    """413: the request's body is over the limit."""
+
+    code = "body_too_large"
+    status = 413
+
+
+class QueueFull(ServingError):
+    """429 with Retry-After: as many requests wait as are allowed to."""
+
+    code = "queue_full"
+    status = 429
+    retry_after_s = 1
+
+
+class EngineFailed(ServingError):
+    """500, or a cut stream: the engine reported an error for this request."""
+
+    code = "engine_failed"
+    status = 500
+
+
+class NotReady(ServingError):
+    """503 with Retry-After: no worker is ready, or the server is shutting down."""
+
+    code = "not_ready"
+    status = 503
+    retry_after_s = 2
+
+
+class WorkerDied(ServingError):
+    """503 with Retry-After, or a cut stream: the worker of this request has ended."""
+
+    code = "worker_died"
+    status = 503
+    retry_after_s = 1
+
+
+def _leaves(kind: type[ServingError]) -> list[type[ServingError]]:
+    return [kind, *(leaf for child in kind.__subclasses__() for leaf in _leaves(child))]
+
+
+def error_from_code(code: str, message: str) -> ServingError:
+    """The error that a worker reported; an unknown code is an internal error."""
+    classes = {kind.code: kind for kind in _leaves(ServingError)}
+    return classes.get(code, ServingError)(message)

@@ -1,0 +1,131 @@
+"""The messages between the front and a worker: a closed set, one frozen noun each.
+
+Down, on a worker's request queue:  Generate, Cancel, Shutdown.
+Up, on its token queue:             Ready, LoadFailed, Tokens, Finished, Failed, Heartbeat.
+
+A request's life is one Generate, any number of Tokens, then exactly one
+Finished or Failed. Cancel asks for a Finished with reason "cancelled".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from shared.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Continue `prompt`. `id` is unique in the front's lifetime."""
+
+    id: int
+    prompt: str
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Nobody waits for request `id` any more."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """End now. The front has seen to it that nothing worth finishing is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a worker has loaded."""
+
+    engine: str
+    architecture: str
+    context: int
+    """Tokens of prompt and generation together that one sequence may have."""
+    vocabulary: int
+    slots: int
+    """Sequences that run at the same time in one worker."""
+    batch: int
+    """Prompt tokens fed at a time when a request does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker's first message: it can serve. `load_s` is how long loading took, in seconds."""
+
+    protocol: int
+    info: ModelInfo
+    load_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """A worker's only message: its model cannot be loaded, and trying again will not help."""
+
+    message: str
+
+
+class Token(NamedTuple):
+    """One generated token. A tuple, because the front makes tens of thousands a second."""
+
+    request: int
+    id: int
+    position: int
+    """0 for a request's first generated token."""
+    text: str
+    """Whole characters; empty where the token ends within one: the next ones complete it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """All tokens of one engine step, of all sequences."""
+
+    tokens: tuple[Token, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one request."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds from a request's slot to its first token, and from there to its end."""
+
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The request is over, as it should be or because it was cancelled."""
+
+    id: int
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request is over, with an error: see shared.errors for the codes."""
+
+    id: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The worker's loop went round. Sent by the loop itself, so a stuck engine sends none."""
+
+
+Message = Generate | Cancel | Shutdown | Ready | LoadFailed | Tokens | Finished | Failed | Heartbeat

@@ -1,0 +1,134 @@
+"""The two private queues of a worker, over one-way multiprocessing pipes.
+
+    front: RequestSender ──▶ request queue ──▶ RequestReceiver :worker
+    front: TokenReceiver ◀── token queue   ◀── TokenSender     :worker
+
+The worker's ends block, as its one loop wants them to; the front's ends are
+asyncio transports and never do. No queue is shared by two workers: a worker
+killed with a lock in its hand would take the others with it. Each side closes
+the ends that are not its own, so the death of one is an EOF for the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+
+from shared.errors import FrameError
+from shared.messages import Message
+from shared.wire import FrameParser, encode_frame
+
+READ_SIZE = 64 * 1024
+
+
+class RequestReceiver:
+    """The worker's end of its request queue."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection  # owns the descriptor
+        self._fd = connection.fileno()
+        self._parser = FrameParser()
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+        os.set_blocking(self._fd, False)
+
+    def receive(self, timeout_s: float) -> list[Message]:
+        """What has arrived; waits up to `timeout_s` seconds when nothing has.
+
+        Raises EOFError when the front is gone, FrameError when it sends rubbish.
+        """
+        if timeout_s > 0:
+            self._poll.poll(timeout_s * 1000)
+        try:
+            data = os.read(self._fd, READ_SIZE)
+        except BlockingIOError:
+            return []
+        if not data:
+            raise EOFError("the front has closed the request queue")
+        return self._parser.feed(data)
+
+
+class TokenSender:
+    """The worker's end of its token queue."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._fd = connection.fileno()
+
+    def send(self, batch: Sequence[Message]) -> None:
+        """Write one frame; blocks while the pipe is full, so nothing is lost or piled up.
+
+        Raises BrokenPipeError when the front is gone.
+        """
+        rest = memoryview(encode_frame(batch))
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
+
+
+class RequestSender:
+    """The front's end of a worker's request queue."""
+
+    def __init__(self, transport: asyncio.WriteTransport) -> None:
+        self._transport = transport
+
+    @classmethod
+    async def open(cls, connection: Connection) -> RequestSender:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, connection)
+        return cls(transport)
+
+    def send(self, message: Message) -> None:
+        """Hand over a message; one for a dead worker goes nowhere, its death is told elsewhere."""
+        if not self._transport.is_closing():
+            self._transport.write(encode_frame([message]))
+
+    def close(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.abort()
+
+
+class TokenReceiver(asyncio.Protocol):
+    """The front's end of a worker's token queue: calls back with what arrives.
+
+    `on_messages` gets each batch, in order; `on_end` is called once, with the
+    FrameError that made the queue useless, or None at its end.
+    """
+
+    def __init__(
+        self,
+        on_messages: Callable[[list[Message]], None],
+        on_end: Callable[[FrameError | None], None],
+    ) -> None:
+        self._on_messages = on_messages
+        self._on_end = on_end
+        self._parser = FrameParser()
+        self._transport: asyncio.BaseTransport | None = None
+        self._error: FrameError | None = None
+        self.is_at_end = False
+
+    async def open(self, connection: Connection) -> None:
+        await asyncio.get_running_loop().connect_read_pipe(lambda: self, connection)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            batch = self._parser.feed(data)
+        except FrameError as error:
+            self._error = error
+            self.close()
+        else:
+            if batch:
+                self._on_messages(batch)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_at_end = True
+        self._on_end(self._error)

@@ -1,0 +1,83 @@
+"""The frozen configuration tree. Built once; each part goes only to its user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shared.sampling import SamplingParams
+
+EngineName = Literal["ctransformers", "echo"]
+KvType = Literal["f16", "f32", "q8_0"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """What a worker loads, and how."""
+
+    path: Path | None
+    """None only for the echo engine, which needs no file."""
+    engine: EngineName
+    model_type: str | None
+    """Architecture of a headerless GGML file, such as "gpt2"; None: the file says it."""
+    context: int
+    """Tokens per sequence, prompt and generation together."""
+    batch: int | None
+    """Prompt tokens fed at a time; None: the engine's own choice."""
+    kv_type: KvType
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """All that one worker process is told."""
+
+    index: int
+    cpus: tuple[int, ...]
+    """The CPUs that are this worker's own; one thread runs on each. Empty: not pinned."""
+    model: ModelSettings
+    log_level: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """How a dead worker is replaced. Times in seconds.
+
+    The first replacement starts at once, each further one after twice the wait
+    of the one before; `deaths` within `window_s` give the place up.
+    """
+
+    first_wait_s: float = 0.5
+    longest_wait_s: float = 30.0
+    deaths: int = 5
+    window_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """The workers, and how they are kept."""
+
+    workers: tuple[WorkerSettings, ...]
+    queue: int
+    """Requests that may wait for a slot."""
+    load_timeout_s: float
+    """From a worker's start to its Ready."""
+    progress_timeout_s: float
+    """Without a sign of progress a worker counts as stuck, and is ended."""
+    restart: RestartPolicy = RestartPolicy()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that `tokenflume` was told, checked."""
+
+    host: str
+    port: int
+    pool: PoolSettings
+    sampling: SamplingParams
+    """What a request gets where it does not say."""
+    drain_timeout_s: float
+    """How long running streams may go on after SIGTERM."""
+    plan: str
+    """The plan of cores and workers in words, for the log."""
+    log_level: str

@@ -1,0 +1,145 @@
+"""Frames on the pipes between the front and its workers.
+
+    frame   := length (4 bytes, big-endian) payload
+    payload := msgpack array of messages
+    message := [tag, field, field, …]     tag: place in MESSAGES; fields in their order
+
+Nothing is ever unpickled. A frame over MAX_FRAME bytes, or one that does not
+decode to our messages, is a FrameError: its sender is broken and must end.
+"""
+
+from __future__ import annotations
+
+import struct
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgpack
+
+from shared import messages
+from shared.errors import FrameError
+from shared.messages import Message, Token
+
+PROTOCOL = 1
+MAX_FRAME = 8 * 1024 * 1024
+"""Bytes. A prompt is at most 1 MiB, and a step of 1,000 sequences is far below."""
+
+MESSAGES: tuple[type[Any], ...] = (
+    messages.Generate,
+    messages.Cancel,
+    messages.Shutdown,
+    messages.Ready,
+    messages.LoadFailed,
+    messages.Tokens,
+    messages.Finished,
+    messages.Failed,
+    messages.Heartbeat,
+)
+
+_HEADER = struct.Struct(">I")
+_TAGS = {kind: tag for tag, kind in enumerate(MESSAGES)}
+
+
+def encode_frame(batch: Sequence[Message]) -> bytes:
+    """One frame that holds all of `batch`."""
+    payload: bytes = msgpack.packb([[_TAGS[type(m)], *_values(m)] for m in batch])
+    if len(payload) > MAX_FRAME:
+        raise FrameError(f"a frame of {len(payload)} bytes is over the limit of {MAX_FRAME}")
+    return _HEADER.pack(len(payload)) + payload
+
+
+class FrameParser:
+    """Cuts a stream of bytes, in whatever pieces it comes, into messages."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that `data` completes. After a FrameError the parser is of no more use."""
+        self._buffer += data
+        result: list[Message] = []
+        start, end = 0, len(self._buffer)
+        while end - start >= _HEADER.size:
+            (length,) = _HEADER.unpack_from(self._buffer, start)
+            if length > MAX_FRAME:
+                raise FrameError(f"a frame of {length} bytes is over the limit of {MAX_FRAME}")
+            stop = start + _HEADER.size + length
+            if stop > end:
+                break
+            result += decode_payload(bytes(self._buffer[start + _HEADER.size : stop]))
+            start = stop
+        del self._buffer[:start]
+        return result
+
+
+def decode_payload(payload: bytes) -> list[Message]:
+    """The messages of one frame. Raises FrameError."""
+    try:
+        return [_DECODERS[tag](values) for tag, *values in msgpack.unpackb(payload)]
+    except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
+        raise FrameError(f"not a frame of protocol {PROTOCOL}: {error}") from error
+
+
+# Encoding and decoding follow the dataclasses, so a new message needs no code here.
+
+_Decoder = Callable[[Any], Any]
+
+
+def _values(message: Any) -> list[Any]:
+    return [_plain(getattr(message, field.name)) for field in fields(message)]
+
+
+def _plain(value: Any) -> Any:
+    return _values(value) if is_dataclass(value) else value
+
+
+def _decoder(hint: Any) -> _Decoder:
+    """A function that checks and builds a value of the type `hint`."""
+    if hint is Token:
+        return _token
+    if is_dataclass(hint):
+        return _dataclass_decoder(typing.cast("type[Any]", hint))
+    if get_origin(hint) is tuple:
+        return _tuple_decoder(_decoder(get_args(hint)[0]))
+    if get_origin(hint) is Literal:
+        return _checked(lambda value: value in get_args(hint), str(hint))
+    if get_origin(hint) is types.UnionType:
+        kinds = get_args(hint)
+        return _checked(lambda value: type(value) in kinds, str(hint))
+    return _checked(lambda value: type(value) is hint, str(hint))
+
+
+def _checked(is_valid: Callable[[Any], bool], name: str) -> _Decoder:
+    def decode(value: Any) -> Any:
+        if not is_valid(value):
+            raise TypeError(f"{value!r:.80} is not {name}")
+        return value
+
+    return decode
+
+
+def _tuple_decoder(item: _Decoder) -> _Decoder:
+    return lambda values: tuple(map(item, values))
+
+
+def _dataclass_decoder(kind: type[Any]) -> _Decoder:
+    hints = get_type_hints(kind)
+    decoders = [_decoder(hints[field.name]) for field in fields(kind)]
+
+    def decode(values: Any) -> Any:
+        return kind(*[decode(value) for decode, value in zip(decoders, values, strict=True)])
+
+    return decode
+
+
+def _token(value: Any) -> Token:
+    request, token, position, text = value
+    if not (type(request) is type(token) is type(position) is int and type(text) is str):
+        raise TypeError(f"{value!r:.80} is not a token")
+    return Token(request, token, position, text)
+
+
+_DECODERS = [_dataclass_decoder(kind) for kind in MESSAGES]

@@ -1,0 +1,1 @@
+"""The engines, one a file. They never import each other; workers.engine has their table."""

@@ -1,0 +1,157 @@
+"""GGML-era files, and llama and falcon GGUF, through the ctransformers library.
+
+One model, one context, one sequence at a time. The library's own generation
+loop is not used: it evaluates a whole prompt in one call, keeps one random
+seed for every token, and drops bytes that are not whole characters. This file
+calls the functions below it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from ctransformers.llm import LLM, Config
+
+from shared.errors import ConfigurationError, ContextTooShort, EngineFailed, InvalidRequest
+from shared.messages import ModelInfo
+from shared.sampling import SamplingParams
+from shared.settings import ModelSettings
+from workers.cpu_features import cpu_features
+from workers.engine import Feed
+
+DEFAULT_BATCH = 8
+MAX_BATCH = 512
+"""Tokens: the buffers of the library's llama are sized for so many at once."""
+
+
+def load(settings: ModelSettings, threads: int) -> CtransformersEngine:
+    """Load the model. Raises ConfigurationError when the library refuses it."""
+    if settings.kv_type != "f16":
+        raise ConfigurationError(
+            f"the ctransformers engine keeps keys and values as f16; it has no {settings.kv_type}"
+        )
+    config = Config(context_length=settings.context, threads=threads)
+    try:
+        model = LLM(str(settings.path), settings.model_type, config=config, lib=library_build())
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ConfigurationError(f"ctransformers cannot load {settings.path}: {error}") from None
+    return CtransformersEngine(model, threads, settings.batch or DEFAULT_BATCH)
+
+
+def library_build() -> str | None:
+    """Which of the library's builds this CPU runs best; None: let the library look.
+
+    It would find the same on x86, but takes more than a second to.
+    """
+    features = cpu_features()
+    if "avx2" in features:
+        return "avx2"
+    return "avx" if "avx" in features and "f16c" in features else None
+
+
+class CtransformersSampler:
+    """One sequence's choices: the library's sampler with a fresh seed for every token."""
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], vocabulary: int) -> None:
+        self.recent: deque[int] = deque(prompt, maxlen=params.repeat_last_n)
+        self.penalty = params.repeat_penalty
+        self.ignore_eos = params.ignore_eos
+        self._random = random.Random(params.seed)
+        greedy = params.temp == 0
+        # The library divides by the temperature and reads top_k entries, however many there are.
+        self.temp = 1.0 if greedy else params.temp
+        self.top_k = 1 if greedy else min(params.top_k or vocabulary, vocabulary)
+        self.top_p = params.top_p
+
+    def seed(self) -> int:
+        return self._random.getrandbits(31)
+
+
+class CtransformersEngine:
+    """See the module's docstring."""
+
+    max_batch = MAX_BATCH
+
+    def __init__(self, model: LLM, threads: int, batch: int) -> None:
+        self._model = model
+        self._lib: Any = model._lib
+        self._llm = model._llm
+        self._threads = threads
+        self._eos = model.eos_token_id
+        self._vocabulary = model.vocab_size
+        self._pieces = [self._detokenize(token) for token in range(self._vocabulary)]
+        self._longest_piece = max(map(len, self._pieces))
+        self.info = ModelInfo(
+            engine="ctransformers",
+            architecture=model.model_type,
+            context=model.context_length,
+            vocabulary=self._vocabulary,
+            slots=1,
+            batch=min(batch, MAX_BATCH),
+        )
+
+    def tokenize(self, text: str) -> list[int]:
+        data = text.encode()
+        least = len(data) // self._longest_piece
+        if least >= self.info.context:  # also spares the library texts that overflow its stack
+            raise ContextTooShort(
+                f"the prompt has at least {least} tokens; the context holds {self.info.context}"
+            )
+        buffer = (ctypes.c_int * (len(data) + 2))()  # a byte a token, a BOS, a leading space
+        wants_bos = self._model.model_type == "llama"
+        count = self._lib.ctransformers_llm_tokenize(self._llm, data, wants_bos, buffer)
+        if count == 0:
+            raise InvalidRequest("the prompt has no tokens in this model's vocabulary")
+        return buffer[:count]
+
+    def piece(self, token: int) -> bytes:
+        return self._pieces[token]
+
+    def is_end(self, token: int) -> bool:
+        return bool(self._lib.ctransformers_llm_is_eos_token(self._llm, token))
+
+    def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> CtransformersSampler:
+        return CtransformersSampler(params, prompt, self._vocabulary)
+
+    def decode(self, feeds: Sequence[Feed]) -> None:
+        (feed,) = feeds
+        count = len(feed.tokens)
+        tokens = (ctypes.c_int * count)(*feed.tokens)
+        if not self._lib.ctransformers_llm_batch_eval(
+            self._llm, tokens, count, feed.position, count, self._threads
+        ):
+            raise EngineFailed("the model failed to process these tokens")
+
+    def sample(self, slot: int, sampler: CtransformersSampler) -> int:
+        if sampler.ignore_eos:
+            self._forbid_end()
+        count = len(sampler.recent)
+        token: int = self._lib.ctransformers_llm_sample(
+            self._llm,
+            (ctypes.c_int * count)(*sampler.recent),
+            count,
+            sampler.top_k,
+            sampler.top_p,
+            sampler.temp,
+            sampler.penalty,
+            sampler.seed(),
+        )
+        sampler.recent.append(token)
+        return token
+
+    def forget(self, slot: int) -> None:
+        """Nothing to do: the next sequence overwrites the context from position 0."""
+
+    def _forbid_end(self) -> None:
+        """Make the end token impossible, in the library's own logits of the last position."""
+        logits = self._lib.ctransformers_llm_logits_data(self._llm)
+        size = self._lib.ctransformers_llm_logits_size(self._llm)
+        logits[size - self._vocabulary + self._eos] = -1e30
+
+    def _detokenize(self, token: int) -> bytes:
+        piece: bytes = self._lib.ctransformers_llm_detokenize(self._llm, token)
+        return piece

@@ -1,0 +1,186 @@
+"""An engine without a model: it streams the prompt back, a byte a token.
+
+For tests, load tests and trying a client. A token is one byte of UTF-8, so
+characters are split across tokens as real vocabularies split them. Sampling
+parameters are taken and change nothing; with ignore_eos the prompt repeats.
+
+A prompt may hold directives. They are echoed like any text, and act when they
+are reached: `[[NAME]]` or `[[NAME SECONDS]]` in the generation, and with
+`prefill` before the name, `[[prefill sleep 2]]`, while the prompt is processed.
+
+    sleep S    take S seconds for this step
+    fail       report an error in this step
+    hang       sleep for ever in native code, without the GIL
+    hang-gil   sleep for ever in native code, holding the GIL
+    segfault   read address 0
+    abort      call abort()
+    exit       leave the process with status 1
+    stop       stop the process with SIGSTOP
+
+The "model file" is optional: a JSON object of EchoOptions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from shared.errors import ConfigurationError, EngineFailed, InvalidRequest
+from shared.messages import ModelInfo
+from shared.sampling import SamplingParams
+from shared.settings import ModelSettings
+from workers.engine import Feed
+
+END = 256
+DIRECTIVE = re.compile(rb"\[\[(prefill )?([a-z-]+)(?: ([0-9.]+))?\]\]")
+LONGEST_DIRECTIVE = 64
+FOREVER_S = 2**31 - 1
+DEFAULT_BATCH = 64
+MAX_BATCH = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class EchoOptions:
+    """How the engine behaves. Times in seconds."""
+
+    slots: int = 32
+    step_s: float = 0.0
+    """What each step takes, whatever it carries."""
+    load_s: float = 0.0
+    load_error: str = ""
+    """Not empty: loading fails with this sentence."""
+    dies_after_s: float = 0.0
+    """Not 0: the process ends itself so long after loading, busy or not."""
+
+
+def load(settings: ModelSettings, threads: int) -> EchoEngine:
+    """Any number of threads will do. Raises ConfigurationError."""
+    options = EchoOptions() if settings.path is None else read_options(settings.path)
+    time.sleep(options.load_s)
+    if options.load_error:
+        raise ConfigurationError(options.load_error)
+    if options.dies_after_s:
+        threading.Timer(options.dies_after_s, os._exit, [1]).start()
+    return EchoEngine(options, settings.context, settings.batch or DEFAULT_BATCH)
+
+
+def read_options(path: Path) -> EchoOptions:
+    """The options in a JSON file. Raises ConfigurationError."""
+    try:
+        given = json.loads(path.read_bytes())
+        unknown = set(given) - {field.name for field in fields(EchoOptions)}
+        if unknown:
+            raise ValueError(f"unknown options: {', '.join(sorted(unknown))}")
+        return EchoOptions(**given)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigurationError(f"{path} holds no options of the echo engine: {error}") from None
+
+
+@dataclass(slots=True)
+class EchoSampler:
+    """Where one sequence's echo stands."""
+
+    prompt: bytes
+    ignore_eos: bool
+    position: int = 0
+
+    def next(self) -> int:
+        if self.position == len(self.prompt):
+            if not self.ignore_eos:
+                return END
+            self.position = 0
+        self.position += 1
+        return self.prompt[self.position - 1]
+
+
+class EchoEngine:
+    """See the module's docstring."""
+
+    def __init__(self, options: EchoOptions, context: int, batch: int) -> None:
+        self.info = ModelInfo(
+            engine="echo",
+            architecture="echo",
+            context=context,
+            vocabulary=END + 1,
+            slots=options.slots,
+            batch=min(batch, MAX_BATCH),
+        )
+        self.max_batch = MAX_BATCH
+        self._step_s = options.step_s
+        self._prefilled = [bytearray() for _ in range(options.slots)]
+
+    def tokenize(self, text: str) -> list[int]:
+        tokens = list(text.encode())
+        if not tokens:
+            raise InvalidRequest("the prompt has no tokens")
+        return tokens
+
+    def piece(self, token: int) -> bytes:
+        return bytes((token,)) if token < END else b""
+
+    def is_end(self, token: int) -> bool:
+        return token == END
+
+    def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> EchoSampler:
+        return EchoSampler(bytes(prompt), params.ignore_eos)
+
+    def decode(self, feeds: Sequence[Feed]) -> None:
+        if self._step_s:
+            time.sleep(self._step_s)
+        for feed in feeds:
+            if feed.position == len(self._prefilled[feed.slot]):
+                self._prefill(feed)
+
+    def sample(self, slot: int, sampler: EchoSampler) -> int:
+        self._prefilled[slot].clear()
+        start = sampler.position
+        token = sampler.next()
+        if token == ord("["):
+            found = DIRECTIVE.match(sampler.prompt, start)
+            if found and not found[1]:
+                act(found[2], found[3])
+        return token
+
+    def forget(self, slot: int) -> None:
+        self._prefilled[slot].clear()
+
+    def _prefill(self, feed: Feed) -> None:
+        """Keep the prompt's text; act on the directives that this chunk completes."""
+        text = self._prefilled[feed.slot]
+        known = len(text)
+        text += bytes(feed.tokens)
+        for found in DIRECTIVE.finditer(text, max(0, known - LONGEST_DIRECTIVE)):
+            if found[1] and found.end() > known:
+                act(found[2], found[3])
+
+
+def act(name: bytes, seconds: bytes | None) -> None:
+    """Do what a directive says. One that is not known is a failure of its request."""
+    action = ACTIONS.get(name)
+    if action is None:
+        raise EngineFailed(f"the echo engine knows no directive {name.decode()!r}")
+    action(float(seconds or 0))
+
+
+def _fail(_: float) -> None:
+    raise EngineFailed("the prompt asked for a failure")
+
+
+ACTIONS: dict[bytes, Callable[[float], object]] = {
+    b"sleep": time.sleep,
+    b"fail": _fail,
+    b"hang": lambda _: ctypes.CDLL(None).sleep(FOREVER_S),
+    b"hang-gil": lambda _: ctypes.PyDLL(None).sleep(FOREVER_S),
+    b"segfault": lambda _: ctypes.string_at(0),
+    b"abort": lambda _: os.abort(),
+    b"exit": lambda _: os._exit(1),
+    b"stop": lambda _: os.kill(os.getpid(), signal.SIGSTOP),
+}

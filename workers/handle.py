@@ -1,0 +1,196 @@
+"""One worker process as the front sees it: its queues, its state, its requests.
+
+    submit, cancel ─▶ RequestSender ─▶ [request queue] ─▶ worker
+    RequestStream.put ◀─ on_messages ◀─ TokenReceiver ◀─ [token queue] ◀─ worker
+
+All state about a child lives here, and dies with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import signal
+from collections.abc import Callable
+from multiprocessing.context import SpawnProcess
+
+from shared.errors import ConfigurationError, FrameError, WorkerDied
+from shared.messages import (
+    Cancel,
+    Failed,
+    Finished,
+    Heartbeat,
+    LoadFailed,
+    Message,
+    Ready,
+    Shutdown,
+    Token,
+    Tokens,
+)
+from shared.queues import RequestSender, TokenReceiver
+from shared.settings import WorkerSettings
+from shared.wire import PROTOCOL
+from workers.stream import RequestStream
+from workers.worker import run_worker
+
+logger = logging.getLogger("tokenflume.pool")
+
+
+class WorkerHandle:
+    """Started with `start`. `ready` and `ended` are futures that tell its life.
+
+    `ready` has the worker's Ready, or a ConfigurationError when its model
+    cannot be loaded; it never completes for a worker that dies before.
+    `ended` has the cause of death in words. `on_free_slot` is called when a
+    request has left a live worker.
+    """
+
+    def __init__(self, settings: WorkerSettings, on_free_slot: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self.settings = settings
+        self.ready: asyncio.Future[Ready] = loop.create_future()
+        self.ended: asyncio.Future[str] = loop.create_future()
+        self.last_heard = loop.time()
+        self.pid = 0
+        self.late_messages = 0
+        """Tokens and ends of requests that nobody waits for; dropped."""
+        self._loop = loop
+        self._on_free_slot = on_free_slot
+        self._in_flight: dict[int, RequestStream] = {}
+        self._slots = 0
+        self._kill_reason = ""
+        self._receiver = TokenReceiver(self._on_messages, self._on_queue_end)
+        self._sender: RequestSender
+        self._process: SpawnProcess
+
+    @classmethod
+    async def start(
+        cls, settings: WorkerSettings, on_free_slot: Callable[[], None]
+    ) -> WorkerHandle:
+        """Spawn the process. Never forked: a fork would carry locks and dead thread pools."""
+        handle = cls(settings, on_free_slot)
+        context = multiprocessing.get_context("spawn")
+        requests_out, requests_in = context.Pipe(duplex=False)
+        tokens_out, tokens_in = context.Pipe(duplex=False)
+        handle._process = context.Process(
+            target=run_worker,
+            args=(settings, requests_out, tokens_in),
+            name=f"tokenflume-worker-{settings.index}",
+            daemon=True,
+        )
+        handle._process.start()
+        handle.pid = handle._process.pid or 0
+        requests_out.close()
+        tokens_in.close()
+        handle._loop.add_reader(handle._process.sentinel, handle._on_exit)
+        handle._sender = await RequestSender.open(requests_in)
+        await handle._receiver.open(tokens_out)
+        return handle
+
+    @property
+    def is_ready(self) -> bool:
+        """It can take requests: loaded, not being ended, and its queue open."""
+        is_loaded = self.ready.done() and self.ready.exception() is None
+        return is_loaded and not self._kill_reason and not self._receiver.is_at_end
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that hold one of the worker's slots."""
+        return len(self._in_flight)
+
+    @property
+    def has_free_slot(self) -> bool:
+        return self.is_ready and len(self._in_flight) < self._slots
+
+    def submit(self, stream: RequestStream) -> None:
+        self._in_flight[stream.request.id] = stream
+        self._sender.send(stream.request)
+
+    def cancel(self, request_id: int) -> None:
+        """Ask for the end of a request; its slot is free when the worker confirms."""
+        if request_id in self._in_flight:
+            self._sender.send(Cancel(request_id))
+
+    def kill(self, reason: str) -> None:
+        """End the process at once, whatever it does; `reason` goes into the cause of death."""
+        if not self.ended.done():
+            self._kill_reason = self._kill_reason or reason
+            self._process.kill()
+
+    def shut_down(self) -> None:
+        """Ask the process to end; see `ended`."""
+        self._kill_reason = self._kill_reason or "shut down"
+        self._sender.send(Shutdown())
+
+    def _on_messages(self, batch: list[Message]) -> None:
+        self.last_heard = self._loop.time()
+        for message in batch:
+            match message:
+                case Tokens(tokens=tokens):
+                    for token in tokens:
+                        self._deliver(token)
+                case Finished() | Failed():
+                    self._finish(message)
+                case Heartbeat():
+                    pass
+                case Ready():
+                    self._on_ready(message)
+                case LoadFailed(message=text):
+                    self.ready.set_exception(ConfigurationError(text))
+                case _:
+                    self.kill(f"sent a {type(message).__name__}, which only the front may")
+
+    def _on_ready(self, message: Ready) -> None:
+        if message.protocol != PROTOCOL:
+            self.kill(f"speaks protocol {message.protocol}, not {PROTOCOL}")
+            return
+        self._slots = message.info.slots
+        self.ready.set_result(message)
+        self._on_free_slot()
+
+    def _deliver(self, token: Token) -> None:
+        stream = self._in_flight.get(token.request)
+        if stream is None or stream.is_abandoned:
+            self.late_messages += 1
+        else:
+            stream.put(token)
+
+    def _finish(self, message: Finished | Failed) -> None:
+        stream = self._in_flight.pop(message.id, None)
+        if stream is None:
+            self.late_messages += 1
+            return
+        stream.put(message)
+        self._on_free_slot()
+
+    def _on_queue_end(self, error: FrameError | None) -> None:
+        """Nothing more will come from the worker: it has died, or has lost its voice."""
+        self.kill(f"sent a bad frame: {error}" if error else "")
+        for request_id, stream in self._in_flight.items():
+            stream.put(Failed(request_id, WorkerDied.code, "the worker of this request has died"))
+        self._in_flight.clear()
+        self._conclude()
+
+    def _on_exit(self) -> None:
+        self._loop.remove_reader(self._process.sentinel)
+        self._process.join()
+        self._conclude()
+
+    def _conclude(self) -> None:
+        """Set `ended`, once the process is gone and all that it has sent is read."""
+        if self._process.exitcode is None or not self._receiver.is_at_end:
+            return
+        self._sender.close()
+        cause = self._kill_reason or describe_exit(self._process.exitcode)
+        self._process.close()
+        self.ended.set_result(cause)
+
+
+def describe_exit(code: int) -> str:
+    """An exit code of multiprocessing in words: negative is a signal."""
+    if code >= 0:
+        return f"exited with status {code}"
+    name = signal.Signals(-code).name
+    hint = "; the kernel's out-of-memory killer does this" if -code == signal.SIGKILL else ""
+    return f"was ended by {name}{hint}"

@@ -1,0 +1,165 @@
+"""The pool of workers: the one door for the front.
+
+    submit ─▶ waiting (bounded, first come first served) ─▶ the least loaded worker
+
+A request waits here, in the front, until a worker has a free slot: a waiting
+request survives any worker's death, and one whose client leaves never reaches
+a worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+
+from shared.errors import ConfigurationError, NotReady, QueueFull
+from shared.messages import Failed, Generate, ModelInfo
+from shared.sampling import SamplingParams
+from shared.settings import PoolSettings
+from workers.handle import WorkerHandle
+from workers.stream import RequestStream
+from workers.supervisor import Supervisor
+
+STOP_GRACE_S = 2.0
+"""From asking a worker to end to killing it."""
+CUT_GRACE_S = 2.0
+"""For telling the clients of cut streams."""
+
+logger = logging.getLogger("tokenflume.pool")
+
+
+class WorkerPool:
+    """An asynchronous context: inside it the workers live, after it none is left."""
+
+    def __init__(self, settings: PoolSettings) -> None:
+        self._settings = settings
+        self._waiting: deque[RequestStream] = deque()
+        self._at: dict[int, WorkerHandle] = {}  # request id to the worker that has it
+        self._open: set[RequestStream] = set()
+        self._none_open = asyncio.Event()
+        self._none_open.set()
+        self._ids = itertools.count(1)
+        self._supervisor: Supervisor
+        self._is_draining = False
+
+    async def __aenter__(self) -> WorkerPool:
+        self._supervisor = Supervisor(self._settings, self._dispatch)
+        self._supervisor.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._supervisor.stop(STOP_GRACE_S)
+
+    def submit(self, prompt: str, sampling: SamplingParams) -> RequestStream:
+        """Take a request, or raise before anything is done: QueueFull, NotReady.
+
+        Whoever takes the stream's events calls `release` at the end, however it came.
+        """
+        reason = self.why_not_ready()
+        if reason is not None:
+            raise NotReady(reason)
+        if len(self._waiting) >= self._settings.queue and self._least_loaded() is None:
+            raise QueueFull(f"{len(self._waiting)} requests are waiting already, as many as may")
+        stream = RequestStream(Generate(next(self._ids), prompt, sampling))
+        self._open.add(stream)
+        self._none_open.clear()
+        self._waiting.append(stream)
+        self._dispatch()
+        return stream
+
+    def release(self, stream: RequestStream) -> None:
+        """Nobody takes this stream's events any more; a request still running is cancelled."""
+        stream.abandon()
+        self._open.discard(stream)
+        if not self._open:
+            self._none_open.set()
+        handle = self._at.pop(stream.request.id, None)
+        if handle is not None:
+            handle.cancel(stream.request.id)
+        elif stream in self._waiting:
+            self._waiting.remove(stream)
+
+    def why_not_ready(self) -> str | None:
+        """Why requests are refused, in a sentence; None when they are not."""
+        if self._is_draining:
+            return "the server is shutting down"
+        if self._ready_handles():
+            return None
+        reasons = [place.given_up for place in self._supervisor.places]
+        if all(reasons):
+            return f"no worker is left: {reasons[0]}"
+        return "no worker is ready yet"
+
+    @property
+    def model(self) -> ModelInfo | None:
+        """What the workers have loaded; None before the first is ready."""
+        handles = self._ready_handles()
+        return handles[0].ready.result().info if handles else None
+
+    @property
+    def ready_workers(self) -> int:
+        return len(self._ready_handles())
+
+    @property
+    def active(self) -> int:
+        """Requests that a worker has."""
+        return sum(handle.in_flight for handle in self._ready_handles())
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._waiting)
+
+    async def load_failure(self) -> ConfigurationError:
+        """Returns when a model turns out not to be loadable at start: there is nothing to serve."""
+        return await self._supervisor.load_failure
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no more requests; return when none is left, or after `timeout_s` seconds.
+
+        Those that are left then have failed, with the reason.
+        """
+        self._is_draining = True
+        if await self._until_none_open(timeout_s):
+            return
+        self._fail(list(self._open), "the server is shutting down")
+        await self._until_none_open(CUT_GRACE_S)
+
+    async def _until_none_open(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._none_open.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def kill_workers(self) -> None:
+        """End all workers at once; their streams are cut."""
+        self._supervisor.kill_all()
+
+    def _ready_handles(self) -> list[WorkerHandle]:
+        handles = (place.handle for place in self._supervisor.places)
+        return [handle for handle in handles if handle is not None and handle.is_ready]
+
+    def _least_loaded(self) -> WorkerHandle | None:
+        """Of the workers with a free slot, the one with the fewest requests."""
+        free = [handle for handle in self._ready_handles() if handle.has_free_slot]
+        return min(free, key=lambda handle: handle.in_flight, default=None)
+
+    def _dispatch(self) -> None:
+        """Give waiting requests to free slots; called whenever either may have appeared."""
+        while self._waiting and (handle := self._least_loaded()) is not None:
+            stream = self._waiting.popleft()
+            self._at[stream.request.id] = handle
+            stream.dispatched()
+            handle.submit(stream)
+        if self._waiting and all(place.given_up for place in self._supervisor.places):
+            self._fail(list(self._waiting), self.why_not_ready() or "")
+            self._waiting.clear()
+
+    @staticmethod
+    def _fail(streams: list[RequestStream], reason: str) -> None:
+        for stream in streams:
+            stream.put(Failed(stream.request.id, NotReady.code, reason))

@@ -1,0 +1,53 @@
+"""The events of one request, on their way from its worker's handle to whoever relays them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from shared.messages import Failed, Finished, Generate, Token
+
+Event = Token | Finished | Failed
+
+
+class RequestStream:
+    """An asynchronous buffer with one reader. It is bounded by the request's num_predict."""
+
+    def __init__(self, request: Generate) -> None:
+        self.request = request
+        self.is_abandoned = False
+        self.queued_s = 0.0
+        """How long the request waited for a slot, in seconds."""
+        self._submitted_at = time.monotonic()
+        self._events: list[Event] = []
+        self._wake: asyncio.Future[None] | None = None
+
+    def dispatched(self) -> None:
+        """The request has its slot."""
+        self.queued_s = time.monotonic() - self._submitted_at
+
+    def put(self, event: Event) -> None:
+        self._events.append(event)
+        self._wake_reader()
+
+    def abandon(self) -> None:
+        """Nobody wants the events any more: a waiting `take` returns nothing."""
+        self.is_abandoned = True
+        self._events.clear()
+        self._wake_reader()
+
+    async def take(self) -> list[Event]:
+        """All events that have come since the last call; waits for one when there is none.
+
+        The last event of a request is its Finished or Failed; nothing follows
+        it. Empty once the stream is abandoned.
+        """
+        while not self._events and not self.is_abandoned:
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        events, self._events = self._events, []
+        return events
+
+    def _wake_reader(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)

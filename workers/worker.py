@@ -1,0 +1,116 @@
+"""The child's side: pin, load, then one loop that is all of the worker's I/O.
+
+    request queue ─▶ receive ─▶ Scheduler.submit / cancel
+                                Scheduler.step ─▶ send ─▶ token queue
+
+The model runs in this loop's thread. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
+
+import psutil
+
+from shared.errors import ConfigurationError
+from shared.logs import configure_logging
+from shared.messages import (
+    Cancel,
+    Generate,
+    Heartbeat,
+    LoadFailed,
+    Message,
+    Ready,
+    Shutdown,
+)
+from shared.queues import RequestReceiver, TokenSender
+from shared.settings import WorkerSettings
+from shared.wire import PROTOCOL
+from workers.engine import Engine, load_engine
+from workers.scheduler import Scheduler
+
+HEARTBEAT_S = 0.5
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+logger = logging.getLogger("tokenflume.worker")
+
+
+def run_worker(settings: WorkerSettings, requests: Connection, tokens: Connection) -> None:
+    """The entry of a worker process; returns when the front says so or is gone."""
+    prepare_process(settings)
+    receiver, sender = RequestReceiver(requests), TokenSender(tokens)
+    started = time.monotonic()
+    try:
+        engine = load_engine(settings.model, threads=max(1, len(settings.cpus)))
+    except ConfigurationError as error:
+        sender.send([LoadFailed(str(error))])
+        return
+    sender.send([Ready(PROTOCOL, engine.info, time.monotonic() - started)])
+    try:
+        serve(engine, receiver, sender, time.monotonic)
+    except (EOFError, BrokenPipeError):
+        logger.info("worker %d: the front is gone", settings.index)
+
+
+def serve(
+    engine: Engine, receiver: RequestReceiver, sender: TokenSender, clock: Callable[[], float]
+) -> None:
+    """The loop. Returns on Shutdown; raises EOFError or BrokenPipeError without a front."""
+    scheduler = Scheduler(engine, clock)
+    last_sent = clock()
+    while True:
+        events: list[Message] = []
+        for message in receiver.receive(HEARTBEAT_S if scheduler.is_idle else 0):
+            match message:
+                case Generate():
+                    scheduler.submit(message)
+                case Cancel(id=request_id):
+                    events += scheduler.cancel(request_id)
+                case Shutdown():
+                    return
+        events += scheduler.step()
+        now = clock()
+        if not events and now - last_sent >= HEARTBEAT_S:
+            events.append(Heartbeat())
+        if events:
+            sender.send(events)
+            last_sent = now
+
+
+def prepare_process(settings: WorkerSettings) -> None:
+    """Make this process a good child: it ends with its parent, and stays on its CPUs."""
+    # The front decides when a worker ends. Ctrl-C and service managers signal whole groups.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end_with_parent()
+    os.dup2(2, 1)  # native code may print, and standard output is not a log
+    configure_logging(settings.log_level)
+    if settings.cpus:
+        psutil.Process().cpu_affinity(list(settings.cpus))
+
+
+def end_with_parent() -> None:
+    """End this process when the front ends, whatever it is doing.
+
+    A thread waits on the parent. While native code holds the GIL that thread
+    cannot run, so the kernel is asked for a SIGKILL too.
+    """
+    parent = parent_process()
+    if parent is None:
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
