@@ -118,6 +118,10 @@ class WorkerHandle:
             self._kill_reason = self._kill_reason or reason
             self._process.kill()
 
+    async def until_ended(self) -> str:
+        """The cause of death, when it comes; a waiter that is cancelled takes nobody with it."""
+        return await asyncio.shield(self.ended)
+
     def shut_down(self) -> None:
         """Ask the process to end; see `ended`."""
         self._kill_reason = self._kill_reason or "shut down"

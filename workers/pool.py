@@ -114,7 +114,7 @@ class WorkerPool:
 
     async def load_failure(self) -> ConfigurationError:
         """Returns when a model turns out not to be loadable at start: there is nothing to serve."""
-        return await self._supervisor.load_failure
+        return await asyncio.shield(self._supervisor.load_failure)
 
     async def drain(self, timeout_s: float) -> None:
         """Take no more requests; return when none is left, or after `timeout_s` seconds.

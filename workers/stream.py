@@ -27,8 +27,10 @@ class RequestStream:
         self.queued_s = time.monotonic() - self._submitted_at
 
     def put(self, event: Event) -> None:
-        self._events.append(event)
-        self._wake_reader()
+        """Add an event; an abandoned stream takes none."""
+        if not self.is_abandoned:
+            self._events.append(event)
+            self._wake_reader()
 
     def abandon(self) -> None:
         """Nobody wants the events any more: a waiting `take` returns nothing."""

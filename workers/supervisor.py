@@ -71,7 +71,7 @@ class Supervisor:
             await asyncio.wait([handle.ended for handle in handles], timeout=grace_s)
         self.kill_all()
         for handle in handles:
-            await handle.ended
+            await handle.until_ended()
 
     def kill_all(self) -> None:
         """SIGKILL every worker that is alive."""
@@ -111,7 +111,7 @@ class Supervisor:
                 self._was_ready = True
                 logger.info("%s (pid %d): %s", place.name, handle.pid, describe_ready(ready))
                 await self._watch_progress(handle)
-        cause = await handle.ended
+        cause = await handle.until_ended()
         if not place.given_up:
             logger.error("%s %s", place.name, cause)
 

@@ -9,7 +9,9 @@ calls the functions below it.
 from __future__ import annotations
 
 import ctypes
+import math
 import random
+import re
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +28,10 @@ from workers.engine import Feed
 DEFAULT_BATCH = 8
 MAX_BATCH = 512
 """Tokens: the buffers of the library's llama are sized for so many at once."""
+PART = 1000
+WORD_START = re.compile(rb"\S \S")
+WHOLE_TEXT_TOKENIZERS = ("llama", "falcon", "replit")
+"""Architectures whose tokenizers are fast on any text, and see it as a whole."""
 
 
 def load(settings: ModelSettings, threads: int) -> CtransformersEngine:
@@ -39,7 +45,9 @@ def load(settings: ModelSettings, threads: int) -> CtransformersEngine:
         model = LLM(str(settings.path), settings.model_type, config=config, lib=library_build())
     except (RuntimeError, ValueError, OSError) as error:
         raise ConfigurationError(f"ctransformers cannot load {settings.path}: {error}") from None
-    return CtransformersEngine(model, threads, settings.batch or DEFAULT_BATCH)
+    engine = CtransformersEngine(model, threads, settings.batch or DEFAULT_BATCH)
+    engine.warm_up(str(settings.path))
+    return engine
 
 
 def library_build() -> str | None:
@@ -51,6 +59,29 @@ def library_build() -> str | None:
     if "avx2" in features:
         return "avx2"
     return "avx" if "avx" in features and "f16c" in features else None
+
+
+def split_text(data: bytes) -> list[bytes]:
+    """Cut a text where a word begins, in parts of at most PART bytes; a longer word is cut too.
+
+    The library splits words with a recursive regular expression: 20,000 letters in a row take
+    it a quarter of a minute, 40,000 overflow its stack. A cut before a word's own space changes
+    no token.
+    """
+    parts = []
+    while len(data) > PART:
+        found = [match.start() + 1 for match in WORD_START.finditer(data, 0, PART + 1)]
+        end = found[-1] if found else character_start(data, PART)
+        parts.append(data[:end])
+        data = data[end:]
+    return [*parts, data]
+
+
+def character_start(data: bytes, position: int) -> int:
+    """The first byte of the UTF-8 character that has the byte at `position`."""
+    while data[position] & 0xC0 == 0x80:
+        position -= 1
+    return position
 
 
 class CtransformersSampler:
@@ -101,12 +132,11 @@ class CtransformersEngine:
             raise ContextTooShort(
                 f"the prompt has at least {least} tokens; the context holds {self.info.context}"
             )
-        buffer = (ctypes.c_int * (len(data) + 2))()  # a byte a token, a BOS, a leading space
-        wants_bos = self._model.model_type == "llama"
-        count = self._lib.ctransformers_llm_tokenize(self._llm, data, wants_bos, buffer)
-        if count == 0:
+        parts = [data] if self._model.model_type in WHOLE_TEXT_TOKENIZERS else split_text(data)
+        tokens = [token for part in parts for token in self._tokenize(part)]
+        if not tokens:
             raise InvalidRequest("the prompt has no tokens in this model's vocabulary")
-        return buffer[:count]
+        return tokens
 
     def piece(self, token: int) -> bytes:
         return self._pieces[token]
@@ -146,6 +176,23 @@ class CtransformersEngine:
     def forget(self, slot: int) -> None:
         """Nothing to do: the next sequence overwrites the context from position 0."""
 
+    def warm_up(self, name: str) -> None:
+        """Run one token through the model: a cut file shows here, and buffers get their size.
+
+        Raises ConfigurationError when what comes out is not a distribution.
+        """
+        self.decode([Feed(0, [self._model.bos_token_id], 0, wants_logits=True)])
+        logits = list(self._model.logits)
+        if not math.isfinite(sum(logits)) or min(logits) == max(logits):
+            raise ConfigurationError(f"{name} is damaged or cut: the model computes no numbers")
+
+    def _tokenize(self, data: bytes) -> list[int]:
+        # Room for a token a byte, a BOS and a leading space: the library does not look.
+        buffer = (ctypes.c_int * (len(data) + 8))()
+        wants_bos = self._model.model_type == "llama"
+        count = self._lib.ctransformers_llm_tokenize(self._llm, data, wants_bos, buffer)
+        return buffer[:count]
+
     def _forbid_end(self) -> None:
         """Make the end token impossible, in the library's own logits of the last position."""
         logits = self._lib.ctransformers_llm_logits_data(self._llm)
@@ -153,5 +200,7 @@ class CtransformersEngine:
         logits[size - self._vocabulary + self._eos] = -1e30
 
     def _detokenize(self, token: int) -> bytes:
+        if token in (self._model.bos_token_id, self._eos):
+            return b""  # some formats have names for them, such as "<s>"
         piece: bytes = self._lib.ctransformers_llm_detokenize(self._llm, token)
         return piece

@@ -1,0 +1,35 @@
+"""Fixtures for all tests: small models, built once, and a hypothesis profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hypothesis
+import models
+import pytest
+
+hypothesis.settings.register_profile(
+    "tokenflume", deadline=None, database=None, max_examples=50, derandomize=True
+)
+hypothesis.settings.load_profile("tokenflume")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def llama_gguf(model_folder: Path) -> Path:
+    """A llama GGUF whose text has characters of two to four bytes, and ends now and then."""
+    return models.build_llama_gguf(model_folder / "llama.gguf", end=4.0)
+
+
+@pytest.fixture(scope="session")
+def llama_ggjt(model_folder: Path) -> Path:
+    return models.build_llama_ggjt(model_folder / "llama.ggjt", end=4.0)
+
+
+@pytest.fixture(scope="session")
+def gpt2_ggml(model_folder: Path) -> Path:
+    return models.build_gpt2_ggml(model_folder / "gpt2.bin", end=4.0)

@@ -1,0 +1,287 @@
+"""One contract for every engine, on real models: each test runs on all of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import models
+import pytest
+from shared.errors import ConfigurationError, ContextTooShort, InvalidRequest
+from shared.sampling import SamplingParams
+from shared.settings import ModelSettings
+from support import model_settings
+from workers.engine import Engine, Feed, choose_engine, load_engine
+from workers.engines.ctransformers import PART, split_text
+
+GREEDY = SamplingParams(temp=0.0, repeat_penalty=1.0, ignore_eos=True)
+SAMPLED = SamplingParams(temp=1.0, repeat_penalty=1.0, top_k=0, top_p=1.0, seed=4, ignore_eos=True)
+PROMPT = "Once upon a time, é語🙂 said the Wolf."
+
+
+@pytest.fixture(scope="module", params=["echo", "llama-gguf", "llama-ggjt", "gpt2-ggml"])
+def settings(
+    request: pytest.FixtureRequest, llama_gguf: Path, llama_ggjt: Path, gpt2_ggml: Path
+) -> ModelSettings:
+    return {
+        "echo": model_settings(),
+        "llama-gguf": model_settings("ctransformers", llama_gguf),
+        "llama-ggjt": model_settings("ctransformers", llama_ggjt, model_type="llama"),
+        "gpt2-ggml": model_settings("ctransformers", gpt2_ggml, model_type="gpt2"),
+    }[request.param]
+
+
+@pytest.fixture(scope="module")
+def engine(settings: ModelSettings) -> Engine:
+    return load_engine(settings, threads=1)
+
+
+def prefill(engine: Engine, prompt: list[int], chunk: int) -> None:
+    for start in range(0, len(prompt), chunk):
+        tokens = prompt[start : start + chunk]
+        engine.decode([Feed(0, tokens, start, start + chunk >= len(prompt))])
+
+
+def generate(
+    engine: Engine, text: str, params: SamplingParams, count: int = 24, chunk: int = 8
+) -> list[int]:
+    """Tokens of slot 0 after `text`, up to and without an end token."""
+    prompt = engine.tokenize(text)
+    sampler = engine.sampler(params, prompt)
+    prefill(engine, prompt, chunk)
+    tokens: list[int] = []
+    while len(tokens) < count:
+        token = engine.sample(0, sampler)
+        if engine.is_end(token):
+            break
+        tokens.append(token)
+        engine.decode([Feed(0, [token], len(prompt) + len(tokens) - 1, True)])
+    engine.forget(0)
+    return tokens
+
+
+def test_it_tells_what_it_has_loaded(engine: Engine, settings: ModelSettings) -> None:
+    info = engine.info
+    assert info.engine == settings.engine
+    assert info.slots >= 1
+    assert info.context == 256
+    assert 1 <= info.batch <= engine.max_batch
+    assert info.vocabulary > 256
+
+
+def test_a_text_survives_tokens_and_pieces(engine: Engine) -> None:
+    tokens = engine.tokenize(PROMPT)
+    assert all(0 <= token < engine.info.vocabulary for token in tokens)
+    assert b"".join(map(engine.piece, tokens)).decode().strip() == PROMPT
+
+
+def test_greedy_text_is_the_same_every_time_and_whatever_ran_before(engine: Engine) -> None:
+    first = generate(engine, PROMPT, GREEDY)
+    generate(engine, "something else", GREEDY)
+    assert first
+    assert generate(engine, PROMPT, GREEDY) == first
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_the_chunk_size_never_changes_the_text(engine: Engine, chunk: int) -> None:
+    assert generate(engine, PROMPT, GREEDY, chunk=chunk) == generate(engine, PROMPT, GREEDY)
+
+
+def test_the_same_seed_gives_the_same_text(engine: Engine) -> None:
+    params = SamplingParams(seed=2**63, temp=1.0)
+    assert generate(engine, PROMPT, params) == generate(engine, PROMPT, params)
+
+
+def test_a_sequence_that_is_forgotten_half_way_leaves_no_trace(engine: Engine) -> None:
+    expected = generate(engine, PROMPT, GREEDY)
+    prompt = engine.tokenize("a prompt that is cancelled while it is processed")
+    engine.decode([Feed(0, prompt[:5], 0, False)])
+    engine.forget(0)
+    assert generate(engine, PROMPT, GREEDY) == expected
+
+
+def test_a_prompt_longer_than_any_context_is_refused_without_work(engine: Engine) -> None:
+    try:
+        tokens = engine.tokenize("a" * 1_000_000)
+    except ContextTooShort as error:
+        assert "256" in error.message
+    else:
+        assert len(tokens) == 1_000_000  # the scheduler refuses it
+
+
+def test_the_end_token_never_comes_when_it_is_to_be_ignored(engine: Engine) -> None:
+    params = SamplingParams(temp=2.0, seed=5, ignore_eos=True, top_k=0, top_p=1.0)
+    assert len(generate(engine, PROMPT, params, count=150)) == 150
+
+
+# What only an engine with a model can show.
+
+
+@pytest.fixture(scope="module", params=["llama-gguf", "llama-ggjt", "gpt2-ggml"])
+def model(
+    request: pytest.FixtureRequest, llama_gguf: Path, llama_ggjt: Path, gpt2_ggml: Path
+) -> Engine:
+    chosen = {
+        "llama-gguf": model_settings("ctransformers", llama_gguf),
+        "llama-ggjt": model_settings("ctransformers", llama_ggjt, model_type="llama"),
+        "gpt2-ggml": model_settings("ctransformers", gpt2_ggml, model_type="gpt2"),
+    }[request.param]
+    return load_engine(chosen, threads=1)
+
+
+def test_another_seed_gives_another_text_and_no_seed_a_new_one(model: Engine) -> None:
+    params = replace(SAMPLED, seed=1)
+    assert generate(model, PROMPT, params) != generate(model, PROMPT, replace(params, seed=2))
+    unseeded = replace(params, seed=None)
+    assert generate(model, PROMPT, unseeded) != generate(model, PROMPT, unseeded)
+
+
+def test_each_token_has_a_draw_of_its_own(model: Engine) -> None:
+    """The library seeds its generator anew for each token: with one seed for all, every token
+    would be the same quantile of its distribution, and runs of one token would be the rule."""
+    params = replace(SAMPLED, seed=3)
+    prompt = model.tokenize(PROMPT)
+    prefill(model, prompt, 8)
+    sampler = model.sampler(params, prompt)
+    draws = {model.sample(0, sampler) for _ in range(50)}  # of one distribution
+    assert len(draws) > 5
+
+
+def test_top_k_of_one_is_greedy(model: Engine) -> None:
+    params = replace(SAMPLED, top_k=1)
+    assert generate(model, PROMPT, params) == generate(model, PROMPT, GREEDY)
+
+
+def test_a_tiny_top_p_is_greedy(model: Engine) -> None:
+    params = replace(SAMPLED, top_p=1e-6)
+    assert generate(model, PROMPT, params) == generate(model, PROMPT, GREEDY)
+
+
+@pytest.mark.parametrize("top_k", [0, 10**6])
+def test_top_k_of_none_or_of_more_than_there_are_takes_them_all(model: Engine, top_k: int) -> None:
+    """The library would read past the end of its candidates."""
+    params = replace(SAMPLED, top_k=top_k)
+    assert generate(model, PROMPT, params) == generate(model, PROMPT, replace(params, top_k=512))
+
+
+def test_a_low_temperature_is_nearly_greedy_and_a_high_one_is_not(model: Engine) -> None:
+    cold = replace(SAMPLED, temp=1e-3)
+    hot = replace(SAMPLED, temp=5.0)
+    greedy = generate(model, PROMPT, GREEDY)
+    assert generate(model, PROMPT, cold) == greedy
+    assert generate(model, PROMPT, hot) != greedy
+
+
+def test_the_repeat_penalty_looks_at_as_many_tokens_as_it_is_told(model: Engine) -> None:
+    """A huge penalty makes the last N tokens all different; N = 0 turns it off."""
+    params = replace(GREEDY, repeat_penalty=1000.0)
+    tokens = generate(model, PROMPT, replace(params, repeat_last_n=16), count=64)
+    assert all(len(set(tokens[i : i + 16])) == 16 for i in range(len(tokens) - 16))
+    off = generate(model, PROMPT, replace(params, repeat_last_n=0), count=64)
+    assert off == generate(model, PROMPT, GREEDY, count=64)
+
+
+def test_the_penalty_sees_the_prompt(model: Engine) -> None:
+    (favourite, *_) = generate(model, PROMPT, GREEDY)
+    prompt = model.tokenize(PROMPT)
+    prefill(model, prompt, 8)
+    penalised = replace(GREEDY, repeat_penalty=1000.0, repeat_last_n=64)
+    sampler = model.sampler(penalised, [*prompt, favourite])
+    assert model.sample(0, sampler) != favourite
+
+
+def test_a_model_that_ends_at_once_ends(tmp_path: Path) -> None:
+    path = models.build_llama_gguf(tmp_path / "ends.gguf", end=100.0)
+    engine = load_engine(model_settings("ctransformers", path), threads=1)
+    assert generate(engine, PROMPT, replace(GREEDY, ignore_eos=False)) == []
+    assert len(generate(engine, PROMPT, GREEDY, count=20)) == 20
+
+
+def test_a_text_without_tokens_is_refused(gpt2_ggml: Path) -> None:
+    engine = load_engine(model_settings("echo"), threads=1)
+    with pytest.raises(InvalidRequest, match="no tokens"):
+        engine.tokenize("")
+
+
+def test_a_long_text_of_multibyte_characters_does_not_overflow(model: Engine) -> None:
+    """The library's own wrapper makes room for a token a character; these take four."""
+    tokens = model.tokenize("🜁" * 60)
+    assert len(tokens) >= 240
+
+
+@pytest.mark.parametrize("text", ["a" * 3000, "word " * 700, " " * 2500, "日本" * 600, "x\n" * 900])
+def test_cutting_a_long_text_loses_nothing_of_it(text: str) -> None:
+    parts = split_text(text.encode())
+    assert b"".join(parts) == text.encode()
+    assert all(len(part) <= PART and part.decode() for part in parts)
+
+
+def test_cutting_a_long_text_changes_no_token(
+    gpt2_ggml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load_engine(model_settings("ctransformers", gpt2_ggml, model_type="gpt2"), threads=1)
+    text = "It was a dark, stormy night; the rain   fell in 1830 torrents. " * 5
+    whole = engine.tokenize(text)
+    monkeypatch.setattr("workers.engines.ctransformers.PART", 20)
+    assert engine.tokenize(text) == whole
+
+
+# Loading.
+
+
+@pytest.mark.parametrize("kv_type", ["f32", "q8_0"])
+def test_ctransformers_refuses_key_value_types_it_does_not_have(
+    llama_gguf: Path, kv_type: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"no {kv_type}"):
+        load_engine(model_settings("ctransformers", llama_gguf, kv_type=kv_type), threads=1)
+
+
+def test_a_file_that_the_library_refuses_is_a_configuration_error(tmp_path: Path) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ConfigurationError, match=r"broken\.gguf"):
+        load_engine(model_settings("ctransformers", path), threads=1)
+
+
+def test_the_engine_is_chosen_by_the_file(
+    llama_gguf: Path, llama_ggjt: Path, gpt2_ggml: Path, tmp_path: Path
+) -> None:
+    assert choose_engine(llama_gguf, None) == "ctransformers"
+    assert choose_engine(llama_ggjt, "llama") == "ctransformers"
+    assert choose_engine(gpt2_ggml, "gpt2") == "ctransformers"
+    with pytest.raises(ConfigurationError, match="--model-type"):
+        choose_engine(gpt2_ggml, None)
+    with pytest.raises(ConfigurationError, match="is a directory"):
+        choose_engine(tmp_path, None)
+    with pytest.raises(ConfigurationError, match="no such file"):
+        choose_engine(tmp_path / "none.gguf", None)
+    (tmp_path / "empty").touch()
+    with pytest.raises(ConfigurationError, match="is empty"):
+        choose_engine(tmp_path / "empty", None)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.001, 0.02, 0.1, 0.34, 0.6, 0.9])
+def test_a_truncated_file_is_refused_or_costs_the_loading_process_only(
+    llama_gguf: Path, tmp_path: Path, share: float
+) -> None:
+    """The library may abort on it: so it runs in a process of its own, as in a worker."""
+    path = tmp_path / "cut.gguf"
+    whole = llama_gguf.read_bytes()
+    path.write_bytes(whole[: max(4, int(len(whole) * share))])
+    code = (
+        "import sys; from pathlib import Path; from support import model_settings\n"
+        "from workers.engine import load_engine\n"
+        "from shared.errors import ConfigurationError\n"
+        "try: load_engine(model_settings('ctransformers', Path(sys.argv[1])), 1)\n"
+        "except ConfigurationError as error: print(error); sys.exit(3)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.run([sys.executable, "-c", code, path], env=environment, check=False,
+                           capture_output=True, timeout=30)  # fmt: skip
+    assert child.returncode == 3 or child.returncode < 0
+    if child.returncode == 3:
+        assert b"cut.gguf" in child.stdout

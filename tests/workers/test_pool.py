@@ -1,0 +1,403 @@
+"""The pool over real worker processes with the echo engine: faults, admission, routing, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from shared.errors import NotReady, QueueFull
+from shared.messages import Failed, Finished, Token
+from shared.sampling import SamplingParams
+from shared.settings import RestartPolicy
+from support import (
+    QUICK_RESTART,
+    collect,
+    echo_options,
+    end_of,
+    first_tokens,
+    model_settings,
+    pool_settings,
+    run,
+    text_of,
+    until,
+    until_ready,
+    with_pool,
+)
+from workers.pool import WorkerPool
+from workers.supervisor import back_off_s
+
+LONG = SamplingParams(num_predict=10_000, ignore_eos=True)
+FULL = SamplingParams(num_predict=1_000)
+
+
+def slow_echo(folder: Path, **options: object) -> object:
+    """An echo model whose steps take 10 ms, with room for long streams."""
+    return model_settings(path=echo_options(folder, step_s=0.01, **options), context=20_000)
+
+
+def children() -> list[psutil.Process]:
+    """Worker processes of this test process."""
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
+
+
+def worker_pids(pool: WorkerPool) -> list[int]:
+    return [place.handle.pid for place in pool._supervisor.places if place.handle is not None]
+
+
+def test_a_request_is_streamed_in_order_and_ends_with_its_counts() -> None:
+    async def step(pool: WorkerPool) -> None:
+        events = await collect(pool, pool.submit("Grüße, 世界 🙂", FULL))
+
+        assert text_of(events) == "Grüße, 世界 🙂"
+        tokens = [event for event in events if isinstance(event, Token)]
+        assert [token.position for token in tokens] == list(range(len("Grüße, 世界 🙂".encode())))
+        end = end_of(events)
+        assert isinstance(end, Finished)
+        assert (end.reason, end.usage.completion_tokens) == ("stop", len(tokens))
+
+    with_pool(pool_settings(), step)
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        ("segfault", "SIGSEGV"),
+        ("abort", "SIGABRT"),
+        ("exit", "status 1"),
+        ("hang", "no progress"),
+        ("hang-gil", "no progress"),
+        ("stop", "no progress"),
+    ],
+)
+def test_a_worker_that_dies_cuts_only_its_own_streams_and_is_replaced(
+    fault: str, cause: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also one that is stuck, with or without the GIL, or stopped: the deadline watches progress."""
+    settings = pool_settings(slow_echo(tmp_path), workers=2, progress_timeout_s=1.5)
+
+    async def step(pool: WorkerPool) -> None:
+        neighbour = pool.submit("neighbour ", replace(LONG, num_predict=200))
+        await first_tokens(neighbour)
+        victim = pool.submit(f"abc[[{fault}]]", FULL)
+
+        events = await collect(pool, victim)
+
+        assert text_of(events).startswith("abc")
+        assert end_of(events) == Failed(
+            victim.request.id, "worker_died", "the worker of this request has died"
+        )
+        rest = await collect(pool, neighbour)
+        assert isinstance(end_of(rest), Finished)
+        await until_ready(pool, 2)
+        assert text_of(await collect(pool, pool.submit("again", FULL))) == "again"
+
+    with_pool(settings, step)
+    assert any(cause in record.message for record in caplog.records)
+
+
+def test_kill_9_in_mid_stream_cuts_the_stream_within_a_second() -> None:
+    async def step(pool: WorkerPool) -> None:
+        stream = pool.submit("x", replace(LONG, num_predict=200_000))
+        await first_tokens(stream)
+        (pid,) = worker_pids(pool)
+        killed_at = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+
+        events = await collect(pool, stream)
+
+        assert time.monotonic() - killed_at < 1.0
+        assert isinstance(end_of(events), Failed)
+
+    settings = pool_settings(model_settings(context=300_000))
+    with_pool(settings, step)
+
+
+def test_a_prompt_that_kills_its_worker_is_not_given_to_another() -> None:
+    async def step(pool: WorkerPool) -> None:
+        before = set(worker_pids(pool))
+
+        events = await collect(pool, pool.submit("x[[prefill abort]]", FULL))
+
+        assert isinstance(end_of(events), Failed)
+        await until_ready(pool, 2)
+        assert len(before - set(worker_pids(pool))) == 1
+
+    with_pool(pool_settings(workers=2), step)
+
+
+def test_a_waiting_request_survives_the_death_of_the_worker_it_waits_for(tmp_path: Path) -> None:
+    async def step(pool: WorkerPool) -> None:
+        poison = pool.submit("x[[sleep 0.2]][[abort]]", FULL)
+        waiting = pool.submit("patience", FULL)
+        assert pool.waiting == 1
+
+        assert isinstance(end_of(await collect(pool, poison)), Failed)
+        assert text_of(await collect(pool, waiting)) == "patience"
+
+    with_pool(pool_settings(model_settings(path=echo_options(tmp_path, slots=1))), step)
+
+
+def test_an_error_of_the_engine_costs_its_request_and_no_worker() -> None:
+    async def step(pool: WorkerPool) -> None:
+        before = worker_pids(pool)
+        neighbour = pool.submit("neighbour", replace(LONG, num_predict=50))
+
+        events = await collect(pool, pool.submit("a[[fail]]", FULL))
+
+        assert end_of(events).code == "engine_failed"  # type: ignore[union-attr]
+        assert isinstance(end_of(await collect(pool, neighbour)), Finished)
+        assert worker_pids(pool) == before
+
+    with_pool(pool_settings(), step)
+
+
+def test_a_full_queue_refuses_and_takes_again_when_there_is_room(tmp_path: Path) -> None:
+    settings = pool_settings(slow_echo(tmp_path, slots=1), queue=1)
+
+    async def step(pool: WorkerPool) -> None:
+        running = pool.submit("run ", LONG)
+        waiting = pool.submit("wait", FULL)
+        with pytest.raises(QueueFull, match="1 requests are waiting"):
+            pool.submit("too many", FULL)
+
+        pool.release(running)
+
+        assert text_of(await collect(pool, waiting)) == "wait"
+        assert text_of(await collect(pool, pool.submit("now", FULL))) == "now"
+
+    with_pool(settings, step)
+
+
+def test_a_queue_of_zero_still_lets_free_slots_be_used(tmp_path: Path) -> None:
+    settings = pool_settings(slow_echo(tmp_path, slots=1), queue=0)
+
+    async def step(pool: WorkerPool) -> None:
+        assert text_of(await collect(pool, pool.submit("only", FULL))) == "only"
+        pool.submit("run ", LONG)
+        with pytest.raises(QueueFull):
+            pool.submit("no", FULL)
+
+    with_pool(settings, step)
+
+
+def test_a_request_whose_client_leaves_while_it_waits_never_reaches_a_worker(
+    tmp_path: Path,
+) -> None:
+    """The poison would kill the worker if it were run."""
+
+    async def step(pool: WorkerPool) -> None:
+        before = worker_pids(pool)
+        running = pool.submit("run ", replace(LONG, num_predict=30))
+        left = pool.submit("[[prefill abort]]", FULL)
+        after = pool.submit("after", FULL)
+        pool.release(left)
+
+        await collect(pool, running)
+
+        assert text_of(await collect(pool, after)) == "after"
+        assert worker_pids(pool) == before
+
+    with_pool(pool_settings(slow_echo(tmp_path, slots=1)), step)
+
+
+def test_cancelling_frees_the_slot_and_leaves_the_neighbour_alone(tmp_path: Path) -> None:
+    async def step(pool: WorkerPool) -> None:
+        neighbour = pool.submit("The neighbour's text is whole.", FULL)
+        cancelled = pool.submit("x", LONG)
+        await first_tokens(cancelled)
+        assert pool.active == 2
+
+        pool.release(cancelled)
+
+        assert text_of(await collect(pool, neighbour)) == "The neighbour's text is whole."
+        await until(lambda: pool.active == 0)
+        assert await cancelled.take() == []
+
+    with_pool(pool_settings(slow_echo(tmp_path)), step)
+
+
+def test_cancelling_stops_prompt_processing_within_a_chunk(tmp_path: Path) -> None:
+    """2,000 chunks of 10 ms: the next request would wait 20 s for the only slot."""
+
+    async def step(pool: WorkerPool) -> None:
+        long_prompt = pool.submit("p" * 16_000, replace(FULL, n_batch=8))
+        await until(lambda: pool.active == 1)
+        pool.release(long_prompt)
+        started = time.monotonic()
+
+        assert text_of(await collect(pool, pool.submit("next", FULL))) == "next"
+        assert time.monotonic() - started < 5
+
+    with_pool(pool_settings(slow_echo(tmp_path, slots=1)), step)
+
+
+def test_tokens_after_a_cancel_are_dropped_and_counted(tmp_path: Path) -> None:
+    async def step(pool: WorkerPool) -> None:
+        (place,) = pool._supervisor.places
+        stream = pool.submit("x", LONG)
+        await first_tokens(stream)
+        pool.release(stream)
+        time.sleep(0.05)  # noqa: ASYNC251 - the loop must not read while the worker goes on
+        await until(lambda: pool.active == 0)
+        assert place.handle is not None
+        assert place.handle.late_messages > 0
+
+    with_pool(pool_settings(model_settings(context=100_000)), step)
+
+
+def test_requests_go_to_the_least_loaded_worker(tmp_path: Path) -> None:
+    async def step(pool: WorkerPool) -> None:
+        for _ in range(6):
+            pool.submit("x", LONG)
+        handles = [place.handle for place in pool._supervisor.places]
+        assert [handle.in_flight for handle in handles if handle] == [2, 2, 2]
+
+    with_pool(pool_settings(slow_echo(tmp_path), workers=3), step)
+
+
+def test_without_a_ready_worker_requests_are_refused(tmp_path: Path) -> None:
+    async def go() -> None:
+        model = model_settings(path=echo_options(tmp_path, load_s=0.3))
+        async with WorkerPool(pool_settings(model)) as pool:
+            assert pool.why_not_ready() == "no worker is ready yet"
+            with pytest.raises(NotReady):
+                pool.submit("x", FULL)
+            await until_ready(pool)
+            assert pool.why_not_ready() is None
+
+    run(go())
+
+
+def test_a_model_that_cannot_be_loaded_is_told_and_not_tried_again(tmp_path: Path) -> None:
+    async def go() -> None:
+        model = model_settings(path=echo_options(tmp_path, load_error="no such tensor"))
+        async with WorkerPool(pool_settings(model)) as pool:
+            assert str(await pool.load_failure()) == "no such tensor"
+            await until(lambda: pool.why_not_ready() == "no worker is left: no such tensor")
+            await until(lambda: worker_pids(pool) == [])
+
+    run(go())
+
+
+def test_a_worker_that_takes_too_long_to_load_is_killed_and_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def go() -> None:
+        model = model_settings(path=echo_options(tmp_path, load_s=60))
+        async with WorkerPool(pool_settings(model, load_timeout_s=0.3)) as pool:
+            await until(lambda: "not ready after" in caplog.text)
+            (first,) = worker_pids(pool) or [0]
+            await until(lambda: worker_pids(pool) not in ([], [first]))
+
+    run(go())
+
+
+def test_a_crash_loop_ends_with_the_place_given_up_and_everyone_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def go() -> None:
+        model = model_settings(path=echo_options(tmp_path, dies_after_s=0.1, slots=1))
+        async with WorkerPool(pool_settings(model)) as pool:
+            await until(lambda: "no worker is left" in (pool.why_not_ready() or ""))
+            with pytest.raises(NotReady, match="4 workers died within 60 s"):
+                pool.submit("x", FULL)
+
+    run(go())
+    assert "worker 0 is given up: 4 workers died within 60 s" in caplog.text
+
+
+def test_requests_that_wait_when_the_last_worker_is_given_up_fail(tmp_path: Path) -> None:
+    async def go() -> None:
+        options = echo_options(tmp_path, slots=1)
+        once = replace(QUICK_RESTART, deaths=1)
+        async with WorkerPool(pool_settings(model_settings(path=options), restart=once)) as pool:
+            await until_ready(pool)
+            poison = pool.submit("x[[sleep 0.1]][[abort]]", FULL)
+            waiting = pool.submit("never", FULL)
+            assert isinstance(end_of(await collect(pool, poison)), Failed)
+            assert end_of(await collect(pool, waiting)).code == "not_ready"  # type: ignore[union-attr]
+
+    run(go())
+
+
+def test_the_wait_before_a_replacement_doubles_and_is_bounded() -> None:
+    policy = RestartPolicy(first_wait_s=0.5, longest_wait_s=3.0)
+    assert [back_off_s(policy, deaths) for deaths in range(1, 7)] == [0, 0.5, 1, 2, 3, 3]
+
+
+def test_draining_lets_streams_end_and_takes_no_more(tmp_path: Path) -> None:
+    async def step(pool: WorkerPool) -> None:
+        stream = pool.submit("the whole text", FULL)
+        draining = asyncio.create_task(pool.drain(20))
+        await until(lambda: pool.why_not_ready() == "the server is shutting down")
+        with pytest.raises(NotReady, match="shutting down"):
+            pool.submit("x", FULL)
+
+        assert text_of(await collect(pool, stream)) == "the whole text"
+        await draining
+
+    with_pool(pool_settings(slow_echo(tmp_path)), step)
+
+
+def test_draining_cuts_what_runs_longer_than_its_timeout(tmp_path: Path) -> None:
+    async def step(pool: WorkerPool) -> None:
+        stream = pool.submit("x", LONG)
+        waiting = [pool.submit("x", LONG) for _ in range(2)]
+        draining = asyncio.create_task(pool.drain(0.2))
+
+        for cut in (stream, *waiting):
+            assert end_of(await collect(pool, cut)).code == "not_ready"  # type: ignore[union-attr]
+        await draining
+
+    with_pool(pool_settings(slow_echo(tmp_path, slots=1)), step)
+
+
+def test_no_process_is_left_behind_whatever_the_workers_do() -> None:
+    async def go() -> None:
+        async with WorkerPool(pool_settings(workers=3)) as pool:
+            await until_ready(pool, 3)
+            pool.submit("[[hang-gil]]", FULL)
+            pool.submit("[[stop]]", FULL)
+            pool.submit("x", LONG)
+            assert len(children()) == 3
+
+    run(go())
+    assert children() == []
+
+
+def test_ending_the_pool_while_workers_start_leaves_no_process(tmp_path: Path) -> None:
+    async def go() -> None:
+        model = model_settings(path=echo_options(tmp_path, load_s=60))
+        async with WorkerPool(pool_settings(model, workers=2)):
+            await asyncio.sleep(0)
+
+    run(go())
+    assert children() == []
+
+
+def test_killing_and_replacing_workers_leaks_no_descriptors() -> None:
+    async def step(pool: WorkerPool) -> None:
+        async def kill_one() -> None:
+            (pid,) = worker_pids(pool)
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: worker_pids(pool) not in ([], [pid]))
+            await until_ready(pool)
+
+        await kill_one()
+        before = psutil.Process().num_fds()
+        for _ in range(5):
+            await kill_one()
+        assert psutil.Process().num_fds() <= before
+
+    patient = replace(QUICK_RESTART, deaths=100, longest_wait_s=0.05)
+    with_pool(pool_settings(restart=patient), step)
