@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Build the wheel, install it into an empty environment elsewhere, serve from it, and ask.
+
+What it guards: package data (the page and the model) and the console script.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        elsewhere = Path(folder)
+        wheel = build_wheel(elsewhere)
+        environment = elsewhere / "venv"
+        venv.create(environment, with_pip=True)
+        run(environment / "bin" / "python", "-m", "pip", "install", "--quiet", wheel)
+        check_server(environment / "bin" / "tokenflume", elsewhere)
+    print(f"{wheel.name} serves its page and its model")
+
+
+def build_wheel(folder: Path) -> Path:
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def run(*command: str | Path) -> None:
+    """Run a command quietly; show what it said only if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
+
+
+def check_server(program: Path, folder: Path) -> None:
+    """Serve from an unrelated folder, without the source tree on any path."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    server = subprocess.Popen(
+        [program, "--port", "0"],
+        cwd=folder,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        url = read_until_ready(server)
+        page = fetch(f"{url}/")
+        if "<title>" not in page:
+            raise SystemExit("the wheel serves no page")
+        tale = fetch(f"{url}/stream", {"prompt": "Once upon a time", "num_predict": 5})
+        if tale.count("\n") != 5:
+            raise SystemExit(f"the wheel's model wrote {tale!r} instead of 5 tokens")
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+
+
+def read_until_ready(server: subprocess.Popen[str]) -> str:
+    """The server's address, once its log says that a worker has loaded the model."""
+    url, is_loaded = "", False
+    assert server.stderr is not None
+    for line in server.stderr:
+        found = re.search(r"listening on (http://\S+)", line)
+        url = found[1] if found else url
+        is_loaded = is_loaded or ": loaded " in line
+        if url and is_loaded:
+            return url
+    raise SystemExit("the server of the wheel ended at once")
+
+
+def fetch(url: str, body: dict[str, object] | None = None) -> str:
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(url, data, timeout=30) as response:
+        text: str = response.read().decode()
+    return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""POST /stream on the real server with the echo engine: both bodies, errors, clients that leave."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from running import RunningServer, text_of
+from support import echo_options
+
+TEXT = "Grüße aus 世界 🙂,\nback\\slash \\n, return\r\nend"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with RunningServer("--engine", "echo", "-n", "300000") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One slot, 20 ms a step, a queue of one."""
+    path = echo_options(tmp_path_factory.mktemp("slow"), slots=1, step_s=0.02)
+    with RunningServer("--engine", "echo", "-m", str(path), "--queue", "1") as running:
+        yield running
+
+
+def test_plain_text_has_a_token_a_line_and_gives_back_the_exact_text(server: RunningServer) -> None:
+    response = server.post(prompt=TEXT, num_predict=500)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/plain; charset=utf-8"
+    assert response.text.count("\n") == len(TEXT.encode())
+    assert text_of(response.text) == TEXT
+
+
+def test_ndjson_has_every_token_and_ends_with_the_counts(server: RunningServer) -> None:
+    *tokens, last = server.ndjson(prompt=TEXT, num_predict=500)
+    assert "".join(token["token"] for token in tokens) == TEXT
+    assert [token["index"] for token in tokens] == list(range(len(TEXT.encode())))
+    assert bytes(token["id"] for token in tokens) == TEXT.encode()
+    assert last["done"] is True
+    assert last["finish_reason"] == "stop"
+    size = len(TEXT.encode())
+    usage = {"prompt_tokens": size, "cached_tokens": 0, "completion_tokens": size}
+    assert last["usage"] == usage
+    assert set(last["timings"]) == {"queued_ms", "prefill_ms", "decode_ms"}
+
+
+def test_num_predict_bounds_the_answer_and_says_so(server: RunningServer) -> None:
+    *tokens, last = server.ndjson(prompt="abcdef", num_predict=3)
+    assert [token["token"] for token in tokens] == ["a", "b", "c"]
+    assert last["finish_reason"] == "length"
+
+
+def test_a_stop_string_ends_the_answer_before_it(server: RunningServer) -> None:
+    *tokens, last = server.ndjson(prompt="one two three", num_predict=99, stop=["two", "three"])
+    assert "".join(token["token"] for token in tokens) == "one "
+    assert last["finish_reason"] == "stop"
+
+
+def test_tokens_arrive_while_the_rest_is_still_to_come(slow: RunningServer) -> None:
+    """The prompt asks for a pause of a minute after its first half."""
+    with slow.stream(prompt="first[[sleep 60]]", num_predict=99) as response:
+        lines = response.iter_lines()
+        assert [next(lines) for _ in range(5)] == list("first")
+    slow.kill_workers()
+    slow.until_ready()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "empty"),
+        (b'{"prompt": "x"', "not JSON"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"[1]", "object"),
+        (b"[" * 100_000, "nested"),
+        (b'{"prompt": "x", "num_predict": ' + b"9" * 5000 + b"}", "digits"),
+        (b'{"prompt": "x", "temp": NaN}', "NaN"),
+        (b'{"prompt": "x", "temp": 1e999}', "temp must be a number ≥ 0"),
+        (b'{"prompt": "x", "top_k": true}', "top_k must be an integer"),
+        (b'{"prompt": "x", "prompt": "y"}', "twice"),
+        (b'{"prompt": ""}', "prompt must be a string that is not empty"),
+        (b'{"prompt": "a\\u0000b"}', "U+0000"),
+        (b'{"prompt": "\\ud800"}', "lone surrogate"),
+        (b'{"prompt": "x", "top_p": 0}', "top_p must be a number > 0 and ≤ 1"),
+        (b'{"prompt": "x", "num_predict": 0}', "num_predict must be an integer from 1"),
+        (b'{"prompt": "x", "seed": 18446744073709551616}', "seed must be an integer"),
+        (b'{"prompt": "x", "temprature": 1}', "unknown field: 'temprature'"),
+        (b'{"prompt": "x", "cache": 7}', "cache must be 0"),
+        (b'{"num_predict": 1}', "prompt is missing"),
+    ],
+)
+def test_a_bad_body_is_a_400_with_a_sentence_that_names_the_field(
+    server: RunningServer, body: bytes, words: str
+) -> None:
+    response = server.client.post("/stream", content=body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["code"] == "invalid_request"
+    assert words in error["message"]
+
+
+def test_a_prompt_that_does_not_fit_is_a_400_with_both_numbers(slow: RunningServer) -> None:
+    response = slow.post(prompt="x" * 5000)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length"
+    assert re.search(r"5000 tokens.* 2048", response.json()["error"]["message"])
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_over_a_mebibyte_is_a_413(server: RunningServer, chunked: bool) -> None:
+    body = b'{"prompt": "' + b"x" * 2_000_000 + b'"}'
+    content: Any = iter([body[:1_000_000], body[1_000_000:]]) if chunked else body
+    response = server.client.post("/stream", content=content)
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "body_too_large"
+
+
+def test_unknown_paths_and_methods_are_told_as_json(server: RunningServer) -> None:
+    missing = server.client.get("/nothing")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+    wrong = server.client.get("/stream")
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert wrong.headers["allow"] == "POST"
+
+
+def test_an_engine_that_fails_before_the_first_token_is_a_500(server: RunningServer) -> None:
+    response = server.post(prompt="x[[prefill fail]]")
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "engine_failed"
+
+
+def test_a_full_queue_is_a_429_with_retry_after_and_health_still_answers(
+    slow: RunningServer,
+) -> None:
+    with (
+        slow.stream(prompt="run ", num_predict=1000, ignore_eos=True) as running,
+        open_request(slow.url, prompt="wait") as waiting,
+    ):
+        next(running.iter_lines())
+        slow.until(lambda state: state["waiting"] == 1)
+
+        response = slow.post(prompt="too many")
+
+        assert response.status_code == 429
+        assert response.json()["error"]["code"] == "queue_full"
+        assert int(response.headers["retry-after"]) >= 1
+        assert slow.client.get("/health").json() == {"status": "ok"}
+        running.close()
+        assert waiting.recv(1000).startswith(b"HTTP/1.1 200")
+    slow.until_idle()
+
+
+def test_a_client_that_leaves_in_mid_stream_frees_its_slot(slow: RunningServer) -> None:
+    with slow.stream(prompt="x", num_predict=2000, ignore_eos=True) as response:
+        next(response.iter_lines())
+    slow.until_idle()
+    assert text_of(slow.post(prompt="next").text) == "next"
+
+
+def test_a_client_that_leaves_while_its_prompt_is_processed_frees_its_slot(
+    slow: RunningServer,
+) -> None:
+    """2,000 chunks of 20 ms."""
+    leaver = open_request(slow.url, prompt="x" * 2000, n_batch=1)
+    slow.until(lambda state: state["active"] == 1)
+    leaver.close()
+    slow.until_idle()
+
+
+def test_a_client_that_leaves_while_it_waits_is_forgotten(slow: RunningServer) -> None:
+    pid = slow.workers()[0].pid
+    with slow.stream(prompt="x", num_predict=2000, ignore_eos=True) as running:
+        next(running.iter_lines())
+        leaver = open_request(slow.url, prompt="[[prefill abort]]")
+        slow.until(lambda state: state["waiting"] == 1)
+        leaver.close()
+        slow.until(lambda state: state["waiting"] == 0)
+    slow.until_idle()
+    assert slow.workers()[0].pid == pid
+
+
+def test_a_client_that_says_nothing_more_and_leaves_costs_nothing(server: RunningServer) -> None:
+    with socket.create_connection(address_of(server.url)) as half:
+        half.sendall(b"POST /stream HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    assert text_of(server.post(prompt="fine").text) == "fine"
+
+
+def test_kill_9_in_mid_stream_cuts_plain_text_as_every_client_can_see(
+    server: RunningServer,
+) -> None:
+    with (
+        pytest.raises(httpx.RemoteProtocolError),
+        server.stream(prompt="x", num_predict=200_000, ignore_eos=True) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        server.kill_workers()
+        for _ in lines:
+            pass
+    server.until_ready()
+    assert text_of(server.post(prompt="served again").text) == "served again"
+
+
+def test_kill_9_in_mid_stream_ends_ndjson_with_an_error_line(server: RunningServer) -> None:
+    with server.stream(
+        "application/x-ndjson", prompt="x", num_predict=200_000, ignore_eos=True
+    ) as response:
+        lines = response.iter_lines()
+        next(lines)
+        server.kill_workers()
+        last = json.loads(list(lines)[-1])
+    assert last["error"]["code"] == "worker_died"
+    server.until_ready()
+
+
+def test_a_worker_that_dies_on_a_prompt_is_a_503_with_retry_after(server: RunningServer) -> None:
+    response = server.post(prompt="x[[prefill segfault]]")
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "worker_died"
+    assert int(response.headers["retry-after"]) >= 1
+    server.wait_for_log("was ended by SIGSEGV")
+    server.until_ready()
+
+
+def test_two_streams_of_one_worker_do_not_mix(server: RunningServer) -> None:
+    texts = [f"stream number {n}: " + chr(97 + n) * 500 for n in range(8)]
+    with ThreadPoolExecutor(len(texts)) as threads:
+        answers = threads.map(lambda text: server.post(prompt=text, num_predict=999), texts)
+        assert [text_of(answer.text) for answer in answers] == texts
+
+
+def test_the_page_is_served_and_may_load_nothing_from_elsewhere(server: RunningServer) -> None:
+    page = server.client.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for path in re.findall(r'(?:src|href)="([^"#]+)"', page.text):
+        assert path.startswith("/ui/"), path
+        assert server.client.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/ui/../app.py", "/ui/%2e%2e/app.py", "/ui/..%2fapp.py"])
+def test_the_page_is_no_way_to_other_files(server: RunningServer, path: str) -> None:
+    with socket.create_connection(address_of(server.url)) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        assert connection.makefile("rb").read().startswith(b"HTTP/1.1 404")
+
+
+def address_of(url: str) -> tuple[str, int]:
+    host, port = url.removeprefix("http://").split(":")
+    return host, int(port)
+
+
+def open_request(url: str, **body: Any) -> socket.socket:
+    """A POST /stream whose answer is not waited for; the server closes after it."""
+    content = json.dumps(body).encode()
+    connection = socket.create_connection(address_of(url))
+    connection.settimeout(30)
+    connection.sendall(
+        b"POST /stream HTTP/1.1\r\nHost: test\r\nConnection: close\r\n"
+        + f"Content-Length: {len(content)}\r\n\r\n".encode()
+        + content
+    )
+    return connection
+
+
+def test_the_workers_write_nothing_to_standard_output(tmp_path: Path) -> None:
+    path = echo_options(tmp_path)
+    with RunningServer("--engine", "echo", "-m", str(path)) as running:
+        running.post(prompt="x")
+    assert running.stdout == b""
