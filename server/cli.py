@@ -17,7 +17,9 @@ from shared.sampling import SamplingParams
 from shared.settings import EngineName, ModelSettings, PoolSettings, Settings, WorkerSettings
 from workers.cpu_features import cpu_features, cpu_model
 from workers.engine import ENGINES, choose_engine
-from workers.topology import Plan, explain, make_plan, read_machine
+from workers.machine import read_machine
+from workers.plan_text import explain
+from workers.topology import Plan, make_plan
 
 EXIT_OK = 0
 EXIT_CONFIGURATION = 3

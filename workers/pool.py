@@ -61,7 +61,9 @@ class WorkerPool:
         if reason is not None:
             raise NotReady(reason)
         if len(self._waiting) >= self._settings.queue and self._least_loaded() is None:
-            raise QueueFull(f"{len(self._waiting)} requests are waiting already, as many as may")
+            raise QueueFull(
+                f"every slot is taken, and {len(self._waiting)} requests wait, as many as may"
+            )
         stream = RequestStream(Generate(next(self._ids), prompt, sampling))
         self._open.add(stream)
         self._none_open.clear()

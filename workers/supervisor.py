@@ -82,9 +82,13 @@ class Supervisor:
     async def _keep(self, place: Place) -> None:
         """The story of one place."""
         while not place.given_up:
-            handle = await self._start_worker(place)
-            await self._attend(place, handle)
-            place.handle = None
+            try:
+                handle = await self._start_worker(place)
+            except OSError as error:  # no memory, no process or no descriptor to be had
+                logger.error("%s cannot be started: %s", place.name, error)
+            else:
+                await self._attend(place, handle)
+                place.handle = None
             if not place.given_up:
                 await self._after_death(place)
         logger.error("%s is given up: %s", place.name, place.given_up)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import models
 import pytest
+from support import model_settings
+
 from shared.errors import ConfigurationError, ContextTooShort, InvalidRequest
 from shared.sampling import SamplingParams
 from shared.settings import ModelSettings
-from support import model_settings
 from workers.engine import Engine, Feed, choose_engine, load_engine
 from workers.engines.ctransformers import PART, split_text
 
@@ -104,12 +105,11 @@ def test_a_sequence_that_is_forgotten_half_way_leaves_no_trace(engine: Engine) -
 
 
 def test_a_prompt_longer_than_any_context_is_refused_without_work(engine: Engine) -> None:
-    try:
-        tokens = engine.tokenize("a" * 1_000_000)
-    except ContextTooShort as error:
-        assert "256" in error.message
-    else:
-        assert len(tokens) == 1_000_000  # the scheduler refuses it
+    if engine.info.engine == "echo":
+        assert len(engine.tokenize("a" * 1_000_000)) == 1_000_000  # the scheduler refuses it
+        return
+    with pytest.raises(ContextTooShort, match="256"):
+        engine.tokenize("a" * 1_000_000)
 
 
 def test_the_end_token_never_comes_when_it_is_to_be_ignored(engine: Engine) -> None:

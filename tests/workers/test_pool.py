@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import time
 from dataclasses import replace
@@ -11,10 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from shared.errors import NotReady, QueueFull
-from shared.messages import Failed, Finished, Token
-from shared.sampling import SamplingParams
-from shared.settings import RestartPolicy
 from support import (
     QUICK_RESTART,
     collect,
@@ -29,6 +26,11 @@ from support import (
     until_ready,
     with_pool,
 )
+
+from shared.errors import NotReady, QueueFull
+from shared.messages import Failed, Finished, Token
+from shared.sampling import SamplingParams
+from shared.settings import RestartPolicy
 from workers.pool import WorkerPool
 from workers.supervisor import back_off_s
 
@@ -82,7 +84,7 @@ def test_a_request_is_streamed_in_order_and_ends_with_its_counts() -> None:
 def test_a_worker_that_dies_cuts_only_its_own_streams_and_is_replaced(
     fault: str, cause: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also one that is stuck, with or without the GIL, or stopped: the deadline watches progress."""
+    """Also one that is stuck, with or without the GIL, or stopped: it makes no progress."""
     settings = pool_settings(slow_echo(tmp_path), workers=2, progress_timeout_s=1.5)
 
     async def step(pool: WorkerPool) -> None:
@@ -167,7 +169,7 @@ def test_a_full_queue_refuses_and_takes_again_when_there_is_room(tmp_path: Path)
     async def step(pool: WorkerPool) -> None:
         running = pool.submit("run ", LONG)
         waiting = pool.submit("wait", FULL)
-        with pytest.raises(QueueFull, match="1 requests are waiting"):
+        with pytest.raises(QueueFull, match="1 requests wait"):
             pool.submit("too many", FULL)
 
         pool.release(running)
@@ -401,3 +403,21 @@ def test_killing_and_replacing_workers_leaks_no_descriptors() -> None:
 
     patient = replace(QUICK_RESTART, deaths=100, longest_wait_s=0.05)
     with_pool(pool_settings(restart=patient), step)
+
+
+def test_a_worker_is_replaced_once_there_are_descriptors_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def step(pool: WorkerPool) -> None:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        (pid,) = worker_pids(pool)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds(), limits[1]))
+        try:
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: "worker 0 cannot be started" in caplog.text)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        await until_ready(pool)
+        assert text_of(await collect(pool, pool.submit("back", FULL))) == "back"
+
+    with_pool(pool_settings(restart=replace(QUICK_RESTART, deaths=100)), step)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from shared.errors import EngineFailed
 from shared.messages import Failed, Finished, Generate, Message, ModelInfo, Tokens
 from shared.sampling import SamplingParams
