@@ -26,8 +26,9 @@ from typing import NoReturn
 
 import gguf
 import numpy as np
-from llama_gguf import LlamaShape, Vocabulary, write_llama
 from tqdm import tqdm
+
+from llama_gguf import LlamaShape, Vocabulary, write_llama
 
 SHAPES = {
     "tiny": LlamaShape(

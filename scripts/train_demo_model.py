@@ -27,10 +27,11 @@ import gguf
 import numpy as np
 import sentencepiece
 import torch
-from llama_gguf import LlamaShape, Vocabulary, write_llama
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from tqdm import tqdm
+
+from llama_gguf import LlamaShape, Vocabulary, write_llama
 
 # ---------------------------------------------------------------- the text
 

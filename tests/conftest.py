@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import hypothesis
-import models
 import pytest
+
+import models
 
 hypothesis.settings.register_profile(
     "tokenflume", deadline=None, database=None, max_examples=50, derandomize=True

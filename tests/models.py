@@ -16,6 +16,7 @@ from typing import BinaryIO, Literal
 
 import gguf
 import numpy as np
+
 from llama_gguf import LlamaShape, Vocabulary, write_llama
 from make_model import (
     ANCHOR,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
+
 from shared.messages import Failed, Finished, Token
 from shared.settings import ModelSettings, PoolSettings, RestartPolicy, WorkerSettings
 from workers.pool import WorkerPool

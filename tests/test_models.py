@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import make_model
 import numpy as np
 import pytest
+
+import make_model
 from llama_gguf import LlamaShape, write_llama
 from models import MULTIBYTE, build_gpt2_ggml, build_llama_ggjt, build_llama_gguf
 

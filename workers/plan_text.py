@@ -28,10 +28,7 @@ def explain(machine: Machine, plan: Plan) -> str:
         ("SMT", _smt_text(machine, plan)),
         ("L3, NUMA", _domains_text(machine, plan)),
         ("hybrid", _hybrid_text(machine, plan)),
-        (
-            "plan",
-            f"{counted(len(plan.workers), 'worker')}, {counted(plan.threads, 'thread')} in all",
-        ),
+        ("plan", _plan_row_text(plan)),
         *_worker_rows(machine, plan),
     ]
     width = max(len(label) for label, _ in rows)

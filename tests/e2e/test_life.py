@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 
 import httpx
-import models
 import psutil
 import pytest
+
+import models
 from running import ROOT, RunningServer, text_of
 from support import echo_options
 
@@ -27,7 +28,7 @@ def gone_within(processes: list[psutil.Process], seconds: float) -> bool:
 
 
 def shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm"))  # noqa: PTH208 - names are enough
+    return set(os.listdir("/dev/shm"))
 
 
 def run_to_its_end(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from running import RunningServer, text_of
 from support import echo_options
 

@@ -8,13 +8,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import models
 import pytest
-from support import model_settings
 
+import models
 from shared.errors import ConfigurationError, ContextTooShort, InvalidRequest
 from shared.sampling import SamplingParams
 from shared.settings import ModelSettings
+from support import model_settings
 from workers.engine import Engine, Feed, choose_engine, load_engine
 from workers.engines.ctransformers import PART, split_text
 

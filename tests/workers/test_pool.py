@@ -12,6 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from shared.errors import NotReady, QueueFull
+from shared.messages import Failed, Finished, Token
+from shared.sampling import SamplingParams
+from shared.settings import RestartPolicy
 from support import (
     QUICK_RESTART,
     collect,
@@ -26,11 +31,6 @@ from support import (
     until_ready,
     with_pool,
 )
-
-from shared.errors import NotReady, QueueFull
-from shared.messages import Failed, Finished, Token
-from shared.sampling import SamplingParams
-from shared.settings import RestartPolicy
 from workers.pool import WorkerPool
 from workers.supervisor import back_off_s
 
@@ -249,7 +249,7 @@ def test_tokens_after_a_cancel_are_dropped_and_counted(tmp_path: Path) -> None:
         stream = pool.submit("x", LONG)
         await first_tokens(stream)
         pool.release(stream)
-        time.sleep(0.05)  # noqa: ASYNC251 - the loop must not read while the worker goes on
+        time.sleep(0.05)
         await until(lambda: pool.active == 0)
         assert place.handle is not None
         assert place.handle.late_messages > 0
