@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import logging
 import os
 import socket
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 from server.options import read_options
+from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.logs import configure_logging
 from shared.sampling import SamplingParams
@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
     """Do what the command line says; return the exit status (see options.EXIT_STATUS)."""
     options = read_options(arguments, os.environ)
     if options.version:
-        print(f"tokenflume {importlib.metadata.version('tokenflume')}")
+        print(f"tokenflume {VERSION}")
         return EXIT_OK
     try:
         settings = build_settings(options)
@@ -93,9 +93,11 @@ def build_settings(options: argparse.Namespace) -> Settings:
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises OSError."""
-    family, _, _, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError as error:  # a name that cannot be one, such as ".."
+        raise OSError(f"{host!r:.80} is no host name") from error
+    family, _, _, _, address = found[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -135,14 +137,14 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
 
 def _engine(options: argparse.Namespace) -> EngineName:
     if options.engine == "auto":
-        return choose_engine(options.model, options.model_type)
+        return choose_engine(options.model.absolute(), options.model_type)
     engine: EngineName = options.engine
     return engine
 
 
 def _model_path(options: argparse.Namespace, engine: EngineName) -> Path | None:
     """The echo engine has no model unless one is named; all others get theirs checked."""
-    path: Path = options.model.resolve()
+    path: Path = options.model.absolute()
     if engine == "echo":
         return path if path.suffix == ".json" else None
     choose_engine(path, options.model_type)

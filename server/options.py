@@ -222,6 +222,10 @@ def read_options(arguments: list[str], environment: Mapping[str, str]) -> argpar
     """The value of every option. Ends the program with status 2 and a sentence if one is wrong."""
     parser = build_parser()
     given = parser.parse_args(arguments)
+    if given.float16:
+        if given.kv_type not in (None, "f16"):
+            parser.error(f"--float16 and --kv-type {given.kv_type} contradict each other")
+        given.kv_type = "f16"
     for option in OPTIONS:
         source, value = option.flags[-1], getattr(given, option.name)
         if value is None and option.variable in environment:
@@ -232,12 +236,12 @@ def read_options(arguments: list[str], environment: Mapping[str, str]) -> argpar
             parser.error(f"{source}: {error.message}")
         except ValueError as error:
             parser.error(f"{source}: {error}")
-    if given.float16 and given.kv_type != "f16":
-        parser.error(f"--float16 and --kv-type {given.kv_type} contradict each other")
     return given
 
 
 def _check(option: Option, value: str) -> Any:
+    if not isinstance(value, str):  # what argparse makes of --port=--
+        raise ValueError("the value is missing")
     if option.choices and value not in option.choices:
         raise ValueError(f"{value!r} is none of {', '.join(option.choices)}")
     return option.parse(value)

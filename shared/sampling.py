@@ -52,15 +52,13 @@ class SamplingParams:
         name that is no sampling field.
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        renamed = dict(given)
-        if "temperature" in renamed:
-            if "temp" in renamed:
-                raise InvalidRequest("temp and temperature are one field: send one of them")
-            renamed["temp"] = renamed.pop("temperature")
-        for name, value in renamed.items():
-            if name not in values:
-                raise InvalidRequest(f"unknown field: {name!r}")
-            values[name] = _VALIDATORS[name](name, value)
+        if "temp" in given and "temperature" in given:
+            raise InvalidRequest("temp and temperature are one field: send one of them")
+        for name, value in given.items():
+            field = "temp" if name == "temperature" else name
+            if field not in values:
+                raise InvalidRequest(f"unknown field: {name!r:.80}")
+            values[field] = _VALIDATORS[field](name, value)
         return SamplingParams(**values)
 
 

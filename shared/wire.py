@@ -78,7 +78,7 @@ class FrameParser:
 def decode_payload(payload: bytes) -> list[Message]:
     """The messages of one frame. Raises FrameError."""
     try:
-        return [_DECODERS[tag](values) for tag, *values in msgpack.unpackb(payload)]
+        return [_message(value) for value in _array(msgpack.unpackb(payload))]
     except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
         raise FrameError(f"not a frame of protocol {PROTOCOL}: {error}") from error
 
@@ -96,6 +96,20 @@ def _plain(value: Any) -> Any:
     return _values(value) if is_dataclass(value) else value
 
 
+def _message(value: Any) -> Message:
+    tag, *values = _array(value)
+    if type(tag) is not int or not 0 <= tag < len(MESSAGES):
+        raise ValueError("there is no such message")
+    message: Message = _DECODERS[tag](values)
+    return message
+
+
+def _array(value: Any) -> list[Any]:
+    if type(value) is not list:
+        raise TypeError(f"{type(value).__name__} in the place of an array")
+    return value
+
+
 def _decoder(hint: Any) -> _Decoder:
     """A function that checks and builds a value of the type `hint`."""
     if hint is Token:
@@ -105,7 +119,8 @@ def _decoder(hint: Any) -> _Decoder:
     if get_origin(hint) is tuple:
         return _tuple_decoder(_decoder(get_args(hint)[0]))
     if get_origin(hint) is Literal:
-        return _checked(lambda value: value in get_args(hint), str(hint))
+        words = get_args(hint)
+        return _checked(lambda value: type(value) is str and value in words, str(hint))
     if get_origin(hint) is types.UnionType:
         kinds = get_args(hint)
         return _checked(lambda value: type(value) in kinds, str(hint))
@@ -115,14 +130,14 @@ def _decoder(hint: Any) -> _Decoder:
 def _checked(is_valid: Callable[[Any], bool], name: str) -> _Decoder:
     def decode(value: Any) -> Any:
         if not is_valid(value):
-            raise TypeError(f"{value!r:.80} is not {name}")
+            raise TypeError(f"{type(value).__name__} in the place of {name}")
         return value
 
     return decode
 
 
 def _tuple_decoder(item: _Decoder) -> _Decoder:
-    return lambda values: tuple(map(item, values))
+    return lambda values: tuple(map(item, _array(values)))
 
 
 def _dataclass_decoder(kind: type[Any]) -> _Decoder:
@@ -130,15 +145,17 @@ def _dataclass_decoder(kind: type[Any]) -> _Decoder:
     decoders = [_decoder(hints[field.name]) for field in fields(kind)]
 
     def decode(values: Any) -> Any:
-        return kind(*[decode(value) for decode, value in zip(decoders, values, strict=True)])
+        return kind(
+            *[decode(value) for decode, value in zip(decoders, _array(values), strict=True)]
+        )
 
     return decode
 
 
 def _token(value: Any) -> Token:
-    request, token, position, text = value
+    request, token, position, text = _array(value)
     if not (type(request) is type(token) is type(position) is int and type(text) is str):
-        raise TypeError(f"{value!r:.80} is not a token")
+        raise TypeError("a token with a field of another type")
     return Token(request, token, position, text)
 
 

@@ -43,7 +43,6 @@ class Recording:
             self.each(cpus, "topology/physical_package_id", package)
 
     def l3(self, cpus: str) -> None:
-        self.each(cpus, "cache/index0/level", 1)
         self.each(cpus, "cache/index3/level", 3)
         self.each(cpus, "cache/index3/shared_cpu_list", cpus)
 
@@ -66,6 +65,10 @@ class Recording:
             else:
                 self.write(f"{group}/cpu.max", limit)
 
+    def borrow(self, other: Recording, directory: str) -> None:
+        (self.root / directory).parent.mkdir(parents=True)
+        (self.root / directory).symlink_to(other.root / directory)
+
     def machine(self, affinity: Iterable[int]) -> Machine:
         return read_machine(self.root, set(affinity))
 
@@ -79,24 +82,36 @@ def desktop(recording: Recording) -> Machine:
     """One socket, 6 cores, 2 CPUs each, one L3."""
     recording.cores(*(f"{core},{core + 6}" for core in range(6)))
     recording.l3("0-11")
+    recording.each("0-11", "cache/index0/level", 1)
+    recording.each("0-11", "cache/index0/shared_cpu_list", "?")
     recording.node(0, "0-11")
     recording.online("0-11")
     return recording.machine(range(12))
 
 
-def epyc(recording: Recording, affinity: Iterable[int] = range(256), nodes: int = 1) -> Machine:
-    """Two sockets of 64 cores, 2 CPUs each, 8 cores an L3, as so many NUMA nodes a socket."""
-    for package in range(2):
-        first = package * 64
+@pytest.fixture(scope="module")
+def epyc(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """Two sockets of 64 cores, 2 CPUs each, 8 cores an L3, a NUMA node a socket.
+
+    Thousands of files, so recorded once; tests only read it.
+    """
+    recording = Recording(tmp_path_factory.mktemp("epyc"))
+    for package, first in enumerate((0, 64)):
         recording.cores(*(f"{c},{c + 128}" for c in range(first, first + 64)), package=package)
+        recording.node(package, f"{first}-{first + 63},{first + 128}-{first + 191}")
     for first in range(0, 128, 8):
         recording.l3(f"{first}-{first + 7},{first + 128}-{first + 135}")
-    size = 64 // nodes
-    for node in range(2 * nodes):
-        first = node * size
-        recording.node(node, f"{first}-{first + size - 1},{first + 128}-{first + size + 127}")
     recording.online("0-255")
-    return recording.machine(affinity)
+    return recording
+
+
+@pytest.fixture
+def epyc_of_4_nodes(epyc: Recording, recording: Recording) -> Recording:
+    """The same processors as two NUMA nodes a socket."""
+    recording.borrow(epyc, "sys/devices/system/cpu")
+    for node, first in enumerate(range(0, 128, 32)):
+        recording.node(node, f"{first}-{first + 31},{first + 128}-{first + 159}")
+    return recording
 
 
 def hybrid(recording: Recording, affinity: Iterable[int] = range(24)) -> Machine:
@@ -221,14 +236,14 @@ def test_a_desktop_is_explained(recording: Recording) -> None:
 # A server with many caches.
 
 
-def test_a_server_has_a_batching_worker_for_each_l3(recording: Recording) -> None:
-    plan = make_plan(epyc(recording), batches=True)
+def test_a_server_has_a_batching_worker_for_each_l3(epyc: Recording) -> None:
+    plan = make_plan(epyc.machine(range(256)), batches=True)
 
     assert ranges(plan) == [f"{first}-{first + 7}" for first in range(0, 128, 8)]
 
 
-def test_workers_fewer_than_caches_join_those_of_a_node(recording: Recording) -> None:
-    machine = epyc(recording, nodes=2)
+def test_workers_fewer_than_caches_join_those_of_a_node(epyc_of_4_nodes: Recording) -> None:
+    machine = epyc_of_4_nodes.machine(range(256))
 
     assert ranges(make_plan(machine, batches=True, workers=4)) == [
         "0-31",
@@ -240,24 +255,24 @@ def test_workers_fewer_than_caches_join_those_of_a_node(recording: Recording) ->
     assert ranges(make_plan(machine, batches=True, workers=2)) == ["0-63", "64-127"]
 
 
-def test_workers_more_than_caches_divide_them(recording: Recording) -> None:
-    plan = make_plan(epyc(recording), batches=True, workers=32)
+def test_workers_more_than_caches_divide_them(epyc: Recording) -> None:
+    plan = make_plan(epyc.machine(range(256)), batches=True, workers=32)
 
     assert ranges(plan) == [f"{first}-{first + 3}" for first in range(0, 128, 4)]
 
 
-def test_threads_that_fit_one_cache_share_it(recording: Recording) -> None:
-    assert ranges(make_plan(epyc(recording), batches=True, threads=8)) == ["0-7"]
+def test_threads_that_fit_one_cache_share_it(epyc: Recording) -> None:
+    assert ranges(make_plan(epyc.machine(range(256)), batches=True, threads=8)) == ["0-7"]
 
 
-def test_threads_of_two_caches_are_balanced_and_on_one_node(recording: Recording) -> None:
-    machine = epyc(recording, affinity={*range(5, 64), *range(72, 128)})
+def test_threads_of_two_caches_are_balanced_and_on_one_node(epyc: Recording) -> None:
+    machine = epyc.machine({*range(5, 64), *range(72, 128)})
 
     assert ranges(make_plan(machine, batches=True, threads=12)) == ["8-13", "16-21"]
 
 
-def test_threads_that_fit_a_node_stay_on_it(recording: Recording) -> None:
-    machine = epyc(recording, affinity={*range(31), *range(32, 56)}, nodes=2)
+def test_threads_that_fit_a_node_stay_on_it(epyc_of_4_nodes: Recording) -> None:
+    machine = epyc_of_4_nodes.machine({*range(31), *range(32, 56)})
 
     assert ranges(make_plan(machine, batches=True, threads=28)) == [
         "0-6",
@@ -267,8 +282,8 @@ def test_threads_that_fit_a_node_stay_on_it(recording: Recording) -> None:
     ]
 
 
-def test_an_odd_mask_leaves_whole_and_half_cores(recording: Recording) -> None:
-    machine = epyc(recording, affinity={1, 2, 3, 64, 65, 97, 129})
+def test_an_odd_mask_leaves_whole_and_half_cores(epyc: Recording) -> None:
+    machine = epyc.machine({1, 2, 3, 64, 65, 97, 129})
 
     assert [(core.cpus, core.node, core.l3) for core in machine.cores] == [
         ((1, 129), 0, 0),
@@ -281,14 +296,14 @@ def test_an_odd_mask_leaves_whole_and_half_cores(recording: Recording) -> None:
     assert (machine.online, machine.allowed) == (256, 7)
 
 
-def test_a_lone_core_joins_its_nodes_smallest_worker(recording: Recording) -> None:
-    machine = epyc(recording, affinity={1, 2, 3, 64, 65, 97})
+def test_a_lone_core_joins_its_nodes_smallest_worker(epyc: Recording) -> None:
+    machine = epyc.machine({1, 2, 3, 64, 65, 97})
 
     assert ranges(make_plan(machine, batches=True)) == ["1-3", "64-65,97"]
 
 
-def test_caches_of_one_core_each_are_joined_by_node(recording: Recording) -> None:
-    machine = epyc(recording, affinity=range(0, 128, 8))
+def test_caches_of_one_core_each_are_joined_by_node(epyc: Recording) -> None:
+    machine = epyc.machine(range(0, 128, 8))
 
     assert ranges(make_plan(machine, batches=True)) == [
         "0,8,16,24,32,40,48,56",
@@ -296,15 +311,15 @@ def test_caches_of_one_core_each_are_joined_by_node(recording: Recording) -> Non
     ]
 
 
-def test_an_odd_mask_divides_within_nodes(recording: Recording) -> None:
-    machine = epyc(recording, affinity={1, 2, 3, 64, 65, 97})
+def test_an_odd_mask_divides_within_nodes(epyc: Recording) -> None:
+    machine = epyc.machine({1, 2, 3, 64, 65, 97})
 
     assert ranges(make_plan(machine, batches=False, workers=3)) == ["1-3", "64-65", "97"]
     assert ranges(make_plan(machine, batches=False, workers=4)) == ["1-2", "3", "64-65", "97"]
 
 
-def test_an_odd_mask_is_explained(recording: Recording) -> None:
-    machine = epyc(recording, affinity={1, 2, 3, 64, 65, 97})
+def test_an_odd_mask_is_explained(epyc: Recording) -> None:
+    machine = epyc.machine({1, 2, 3, 64, 65, 97})
     lines = explain(machine, make_plan(machine, batches=True)).splitlines()
 
     assert "cores     6 cores, 6 CPUs: 2 packages, 2 NUMA nodes, 3 L3 domains" in lines
@@ -314,16 +329,16 @@ def test_an_odd_mask_is_explained(recording: Recording) -> None:
     assert "worker 1  3 threads, node 1, CPUs 64-65,97" in lines
 
 
-def test_workers_across_nodes_are_named_as_such(recording: Recording) -> None:
-    machine = epyc(recording, affinity={1, 64})
+def test_workers_across_nodes_are_named_as_such(epyc: Recording) -> None:
+    machine = epyc.machine({1, 64})
     lines = explain(machine, make_plan(machine, batches=True, workers=1)).splitlines()
 
     assert "L3, NUMA  workers that reach across NUMA nodes: 1 of 1" in lines
     assert "worker 0  2 threads, node 0-1, CPUs 1,64" in lines
 
 
-def test_neighbours_of_one_thread_share_a_row(recording: Recording) -> None:
-    machine = epyc(recording)
+def test_neighbours_of_one_thread_share_a_row(epyc: Recording) -> None:
+    machine = epyc.machine(range(256))
     lines = explain(machine, make_plan(machine, batches=False)).splitlines()
 
     assert lines[-2:] == [
@@ -418,112 +433,133 @@ def test_a_hybrid_processor_is_explained(recording: Recording) -> None:
 # Quotas.
 
 
-def container(recording: Recording, membership: str, mountinfo: str, **limits: str) -> Machine:
-    """On a host of 48 cores, 2 CPUs each, with a mask that allows them all."""
-    recording.cores(*(f"{core},{core + 48}" for core in range(48)))
-    for first in range(0, 48, 8):
-        recording.l3(f"{first}-{first + 7},{first + 48}-{first + 55}")
-    recording.online("0-95")
-    recording.cgroup(membership, mountinfo, **limits)
-    return recording.machine(range(96))
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """96 cores of 2 CPUs, 8 cores an L3; recorded once for all containers on it."""
+    recording = Recording(tmp_path_factory.mktemp("host"))
+    recording.cores(*(f"{core},{core + 96}" for core in range(96)))
+    for first in range(0, 96, 8):
+        recording.l3(f"{first}-{first + 7},{first + 96}-{first + 103}")
+    recording.online("0-191")
+    return recording
 
 
-def test_a_version_2_quota_limits_the_threads(recording: Recording) -> None:
-    machine = container(recording, "0::/box", V2_MOUNT, box="400000 100000")
+@pytest.fixture
+def container(host: Recording, recording: Recording) -> Recording:
+    """Its own cgroups on the host's processors."""
+    recording.borrow(host, "sys/devices")
+    return recording
+
+
+def test_a_version_2_quota_limits_the_threads(container: Recording) -> None:
+    container.cgroup("0::/box", V2_MOUNT, box="400000 100000")
+    machine = container.machine(range(192))
 
     assert machine.quota == 4.0
     assert machine.quota_source == "cgroup v2, /sys/fs/cgroup/box/cpu.max"
     assert ranges(make_plan(machine, batches=True)) == ["0-3"]
 
 
-def test_a_version_1_quota_limits_the_threads(recording: Recording) -> None:
+def test_a_version_1_quota_limits_the_threads(container: Recording) -> None:
     limits = {"cpu,cpuacct__box": "200000 50000", "cpu,cpuacct": "-1 100000"}
-    machine = container(recording, "4:cpu,cpuacct:/box\n0::/\n", V1_MOUNT, **limits)
+    container.cgroup("4:cpu,cpuacct:/box\n0::/\n", V1_MOUNT, **limits)
+    machine = container.machine(range(192))
 
     assert machine.quota == 4.0
     assert machine.quota_source == "cgroup v1, /sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_quota_us"
     assert ranges(make_plan(machine, batches=False)) == ["0", "1", "2", "3"]
 
 
-def test_an_ancestors_quota_holds_when_it_is_tighter(recording: Recording) -> None:
+def test_an_ancestors_quota_holds_when_it_is_tighter(container: Recording) -> None:
     limits = {"a__b": "max 100000", "a": "150000 100000", "a__b__c": "800000 100000"}
-    machine = container(recording, "0::/a/b/c", V2_MOUNT, **limits)
+    container.cgroup("0::/a/b/c", V2_MOUNT, **limits)
+    machine = container.machine(range(192))
 
     assert machine.quota == 1.5
     assert machine.quota_source == "cgroup v2, /sys/fs/cgroup/a/cpu.max"
     assert make_plan(machine, batches=True).threads == 1
 
 
-def test_a_hybrid_hierarchy_has_its_quota_with_the_cpu_controller(recording: Recording) -> None:
+def test_a_hybrid_hierarchy_has_its_quota_with_the_cpu_controller(container: Recording) -> None:
     unified = V2_MOUNT.replace("/sys/fs/cgroup ", "/sys/fs/cgroup/unified ")
     limits = {"cpu,cpuacct__box": "300000 100000", "unified__box": "max 100000"}
-    machine = container(recording, "3:cpu,cpuacct:/box\n0::/box\n", V1_MOUNT + unified, **limits)
+    container.cgroup("3:cpu,cpuacct:/box\n0::/box\n", V1_MOUNT + unified, **limits)
+    machine = container.machine(range(192))
 
     assert machine.quota == 3.0
 
 
 @pytest.mark.parametrize("path", ["/", "/../elsewhere", "/host/side/path", "/gone (deleted)"])
 def test_a_path_that_a_namespace_hides_means_the_mounts_root(
-    recording: Recording, path: str
+    container: Recording, path: str
 ) -> None:
-    machine = container(recording, f"0::{path}", V2_MOUNT, **{".": "250000 100000"})
+    container.cgroup(f"0::{path}", V2_MOUNT, **{".": "250000 100000"})
+    machine = container.machine(range(192))
 
     assert machine.quota == 2.5
     assert make_plan(machine, batches=True).threads == 2
 
 
-def test_a_path_upwards_does_not_leave_the_mount(recording: Recording) -> None:
-    machine = container(recording, "0::/../elsewhere", V2_MOUNT, **{"../elsewhere": "1000 1000"})
+def test_a_path_upwards_does_not_leave_the_mount(container: Recording) -> None:
+    container.cgroup("0::/../elsewhere", V2_MOUNT, **{"../elsewhere": "1000 1000"})
+    machine = container.machine(range(192))
 
     assert machine.quota is None
 
 
-def test_a_mounted_part_of_the_hierarchy_is_cut_off_the_path(recording: Recording) -> None:
+def test_a_mounted_part_of_the_hierarchy_is_cut_off_the_path(container: Recording) -> None:
     mount = V1_MOUNT.replace(" / /sys", " /docker/abc /sys")
     limits = {"cpu,cpuacct__inner": "600000 100000", "cpu,cpuacct": "-1 100000"}
-    machine = container(recording, "4:cpu,cpuacct:/docker/abc/inner", mount, **limits)
+    container.cgroup("4:cpu,cpuacct:/docker/abc/inner", mount, **limits)
+    machine = container.machine(range(192))
 
     assert machine.quota == 6.0
 
 
-def test_another_cgroups_mount_is_not_ours(recording: Recording) -> None:
+def test_another_cgroups_mount_is_not_ours(container: Recording) -> None:
     other = V2_MOUNT.replace(" / /sys/fs/cgroup ", r" /other /sys/fs/cgroup/its\040own ")
     limits = {"its own": "100000 100000", "ours": "500000 100000"}
-    machine = container(recording, "0::/ours", other + V2_MOUNT, **limits)
+    container.cgroup("0::/ours", other + V2_MOUNT, **limits)
+    machine = container.machine(range(192))
 
     assert machine.quota == 5.0
 
 
-def test_without_a_mount_table_the_usual_places_are_read(recording: Recording) -> None:
-    machine = container(recording, "0::/box", "not a mount table", box="700000 100000")
+def test_without_a_mount_table_the_usual_places_are_read(container: Recording) -> None:
+    container.cgroup("0::/box", "not a mount table", box="700000 100000")
+    machine = container.machine(range(192))
 
     assert machine.quota == 7.0
 
 
 @pytest.mark.parametrize("text", ["max 100000", "", "400000", "0 100000", "5 0", "many few"])
-def test_what_is_not_a_quota_is_no_limit(recording: Recording, text: str) -> None:
-    machine = container(recording, "0::/box", V2_MOUNT, box=text)
+def test_what_is_not_a_quota_is_no_limit(container: Recording, text: str) -> None:
+    container.cgroup("0::/box", V2_MOUNT, box=text)
+    machine = container.machine(range(192))
 
     assert machine.quota is None
     assert machine.quota_source == "no limit in cgroup v2 /sys/fs/cgroup/box"
-    assert make_plan(machine, batches=True).threads == 48
+    assert make_plan(machine, batches=True).threads == 96
 
 
-def test_a_quota_below_one_cpu_still_gives_a_thread(recording: Recording) -> None:
-    machine = container(recording, "0::/box", V2_MOUNT, box="20000 100000")
+def test_a_quota_below_one_cpu_still_gives_a_thread(container: Recording) -> None:
+    container.cgroup("0::/box", V2_MOUNT, box="20000 100000")
+    machine = container.machine(range(192))
 
     assert make_plan(machine, batches=True).threads == 1
 
 
-def test_more_threads_than_the_quota_are_refused_with_both_numbers(recording: Recording) -> None:
-    machine = container(recording, "0::/box", V2_MOUNT, box="400000 100000")
+def test_more_threads_than_the_quota_are_refused_with_both_numbers(container: Recording) -> None:
+    container.cgroup("0::/box", V2_MOUNT, box="400000 100000")
+    machine = container.machine(range(192))
 
-    with pytest.raises(ConfigurationError, match=r"^8 threads .* only 4 CPUs: 96 .* quota 4 CPUs"):
+    with pytest.raises(ConfigurationError, match=r"^8 threads .* only 4 CPUs: 192 .* quota 4 CPUs"):
         make_plan(machine, batches=True, threads=8)
 
 
-def test_a_quota_is_explained(recording: Recording) -> None:
-    machine = container(recording, "0::/box", V2_MOUNT, box="450000 100000")
+def test_a_quota_is_explained(container: Recording) -> None:
+    container.cgroup("0::/box", V2_MOUNT, box="450000 100000")
+    machine = container.machine(range(192))
     lines = explain(machine, make_plan(machine, batches=True)).splitlines()
 
     assert "quota     4.5 CPUs (cgroup v2, /sys/fs/cgroup/box/cpu.max)" in lines

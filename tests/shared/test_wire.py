@@ -1,0 +1,437 @@
+"""Frames: what is sent arrives as it was, however it is cut; anything else is a FrameError."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared import messages
+from shared.errors import FrameError
+from shared.messages import (
+    Cancel,
+    Failed,
+    Finished,
+    Generate,
+    Heartbeat,
+    LoadFailed,
+    Message,
+    ModelInfo,
+    Ready,
+    Shutdown,
+    Timings,
+    Token,
+    Tokens,
+    Usage,
+)
+from shared.sampling import SamplingParams
+from shared.wire import MAX_FRAME, MESSAGES, FrameParser, encode_frame
+
+HEADER = 4
+FLAT = 256 * 1024
+"""Bytes that reading a header may take, whatever length it claims."""
+
+INTEGERS = st.integers(-(2**63), 2**64 - 1)
+NUMBERS = st.floats(allow_nan=False)
+TEXTS = st.text(max_size=20)
+SAMPLING = st.builds(
+    SamplingParams,
+    num_predict=INTEGERS,
+    n_batch=st.none() | INTEGERS,
+    top_k=INTEGERS,
+    top_p=NUMBERS,
+    temp=NUMBERS,
+    repeat_penalty=NUMBERS,
+    repeat_last_n=INTEGERS,
+    seed=st.none() | INTEGERS,
+    ignore_eos=st.booleans(),
+    stop=st.lists(TEXTS, max_size=3).map(tuple),
+)
+INFO = st.builds(
+    ModelInfo,
+    engine=TEXTS,
+    architecture=TEXTS,
+    context=INTEGERS,
+    vocabulary=INTEGERS,
+    slots=INTEGERS,
+    batch=INTEGERS,
+)
+TOKEN = st.builds(Token, request=INTEGERS, id=INTEGERS, position=INTEGERS, text=TEXTS)
+BY_KIND: dict[type, st.SearchStrategy[Any]] = {
+    Generate: st.builds(Generate, id=INTEGERS, prompt=TEXTS, sampling=SAMPLING),
+    Cancel: st.builds(Cancel, id=INTEGERS),
+    Shutdown: st.just(Shutdown()),
+    Ready: st.builds(Ready, protocol=INTEGERS, info=INFO, load_s=NUMBERS),
+    LoadFailed: st.builds(LoadFailed, message=TEXTS),
+    Tokens: st.builds(Tokens, tokens=st.lists(TOKEN, max_size=4).map(tuple)),
+    Finished: st.builds(
+        Finished,
+        id=INTEGERS,
+        reason=st.sampled_from(get_args(messages.FinishReason)),
+        usage=st.builds(
+            Usage, prompt_tokens=INTEGERS, cached_tokens=INTEGERS, completion_tokens=INTEGERS
+        ),
+        timings=st.builds(Timings, prefill_s=NUMBERS, decode_s=NUMBERS),
+    ),
+    Failed: st.builds(Failed, id=INTEGERS, code=TEXTS, message=TEXTS),
+    Heartbeat: st.just(Heartbeat()),
+}
+MESSAGE = st.one_of(*BY_KIND.values())
+BATCH = st.lists(MESSAGE, max_size=4)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 12)
+    | INTEGERS
+    | st.floats()
+    | TEXTS
+    | st.binary(max_size=8)
+    | st.builds(msgpack.ExtType, st.integers(0, 127), st.binary(max_size=8))
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=12,
+)
+
+EXAMPLES: tuple[Message, ...] = (
+    Generate(1, "Once upon", SamplingParams(n_batch=8, seed=7, stop=("end",))),
+    Cancel(2),
+    Shutdown(),
+    Ready(1, ModelInfo("echo", "echo", 256, 257, 4, 64), 0.5),
+    LoadFailed("no such tensor"),
+    Tokens((Token(1, 257, 0, " upon"), Token(2, 9, 3, ""))),
+    Finished(1, "stop", Usage(3, 0, 2), Timings(0.25, 0.5)),
+    Failed(3, "engine_failed", "out of memory"),
+    Heartbeat(),
+)
+MAY_BE_NONE = {(0, 3, 1), (0, 3, 7)}
+"""Tag, field and field within it: n_batch and seed of a Generate's sampling."""
+
+Path = tuple[int, ...]
+
+
+def frame(payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload)) + payload
+
+
+def plain(message: Message) -> Any:
+    """The message as it is on the wire."""
+    (value,) = msgpack.unpackb(encode_frame([message])[HEADER:])
+    return value
+
+
+def feed_value(value: Any) -> list[Message]:
+    return FrameParser().feed(frame(msgpack.packb(value)))
+
+
+def paths(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every place in a nested list, with what is there; the outermost first."""
+    yield path, value
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from paths(item, (*path, index))
+
+
+def replaced(value: Any, path: Path, by: Any) -> Any:
+    if not path:
+        return by
+    first, *rest = path
+    return [
+        replaced(item, tuple(rest), by) if index == first else item
+        for index, item in enumerate(value)
+    ]
+
+
+def assert_refused_or_the_same(payload: bytes) -> None:
+    """A frame is refused as a FrameError, or is what we would have sent ourselves."""
+    try:
+        batch = FrameParser().feed(frame(payload))
+    except FrameError:
+        return
+    again = msgpack.unpackb(encode_frame(batch)[HEADER:])
+    assert repr(again) == repr(msgpack.unpackb(payload)), f"accepted as {batch}"
+
+
+# ---------------------------------------------------------------- round trips
+
+
+def test_the_set_of_messages_is_closed_and_all_of_it_is_tested() -> None:
+    assert set(MESSAGES) == set(get_args(Message)) == set(BY_KIND) == {type(m) for m in EXAMPLES}
+
+
+@pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
+def test_every_message_arrives_as_it_was_sent(kind: type) -> None:
+    @given(st.lists(BY_KIND[kind], min_size=1, max_size=3))
+    @settings(max_examples=15)
+    def check(batch: list[Message]) -> None:
+        arrived = FrameParser().feed(encode_frame(batch))
+
+        assert arrived == batch
+        assert repr(arrived) == repr(batch)  # 1, 1.0 and True are equal, but are not the same
+
+    check()
+
+
+def test_a_number_that_is_not_a_number_arrives_too() -> None:
+    (arrived,) = FrameParser().feed(encode_frame([Ready(1, EXAMPLES[3].info, math.nan)]))
+
+    assert math.isnan(arrived.load_s)
+
+
+@given(st.lists(BATCH, max_size=3), st.lists(st.integers(0, 2000), max_size=12))
+@settings(max_examples=40)
+def test_frames_arrive_whole_and_in_order_however_the_bytes_are_cut(
+    batches: list[list[Message]], cuts: list[int]
+) -> None:
+    stream = b"".join(map(encode_frame, batches))
+    edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    parser = FrameParser()
+
+    arrived = [parser.feed(stream[start:end]) for start, end in itertools.pairwise(edges)]
+
+    assert list(itertools.chain(*arrived)) == list(itertools.chain(*batches))
+
+
+def test_a_batch_comes_with_the_last_byte_of_its_frame_and_not_before() -> None:
+    stream = encode_frame(EXAMPLES) + encode_frame([Cancel(9)])
+    first_end = len(encode_frame(EXAMPLES))
+    parser = FrameParser()
+
+    arrived = {
+        end: batch
+        for end, byte in enumerate(stream, start=1)
+        if (batch := parser.feed(bytes([byte])))
+    }
+
+    assert arrived == {first_end: list(EXAMPLES), len(stream): [Cancel(9)]}
+
+
+# ---------------------------------------------------------------- lengths
+
+
+def failure_of(payload_size: int) -> Failed:
+    """A message whose payload has exactly so many bytes."""
+    overhead = len(encode_frame([Failed(1, "c", "")])) - HEADER + 4  # a long text says its length
+    return Failed(1, "c", "x" * (payload_size - overhead))
+
+
+def test_a_frame_of_the_greatest_length_is_sent_and_read() -> None:
+    message = failure_of(MAX_FRAME)
+
+    stream = encode_frame([message])
+
+    assert len(stream) == HEADER + MAX_FRAME
+    assert FrameParser().feed(stream) == [message]
+
+
+def test_a_longer_frame_is_not_sent() -> None:
+    with pytest.raises(FrameError, match=str(MAX_FRAME + 1)):
+        encode_frame([failure_of(MAX_FRAME + 1)])
+
+
+@pytest.mark.parametrize("length", [MAX_FRAME + 1, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("piece", [1, 4])
+def test_the_header_of_a_longer_frame_is_refused_at_once_and_takes_no_memory(
+    length: int, piece: int
+) -> None:
+    header = struct.pack(">I", length)
+    parser = FrameParser()
+    tracemalloc.start()
+    try:
+        for start in range(0, HEADER - piece, piece):
+            assert parser.feed(header[start : start + piece]) == []
+        with pytest.raises(FrameError, match=str(length)):
+            parser.feed(header[-piece:])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < FLAT
+
+
+def test_a_header_that_is_still_allowed_takes_no_memory_before_its_bytes_come() -> None:
+    parser = FrameParser()
+    tracemalloc.start()
+    try:
+        assert parser.feed(struct.pack(">I", MAX_FRAME)) == []
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < FLAT
+
+
+@pytest.mark.parametrize(
+    "first", [b"\xdd", b"\xdf", b"\xdb", b"\xc9"], ids=["array", "map", "text", "extension"]
+)
+def test_a_length_within_the_payload_that_it_cannot_have_takes_no_memory(first: bytes) -> None:
+    payload = first + b"\xff\xff\xff\xff\x05"
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameError):
+            FrameParser().feed(frame(payload))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < FLAT
+
+
+# ---------------------------------------------------------------- everything else
+
+
+@given(st.binary(max_size=40))
+@settings(max_examples=200)
+def test_garbage_is_a_frame_error_and_nothing_else(payload: bytes) -> None:
+    assert_refused_or_the_same(payload)
+
+
+@given(VALUES)
+@settings(max_examples=150)
+def test_any_msgpack_value_is_ours_or_a_frame_error(value: Any) -> None:
+    assert_refused_or_the_same(msgpack.packb(value))
+
+
+@given(st.data())
+@settings(max_examples=200)
+def test_a_message_with_a_foreign_part_is_ours_or_a_frame_error(data: st.DataObject) -> None:
+    value = plain(data.draw(MESSAGE))
+    path, _ = data.draw(st.sampled_from(list(paths(value))))
+
+    assert_refused_or_the_same(msgpack.packb([replaced(value, path, data.draw(VALUES))]))
+
+
+@given(st.lists(MESSAGE, min_size=1, max_size=3), st.data())
+@settings(max_examples=60)
+def test_a_payload_that_is_cut_short_is_a_frame_error(
+    batch: list[Message], data: st.DataObject
+) -> None:
+    payload = encode_frame(batch)[HEADER:]
+
+    with pytest.raises(FrameError):
+        FrameParser().feed(frame(payload[: data.draw(st.integers(0, len(payload) - 1))]))
+
+
+@given(BATCH, st.binary(min_size=1, max_size=8))
+@settings(max_examples=60)
+def test_bytes_after_the_payload_are_a_frame_error(batch: list[Message], rest: bytes) -> None:
+    with pytest.raises(FrameError):
+        FrameParser().feed(frame(encode_frame(batch)[HEADER:] + rest))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, False, 0, 8, -1, 1.5, "text", "", b"bytes", b"", {}, {"a": 1}],
+    ids=repr,
+)
+def test_a_lone_value_is_no_batch(value: Any) -> None:
+    with pytest.raises(FrameError):
+        feed_value(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 8, 1.5, "text", "", b"\x08", b"", b"\x01\x05", {}, {"a": 1}, []],
+    ids=repr,
+)
+def test_a_lone_value_is_no_message(value: Any) -> None:
+    with pytest.raises(FrameError):
+        feed_value([value])
+
+
+@pytest.mark.parametrize("extension", [msgpack.ExtType(5, b""), msgpack.Timestamp(1, 2)], ids=repr)
+def test_an_extension_of_msgpack_is_no_message(extension: Any) -> None:
+    with pytest.raises(FrameError):
+        feed_value([extension])
+
+
+@pytest.mark.parametrize(
+    "tag", [len(MESSAGES), 255, 2**64 - 1, -1, -len(MESSAGES), 0.0, None, "0", [0]], ids=repr
+)
+@pytest.mark.parametrize("fields", [[], [5]], ids=["no-field", "one-field"])
+def test_an_unknown_tag_is_a_frame_error(tag: Any, fields: list[Any]) -> None:
+    with pytest.raises(FrameError):
+        feed_value([[tag, *fields]])
+
+
+def test_a_boolean_is_no_tag() -> None:
+    with pytest.raises(FrameError):
+        feed_value([[True, 5]])  # Cancel's tag is 1
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_a_value_of_another_type_is_a_frame_error_in_every_field(message: Message) -> None:
+    value = plain(message)
+    others = [None, True, 1, 1.0, "x", "", b"x", b"", [], {}, {"x": 1}, [[]]]
+    accepted = []
+    for path, old in paths(value):
+        allowed = {type(old)} | ({type(None), int} if (value[0], *path) in MAY_BE_NONE else set())
+        for other in others:
+            if type(other) in allowed:
+                continue
+            try:
+                feed_value([replaced(value, path, other)])
+            except FrameError:
+                continue
+            accepted.append((path, old, other))
+
+    assert not accepted
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_a_field_too_many_or_too_few_is_a_frame_error(message: Message) -> None:
+    value = plain(message)
+    records = [
+        (path, old)
+        for path, old in paths(value)
+        if isinstance(old, list)
+        and not (type(message) is Tokens and path == (1,))  # of any length
+        and not (type(message) is Generate and path == (3, 9))  # stop: of any length
+    ]
+
+    for path, old in records:
+        for wrong in (old[:-1], [*old, 0], [*old, None]):
+            with pytest.raises(FrameError):
+                feed_value([replaced(value, path, wrong)])
+
+
+@pytest.mark.parametrize("reason", ["", "Stop", "error"])
+def test_an_unknown_finish_reason_is_a_frame_error(reason: str) -> None:
+    value = plain(EXAMPLES[6])
+
+    with pytest.raises(FrameError):
+        feed_value([replaced(value, (2,), reason)])
+
+
+def test_text_that_is_not_utf_8_is_a_frame_error() -> None:
+    payload = encode_frame([LoadFailed("abc")])[HEADER:].replace(b"abc", b"a\xffc")
+
+    with pytest.raises(FrameError):
+        FrameParser().feed(frame(payload))
+
+
+@pytest.mark.parametrize("depth", [10, 500, 1000, 1020, 5000, 1_000_000])
+@pytest.mark.parametrize(
+    "before", [b"", b"\x91", b"\x91\x92\x01"], ids=["batch", "message", "field"]
+)
+def test_nesting_of_any_depth_is_a_frame_error(depth: int, before: bytes) -> None:
+    """The sentence of the error had the value in it, and writing that out ran into the limit
+    of recursion: an exception that nobody expects."""
+    with pytest.raises(FrameError):
+        FrameParser().feed(frame(before + b"\x91" * depth + b"\xc0"))
+
+
+def test_the_error_is_short_however_long_the_frame_is() -> None:
+    with pytest.raises(FrameError) as caught:
+        feed_value([[1, "x" * 1_000_000]])
+
+    assert len(str(caught.value)) < 300
