@@ -18,6 +18,7 @@ find_python() {
 make_venv() {
     local python=$1
     "$python" -m venv .venv && return
+    rm -rf .venv  # half made
     # Debian keeps venv's pip in a package of its own.
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         say "installing python3-venv"
