@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import InvalidRequest
-from shared.sampling import SamplingParams, text
+from shared.sampling import SamplingParams, number, text
 
 DEFAULTS = SamplingParams()
 NAMES = [field.name for field in fields(SamplingParams)]
@@ -160,6 +160,13 @@ def test_a_number_beyond_an_end_is_refused_with_its_name_and_range(name: str) ->
 @pytest.mark.parametrize("value", [True, False, "0.5", "", None, [0.5], {}], ids=repr)
 def test_what_is_no_number_is_refused_with_the_fields_name(name: str, value: Any) -> None:
     assert refusal({name: value}).startswith(f"{name} must be a number")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400])
+def test_a_number_without_any_limit_is_finite(value: float) -> None:
+    assert number("x", 1e308) == 1e308
+    with pytest.raises(InvalidRequest, match="x must be a number"):
+        number("x", value)
 
 
 # ---------------------------------------------------------------- temperature, ignore_eos

@@ -228,11 +228,11 @@ def test_it_ends_by_its_length_also_where_the_text_would_end_just_then() -> None
 
 
 def test_its_length_lets_go_what_was_held_back_after_what_was_certain() -> None:
-    run = generated("abEN", stop=("END",), num_predict=4)
+    run = generated("abEEND", stop=("END",), num_predict=4)
 
-    assert run.text == "abEN"
     assert run.finished().reason == "length"
-    assert [token.position for token in run.tokens] == [0, 1, 2, 3]
+    assert [(token.position, token.text) for token in run.sent[-1]] == [(2, "E"), (3, "E")]
+    assert run.text == "abEE"
 
 
 @pytest.mark.parametrize(("context", "count"), [(9, 1), (10, 2), (16, 8)])

@@ -194,6 +194,12 @@ def test_threads_beyond_the_cores_take_siblings_of_their_own_worker(recording: R
     ]
 
 
+def test_every_core_has_a_second_thread_before_one_has_a_third(recording: Recording) -> None:
+    recording.cores("0-3", "4-7")
+
+    assert ranges(make_plan(recording.machine(range(8)), batches=True, threads=4)) == ["0-1,4-5"]
+
+
 def test_more_workers_than_cores_share_as_few_cores_as_can_be(recording: Recording) -> None:
     plan = make_plan(desktop(recording), batches=True, threads=12, workers=8)
 
@@ -301,6 +307,10 @@ def test_a_lone_core_joins_its_nodes_smallest_worker(epyc: Recording) -> None:
 
     assert ranges(make_plan(machine, batches=True)) == ["1-3", "64-65,97"]
 
+    machine = epyc.machine({*range(8), 8, 9, 16})
+
+    assert ranges(make_plan(machine, batches=True)) == ["0-7", "8-9,16"]
+
 
 def test_caches_of_one_core_each_are_joined_by_node(epyc: Recording) -> None:
     machine = epyc.machine(range(0, 128, 8))
@@ -316,6 +326,12 @@ def test_an_odd_mask_divides_within_nodes(epyc: Recording) -> None:
 
     assert ranges(make_plan(machine, batches=False, workers=3)) == ["1-3", "64-65", "97"]
     assert ranges(make_plan(machine, batches=False, workers=4)) == ["1-2", "3", "64-65", "97"]
+
+
+def test_caches_of_any_size_have_a_worker_each_when_there_are_as_many(epyc: Recording) -> None:
+    machine = epyc.machine({0, 8, *range(16, 24)})
+
+    assert ranges(make_plan(machine, batches=True, workers=3)) == ["0", "8", "16-23"]
 
 
 def test_an_odd_mask_is_explained(epyc: Recording) -> None:
@@ -372,6 +388,18 @@ def test_workers_have_cores_of_one_kind(recording: Recording) -> None:
     plan = make_plan(replace(machine, cores=swapped), batches=True, threads=16, workers=2)
 
     assert ranges(plan) == ["0,2,4,6,8,12,16,20", "10,14,17-19,21-23"]
+
+
+def test_a_row_of_several_workers_has_their_cpus_in_their_order(recording: Recording) -> None:
+    recording.each("0-1", "cpu_capacity", 400)
+    recording.each("2-3", "cpu_capacity", 1024)
+    machine = recording.machine(range(4))
+    lines = explain(machine, make_plan(machine, batches=False, threads=4)).splitlines()
+
+    assert lines[-2:] == [
+        "workers 0-1  1 thread each, node 0, CPUs 2-3",
+        "workers 2-3  1 thread each, node 0, CPUs 0-1",
+    ]
 
 
 def test_a_mask_of_efficiency_cores_uses_them(recording: Recording) -> None:
@@ -516,10 +544,11 @@ def test_a_mounted_part_of_the_hierarchy_is_cut_off_the_path(container: Recordin
     assert machine.quota == 6.0
 
 
-def test_another_cgroups_mount_is_not_ours(container: Recording) -> None:
+@pytest.mark.parametrize(("path", "directory"), [("/ours", "ours"), ("/", ".")])
+def test_another_cgroups_mount_is_not_ours(container: Recording, path: str, directory: str) -> None:
     other = V2_MOUNT.replace(" / /sys/fs/cgroup ", r" /other /sys/fs/cgroup/its\040own ")
-    limits = {"its own": "100000 100000", "ours": "500000 100000"}
-    container.cgroup("0::/ours", other + V2_MOUNT, **limits)
+    limits = {"its own": "100000 100000", directory: "500000 100000"}
+    container.cgroup(f"0::{path}", other + V2_MOUNT, **limits)
     machine = container.machine(range(192))
 
     assert machine.quota == 5.0
@@ -619,7 +648,10 @@ def test_without_an_l3_a_package_is_one_domain(recording: Recording) -> None:
     recording.cores("0", "1", package=0)
     recording.cores("2", "3", package=1)
 
-    assert ranges(make_plan(recording.machine(range(4)), batches=True)) == ["0-1", "2-3"]
+    machine = recording.machine(range(4))
+
+    assert [core.l3 for core in machine.cores] == [0, 0, 2, 2]
+    assert ranges(make_plan(machine, batches=True)) == ["0-1", "2-3"]
 
 
 def test_cpus_outside_the_l3_are_a_domain_of_their_own(recording: Recording) -> None:
