@@ -591,7 +591,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = models.add_argument
     add("-m", "--model", type=Path, metavar="FILE", help="a GGUF model to take")
     add("--shape", help=f"else make_model.py's shape to take (default: {FULL.shape})")
-    add("--type", default="Q8_0", help="and the type of its matrices (default: %(default)s)")
+    add("--type", default="Q4_0", help="and the type of its matrices (default: %(default)s)")
     add(
         "--models",
         type=Path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ EXIT_STATUS = """exit status:
   4  it cannot listen on that address
   5  a second signal ended it at once
 
-Each option may also be set in the environment: --num-threads as TOKENFLUME_NUM_THREADS.
-A flag wins over the environment."""
+An option with a value may also be set in the environment: --num-threads as
+TOKENFLUME_NUM_THREADS. A flag wins over the environment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +223,7 @@ def read_options(arguments: list[str], environment: Mapping[str, str]) -> argpar
     """The value of every option. Ends the program with status 2 and a sentence if one is wrong."""
     parser = build_parser()
     given = parser.parse_args(arguments)
+    _check_names(parser, environment)
     if given.float16:
         if given.kv_type not in (None, "f16"):
             parser.error(f"--float16 and --kv-type {given.kv_type} contradict each other")
@@ -237,6 +239,15 @@ def read_options(arguments: list[str], environment: Mapping[str, str]) -> argpar
         except ValueError as error:
             parser.error(f"{source}: {error}")
     return given
+
+
+def _check_names(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
+    """A mistyped variable must not be silently without effect."""
+    known = [option.variable for option in OPTIONS]
+    for name in environment:
+        if name.startswith("TOKENFLUME_") and name not in known:
+            (nearest, *_) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            parser.error(f"{name} sets nothing; did you mean {nearest}?")
 
 
 def _check(option: Option, value: str) -> Any:

@@ -128,7 +128,7 @@ def _stop(name: str, value: Any) -> tuple[str, ...]:
 
 _VALIDATORS = {
     "num_predict": lambda name, value: integer(name, value, 1),
-    "n_batch": lambda name, value: integer(name, value, 1),
+    "n_batch": lambda name, value: None if value is None else integer(name, value, 1),
     "top_k": lambda name, value: integer(name, value, 0),
     "top_p": lambda name, value: number(name, value, above=0, high=1),
     "temp": lambda name, value: number(name, value, low=0, high=1000),

@@ -116,6 +116,8 @@ def load_engine(settings: ModelSettings, threads: int) -> Engine:
 
 def _read_magic(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ConfigurationError(f"{path} is no regular file")  # a pipe would block us
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as error:

@@ -19,8 +19,10 @@ class TextAssembler:
 
     A token may hold half a UTF-8 character: its piece is then empty, and the
     token that completes the character has it. Bytes that can never be UTF-8
-    become U+FFFD. A token whose text may be the beginning of a stop string is
-    held back until that is decided.
+    become U+FFFD; a character that the end of the generation cuts is left out.
+    A token whose text may be the beginning of a stop string is held back until
+    that is decided. Of several stop strings the one that is complete first
+    counts, and of those the longest.
     """
 
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
@@ -50,8 +52,11 @@ class TextAssembler:
         return self._release(len(self._held))
 
     def _find_stop(self, text: str) -> int | None:
-        found = [position for stop in self._stop if (position := text.find(stop)) >= 0]
-        return min(found, default=None)
+        """Where the stop string begins that is complete first: so tokens do not matter."""
+        found = [
+            (start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0
+        ]
+        return min(found)[1] if found else None
 
     def _possible_stop(self, text: str) -> int:
         """The length of the longest end of `text` that begins a stop string."""

@@ -113,13 +113,8 @@ def test_the_version_is_asked_for_in_a_checkout_that_is_not_installed(
 
 
 def test_the_version_needs_no_model_that_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    metadata = tmp_path / "tokenflume-1.0.dist-info" / "METADATA"
-    metadata.parent.mkdir()
-    metadata.write_text("Metadata-Version: 2.1\nName: tokenflume\nVersion: 1.0\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-
     assert run(["--version", "--model", str(tmp_path / "missing")]) == EXIT_OK
 
     assert capsys.readouterr().err == ""
@@ -249,14 +244,12 @@ def test_the_program_itself_ends_with_status_4_for_a_port_in_use(taken_port: int
 @pytest.mark.parametrize(
     "host", ["192.0.2.1", "", "a..b", ".", "x" * 64], ids=["not-ours", "empty", "..", ".", "long"]
 )
-@pytest.mark.usefixtures("own_logging")
-def test_a_host_that_is_none_of_ours_ends_with_status_4_and_one_sentence(
-    host: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_host_that_is_none_of_ours_ends_with_status_4_and_one_sentence(host: str) -> None:
     """What no name of a host can look like raises a UnicodeError, which is no OSError."""
-    assert run(["--engine", "echo", "--host", host, "--port", "0"]) == EXIT_CANNOT_LISTEN
+    ended = program("--engine", "echo", "--host", host, "--port", "0")
 
-    assert sentence(capsys.readouterr()).startswith(f"cannot listen on {host}:0: ")
+    assert ended.returncode == EXIT_CANNOT_LISTEN
+    assert sentence((ended.stdout, ended.stderr)).startswith(f"cannot listen on {host}:0: ")
 
 
 @pytest.mark.usefixtures("own_logging")
@@ -304,6 +297,11 @@ def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def test_a_second_server_does_not_share_the_port_of_the_first() -> None:
+    with listen("127.0.0.1", 0) as first, pytest.raises(OSError, match="in use"):
+        listen("127.0.0.1", first.getsockname()[1])
+
+
 def test_a_port_in_use_leaves_no_socket_open(taken_port: int) -> None:
     before = open_descriptors()
 
@@ -330,7 +328,7 @@ def test_the_environment_of_the_process_is_read(
     monkeypatch.setenv("TOKENFLUME_TOP_P", "2")
 
     with pytest.raises(SystemExit) as ended:
-        run([])
+        run(["--plan"])
 
     assert ended.value.code == 2
     assert "TOKENFLUME_TOP_P" in capsys.readouterr().err.splitlines()[-1]
@@ -369,7 +367,7 @@ def test_options_reach_the_settings_that_they_are_for() -> None:
 
 
 def test_every_worker_has_cpus_of_its_own() -> None:
-    settings = settings_of("--engine", "echo")
+    settings = settings_of()  # ctransformers: a worker for each core
 
     cpus = [cpu for worker in settings.pool.workers for cpu in worker.cpus]
     assert len(cpus) == len(set(cpus))

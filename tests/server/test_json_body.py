@@ -24,7 +24,7 @@ VALUES = st.recursive(
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=10),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=10,
+    max_leaves=6,
 )
 OBJECTS = st.dictionaries(st.text(max_size=5), VALUES, max_size=4)
 
@@ -44,6 +44,7 @@ def object_or_sentence(body: bytes) -> dict[str, Any] | str:
 
 
 @given(OBJECTS, st.booleans(), st.sampled_from([None, 2]))
+@settings(max_examples=40)
 def test_an_object_is_read_as_it_was_written(
     value: dict[str, Any], ascii_only: bool, indent: int | None
 ) -> None:
@@ -65,7 +66,7 @@ def test_whatever_the_bytes_it_is_an_object_or_an_invalid_request(body: bytes) -
 
 
 @given(OBJECTS, st.lists(st.tuples(st.integers(0, 10_000), st.binary(max_size=3)), max_size=3))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_a_damaged_object_is_an_object_or_an_invalid_request(
     value: dict[str, Any], damages: list[tuple[int, bytes]]
 ) -> None:
@@ -79,6 +80,7 @@ def test_a_damaged_object_is_an_object_or_an_invalid_request(
 
 
 @given(OBJECTS, st.integers(0, 10_000))
+@settings(max_examples=40)
 def test_an_object_that_is_cut_short_is_refused(value: dict[str, Any], place: int) -> None:
     body = json.dumps(value).encode()
 

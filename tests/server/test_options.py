@@ -327,3 +327,10 @@ def test_the_result_is_a_namespace_of_every_option_and_switch() -> None:
 
     assert isinstance(options, argparse.Namespace)
     assert set(vars(options)) == {case.name for case in CASES} | {"float16", "plan", "version"}
+
+
+def test_a_mistyped_variable_ends_with_status_2_and_the_nearest_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = complaint(capsys, [], {"TOKENFLUME_NUM_THREAD": "2"})
+    assert "TOKENFLUME_NUM_THREAD sets nothing; did you mean TOKENFLUME_NUM_THREADS?" in said

@@ -261,6 +261,10 @@ def test_an_unknown_name_is_refused_and_named(name: str) -> None:
     assert sentence.encode()  # fit to be sent
 
 
+def test_the_sentence_is_short_however_long_the_unknown_name_is() -> None:
+    assert len(refusal({"x" * 1_000_000: 1})) < 200
+
+
 @given(
     st.dictionaries(
         st.sampled_from([*NAMES, "temperature"]) | st.text(max_size=5), JSON, max_size=3

@@ -296,13 +296,13 @@ def test_garbage_is_a_frame_error_and_nothing_else(payload: bytes) -> None:
 
 
 @given(VALUES)
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_any_msgpack_value_is_ours_or_a_frame_error(value: Any) -> None:
     assert_refused_or_the_same(msgpack.packb(value))
 
 
 @given(st.data())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_a_message_with_a_foreign_part_is_ours_or_a_frame_error(data: st.DataObject) -> None:
     value = plain(data.draw(MESSAGE))
     path, _ = data.draw(st.sampled_from(list(paths(value))))
@@ -311,7 +311,7 @@ def test_a_message_with_a_foreign_part_is_ours_or_a_frame_error(data: st.DataObj
 
 
 @given(st.lists(MESSAGE, min_size=1, max_size=3), st.data())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_a_payload_that_is_cut_short_is_a_frame_error(
     batch: list[Message], data: st.DataObject
 ) -> None:
@@ -322,7 +322,7 @@ def test_a_payload_that_is_cut_short_is_a_frame_error(
 
 
 @given(BATCH, st.binary(min_size=1, max_size=8))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_bytes_after_the_payload_are_a_frame_error(batch: list[Message], rest: bytes) -> None:
     with pytest.raises(FrameError):
         FrameParser().feed(frame(encode_frame(batch)[HEADER:] + rest))

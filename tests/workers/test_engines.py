@@ -259,6 +259,9 @@ def test_the_engine_is_chosen_by_the_file(
         choose_engine(tmp_path, None)
     with pytest.raises(ConfigurationError, match="no such file"):
         choose_engine(tmp_path / "none.gguf", None)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigurationError, match="no regular file"):
+        choose_engine(tmp_path / "pipe", None)
     (tmp_path / "empty").touch()
     with pytest.raises(ConfigurationError, match="is empty"):
         choose_engine(tmp_path / "empty", None)
