@@ -67,7 +67,7 @@ def test_ctransformers_is_measured_with_and_without_the_server(tmp_path: Path) -
     own, served, ratio = (series["values"] for series in figures["ctransformers"]["series"])
     assert min(own) > 0
     assert ratio == [b / a for a, b in zip(own, served, strict=True)]
-    assert (tmp_path / "tiny-Q8_0.gguf").exists()
+    assert (tmp_path / "tiny-Q4_0.gguf").exists()
 
 
 def test_a_server_that_does_not_start_is_a_failure_with_its_own_words(tmp_path: Path) -> None:

@@ -238,7 +238,9 @@ def test_an_environment_variable_configures_as_its_flag_does(tmp_path: Path) -> 
 def test_a_restart_within_a_stream_of_requests_loses_only_what_was_cut(tmp_path: Path) -> None:
     path = echo_options(tmp_path, step_s=0.005)
     with RunningServer("--engine", "echo", "-m", str(path), "--workers", "2") as running:
+        running.until(lambda state: state["workers"] == 2)
         running.workers()[0].kill()
+        running.wait_for_log("was ended by SIGKILL")
         started = time.monotonic()
         answers = [running.post(prompt=f"request {n}", num_predict=99) for n in range(20)]
         assert [text_of(answer.text) for answer in answers] == [f"request {n}" for n in range(20)]

@@ -118,13 +118,15 @@ def test_what_is_no_integer_is_refused_with_the_fields_name(name: str, value: An
     assert refusal({name: value}).startswith(f"{name} must be an integer")
 
 
-@pytest.mark.parametrize("name", [name for name in INTEGER_FIELDS if name != "seed"])
+@pytest.mark.parametrize("name", ["num_predict", "top_k", "repeat_last_n"])
 def test_null_is_no_integer(name: str) -> None:
     assert refusal({name: None}).startswith(f"{name} must be an integer")
 
 
-def test_a_seed_of_null_asks_for_a_fresh_one() -> None:
-    assert SamplingParams(seed=5).from_fields({"seed": None}).seed is None
+@pytest.mark.parametrize("name", ["seed", "n_batch"])
+def test_null_gives_up_the_servers_default_where_none_is_a_value(name: str) -> None:
+    given = SamplingParams(seed=5, n_batch=5).from_fields({name: None})
+    assert getattr(given, name) is None
 
 
 # ---------------------------------------------------------------- numbers
