@@ -196,5 +196,5 @@ def describe_exit(code: int) -> str:
     if code >= 0:
         return f"exited with status {code}"
     name = signal.Signals(-code).name
-    hint = "; the kernel's out-of-memory killer does this" if -code == signal.SIGKILL else ""
+    hint = ", as by the kernel's out-of-memory killer" if -code == signal.SIGKILL else ""
     return f"was ended by {name}{hint}"
