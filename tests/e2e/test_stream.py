@@ -276,5 +276,6 @@ def open_request(url: str, **body: Any) -> socket.socket:
 def test_the_workers_write_nothing_to_standard_output(tmp_path: Path) -> None:
     path = echo_options(tmp_path)
     with RunningServer("--engine", "echo", "-m", str(path)) as running:
-        running.post(prompt="x")
+        assert running.post(prompt="x[[print]]", num_predict=99).status_code == 200
+        running.wait_for_log("printed by the engine")
     assert running.stdout == b""

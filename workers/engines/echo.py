@@ -16,6 +16,7 @@ are reached: `[[NAME]]` or `[[NAME SECONDS]]` in the generation, and with
     abort      call abort()
     exit       leave the process with status 1
     stop       stop the process with SIGSTOP
+    print      write to standard output, as native code may
 
 The "model file" is optional: a JSON object of EchoOptions.
 """
@@ -182,5 +183,6 @@ ACTIONS: dict[bytes, Callable[[float], object]] = {
     b"segfault": lambda _: ctypes.string_at(0),
     b"abort": lambda _: os.abort(),
     b"exit": lambda _: os._exit(1),
+    b"print": lambda _: os.write(1, b"printed by the engine\n"),
     b"stop": lambda _: os.kill(os.getpid(), signal.SIGSTOP),
 }
