@@ -53,9 +53,9 @@ def run(arguments: list[str]) -> int:
 
 def build_settings(options: argparse.Namespace) -> Settings:
     """Check what the options mean together. Raises ConfigurationError."""
-    engine = _engine(options)
+    engine, path = _engine_and_path(options)
     model = ModelSettings(
-        path=_model_path(options, engine),
+        path=path,
         engine=engine,
         model_type=options.model_type,
         context=options.num_ctx_tokens,
@@ -135,20 +135,13 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     return EXIT_OK
 
 
-def _engine(options: argparse.Namespace) -> EngineName:
-    if options.engine == "auto":
-        return choose_engine(options.model.absolute(), options.model_type)
-    engine: EngineName = options.engine
-    return engine
-
-
-def _model_path(options: argparse.Namespace, engine: EngineName) -> Path | None:
+def _engine_and_path(options: argparse.Namespace) -> tuple[EngineName, Path | None]:
     """The echo engine has no model unless one is named; all others get theirs checked."""
     path: Path = options.model.absolute()
-    if engine == "echo":
-        return path if path.suffix == ".json" else None
-    choose_engine(path, options.model_type)
-    return path
+    if options.engine == "echo":
+        return "echo", path if path.suffix == ".json" else None
+    chosen = choose_engine(path, options.model_type)
+    return chosen if options.engine == "auto" else options.engine, path
 
 
 def _workers(plan: Plan, model: ModelSettings, log_level: str) -> tuple[WorkerSettings, ...]:

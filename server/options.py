@@ -49,13 +49,9 @@ class Option:
 
 def _integer(name: str, low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
     def parse(value: str) -> int:
-        return integer(name, int(value) if _is_integer(value) else value, low, high)
+        return integer(name, _integer_or_text(value), low, high)
 
     return parse
-
-
-def _is_integer(value: str) -> bool:
-    return value.lstrip("+-").isdecimal()
 
 
 def _seconds(name: str) -> Callable[[str], float]:
@@ -64,33 +60,32 @@ def _seconds(name: str) -> Callable[[str], float]:
 
 def _number(name: str, **limits: float) -> Callable[[str], float]:
     def parse(value: str) -> float:
-        try:
-            given: object = float(value)
-        except ValueError:
-            given = value
-        return number(name, given, **limits)
+        return number(name, _float_or_text(value), **limits)
 
     return parse
 
 
+def _integer_or_text(value: str) -> int | str:
+    """What the value says; the check that follows refuses a text in its own words."""
+    return int(value) if value.lstrip("+-").isdecimal() else value
+
+
+def _float_or_text(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
 def _sampling(flags: tuple[str, ...], field: str, text: str, metavar: str) -> Option:
     """A sampling default: SamplingParams has the value and the range."""
-    kind = type(getattr(SAMPLING, field))
+    is_integer = type(getattr(SAMPLING, field)) is int
 
     def parse(value: str) -> Any:
-        is_number = _is_integer(value) if kind is int else _is_float(value)
-        given = SAMPLING.from_fields({field: kind(value) if is_number else value})
-        return getattr(given, field)
+        given = _integer_or_text(value) if is_integer else _float_or_text(value)
+        return getattr(SAMPLING.from_fields({field: given}), field)
 
     return Option(flags, metavar, text, getattr(SAMPLING, field), parse, "sampling defaults")
-
-
-def _is_float(value: str) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
 
 
 OPTIONS: tuple[Option, ...] = (

@@ -9,7 +9,6 @@ All state about a child lives here, and dies with it.
 from __future__ import annotations
 
 import asyncio
-import logging
 import multiprocessing
 import signal
 from collections.abc import Callable
@@ -33,8 +32,6 @@ from shared.settings import WorkerSettings
 from shared.wire import PROTOCOL
 from workers.stream import RequestStream
 from workers.worker import run_worker
-
-logger = logging.getLogger("tokenflume.pool")
 
 
 class WorkerHandle:

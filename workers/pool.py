@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 from collections import deque
 
 from shared.errors import ConfigurationError, NotReady, QueueFull
@@ -26,8 +25,6 @@ STOP_GRACE_S = 2.0
 """From asking a worker to end to killing it."""
 CUT_GRACE_S = 2.0
 """For telling the clients of cut streams."""
-
-logger = logging.getLogger("tokenflume.pool")
 
 
 class WorkerPool:
