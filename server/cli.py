@@ -16,10 +16,11 @@ from shared.logs import configure_logging
 from shared.sampling import SamplingParams
 from shared.settings import EngineName, ModelSettings, PoolSettings, Settings, WorkerSettings
 from workers.cpu_features import cpu_features, cpu_model
-from workers.engine import ENGINES, choose_engine
-from workers.machine import read_machine
+from workers.engine import ENGINES, INSTALL_LLAMA_CPP, choose_engine, has_llama_cpp
+from workers.machine import node_of_cpus, read_machine
+from workers.memory import available_memory
 from workers.plan_text import explain
-from workers.topology import Plan, make_plan
+from workers.topology import make_plan
 
 EXIT_OK = 0
 EXIT_CONFIGURATION = 3
@@ -54,14 +55,6 @@ def run(arguments: list[str]) -> int:
 def build_settings(options: argparse.Namespace) -> Settings:
     """Check what the options mean together. Raises ConfigurationError."""
     engine, path = _engine_and_path(options)
-    model = ModelSettings(
-        path=path,
-        engine=engine,
-        model_type=options.model_type,
-        context=options.num_ctx_tokens,
-        batch=options.batch_size,
-        kv_type=options.kv_type,
-    )
     machine = read_machine()
     plan = make_plan(
         machine,
@@ -69,11 +62,34 @@ def build_settings(options: argparse.Namespace) -> Settings:
         threads=options.num_threads,
         workers=options.workers,
     )
+    workers = len(plan.workers)
+    model = ModelSettings(
+        path=path,
+        engine=engine,
+        model_type=options.model_type,
+        context=options.num_ctx_tokens,
+        batch=options.batch_size,
+        kv_type=options.kv_type,
+        slots=options.slots,
+        kv_memory=_kv_memory(path, workers),
+        mlock=options.mlock == "on",
+        repack=workers == 1 if options.repack == "auto" else options.repack == "on",
+    )
     return Settings(
         host=options.host,
         port=options.port,
         pool=PoolSettings(
-            workers=_workers(plan, model, options.log_level),
+            workers=tuple(
+                WorkerSettings(
+                    index=index,
+                    cpus=cpus,
+                    model=model,
+                    log_level=options.log_level,
+                    max_stall_s=options.max_stall / 1000,
+                    node=node_of_cpus(machine, cpus),
+                )
+                for index, cpus in enumerate(plan.workers)
+            ),
             queue=options.queue,
             load_timeout_s=options.load_timeout,
             progress_timeout_s=options.progress_timeout,
@@ -140,14 +156,18 @@ def _engine_and_path(options: argparse.Namespace) -> tuple[EngineName, Path | No
     path: Path = options.model.absolute()
     if options.engine == "echo":
         return "echo", path if path.suffix == ".json" else None
+    if options.engine == "llama_cpp" and not has_llama_cpp():
+        raise ConfigurationError(f"llama.cpp is not installed: {INSTALL_LLAMA_CPP} installs it")
     chosen = choose_engine(path, options.model_type)
     return chosen if options.engine == "auto" else options.engine, path
 
 
-def _workers(plan: Plan, model: ModelSettings, log_level: str) -> tuple[WorkerSettings, ...]:
-    return tuple(
-        WorkerSettings(index, cpus, model, log_level) for index, cpus in enumerate(plan.workers)
-    )
+def _kv_memory(path: Path | None, workers: int) -> int | None:
+    """A worker's share for keys and values: half of what the weights leave, the rest stays free."""
+    available = available_memory()
+    if path is None or available is None:
+        return None
+    return max(0, available - path.stat().st_size) // 2 // workers
 
 
 def _fail(status: int, sentence: str) -> int:

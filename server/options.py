@@ -37,6 +37,8 @@ class Option:
     parse: Callable[[str], Any]
     group: str
     choices: tuple[str, ...] = ()
+    bare: str | None = None
+    """What the flag means without a value; None: it needs one."""
 
     @property
     def name(self) -> str:
@@ -104,7 +106,7 @@ OPTIONS: tuple[Option, ...] = (
         "auto",
         str,
         "model",
-        ("auto", "ctransformers", "echo"),
+        ("auto", "llama_cpp", "ctransformers", "echo"),
     ),
     Option(
         ("--model-type",),
@@ -118,7 +120,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         ("-n", "--num-ctx-tokens"),
         "N",
-        "context: tokens of prompt and answer together",
+        "context: tokens of prompt and answer together, of each stream",
         2048,
         _integer("--num-ctx-tokens", 8),
         "model",
@@ -135,10 +137,32 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         ("-b", "--batch-size"),
         "N",
-        "prompt tokens fed at a time (default: the engine's own, 8 on ctransformers)",
+        "prompt tokens fed at a time (default: the engine's own, 512 on llama.cpp, 8 on"
+        " ctransformers)",
         None,
         _integer("--batch-size", 1),
         "model",
+    ),
+    Option(
+        ("--mlock",),
+        "on|off",
+        "keep the weights in memory, never swapped out",
+        "off",
+        str,
+        "model",
+        ("on", "off"),
+        bare="on",
+    ),
+    Option(
+        ("--repack",),
+        "on|off|auto",
+        "let llama.cpp rearrange the weights for this CPU: a copy in each worker, faster with"
+        " several streams; auto does so unless several workers can share them",
+        "auto",
+        str,
+        "model",
+        ("on", "off", "auto"),
+        bare="on",
     ),
     Option(("--host",), "ADDRESS", "address to listen on", "127.0.0.1", str, "server"),
     Option(
@@ -188,6 +212,23 @@ OPTIONS: tuple[Option, ...] = (
         "worker processes (default: by engine and cores, see --plan)",
         None,
         _integer("--workers", 1, 1024),
+        "workers",
+    ),
+    Option(
+        ("--slots",),
+        "N",
+        "streams at a time in each worker (default: up to 16 on llama.cpp, as memory allows;"
+        " 1 on ctransformers)",
+        None,
+        _integer("--slots", 1, 256),
+        "workers",
+    ),
+    Option(
+        ("--max-stall",),
+        "MS",
+        "longest step, in milliseconds, that carries a running stream and another's prompt",
+        150.0,
+        _number("--max-stall", low=1, high=60_000),
         "workers",
     ),
     Option(
@@ -267,7 +308,12 @@ def build_parser() -> argparse.ArgumentParser:
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
         groups[option.group].add_argument(
-            *option.flags, dest=option.name, metavar=option.metavar, help=_help(option)
+            *option.flags,
+            dest=option.name,
+            metavar=option.metavar,
+            help=_help(option),
+            nargs="?" if option.bare else None,
+            const=option.bare,
         )
     groups["model"].add_argument(
         "-f", "--float16", action="store_true", help="the same as --kv-type f16, the default"

@@ -46,6 +46,13 @@ class ContextTooShort(ServingError):
     status = 400
 
 
+class Unsupported(ServingError):
+    """400: the model's engine cannot honour a field; the message names all such fields."""
+
+    code = "unsupported"
+    status = 400
+
+
 class NotFound(ServingError):
     """404: no such path."""
 

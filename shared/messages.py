@@ -51,6 +51,8 @@ class ModelInfo:
     """Sequences that run at the same time in one worker."""
     batch: int
     """Prompt tokens fed at a time when a request does not say."""
+    sampling: tuple[str, ...]
+    """Names of the SamplingParams fields that the engine honours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,27 @@ class LoadFailed:
     message: str
 
 
+class Candidate(NamedTuple):
+    """One of the likeliest tokens of a place."""
+
+    id: int
+    piece: bytes
+    """May begin or end within a character."""
+    logprob: float
+
+
+class Logprobs(NamedTuple):
+    """How likely a chosen token was, before sampling changed the distribution.
+
+    Natural logarithms of probabilities, ≤ 0; -inf for a token that was impossible.
+    """
+
+    logprob: float
+    """Of the chosen token."""
+    top: tuple[Candidate, ...]
+    """The likeliest tokens, as many as were asked for, likeliest first."""
+
+
 class Token(NamedTuple):
     """One generated token. A tuple, because the front makes tens of thousands a second."""
 
@@ -78,6 +101,8 @@ class Token(NamedTuple):
     """0 for a request's first generated token."""
     text: str
     """Whole characters; empty where the token ends within one: the next ones complete it."""
+    logprobs: Logprobs | None = None
+    """None where the request did not ask for them."""
 
 
 @dataclass(frozen=True, slots=True)

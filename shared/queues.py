@@ -35,13 +35,13 @@ class RequestReceiver:
         self._poll.register(self._fd, select.POLLIN)
         os.set_blocking(self._fd, False)
 
-    def receive(self, timeout_s: float) -> list[Message]:
-        """What has arrived; waits up to `timeout_s` seconds when nothing has.
+    def receive(self, timeout_s: float | None) -> list[Message]:
+        """What has arrived; waits up to `timeout_s` seconds, None: for ever, when nothing has.
 
         Raises EOFError when the front is gone, FrameError when it sends rubbish.
         """
-        if timeout_s > 0:
-            self._poll.poll(timeout_s * 1000)
+        if timeout_s is None or timeout_s > 0:
+            self._poll.poll(None if timeout_s is None else timeout_s * 1000)
         try:
             data = os.read(self._fd, READ_SIZE)
         except BlockingIOError:

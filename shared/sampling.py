@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from shared.errors import InvalidRequest
+from shared.validation import boolean, integer, number, text, texts
+
+__all__ = ["LogitBias", "SamplingParams", "integer", "number", "text"]
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
-MAX_INTEGER = 2**31 - 1
+MAX_DRY_BREAKERS = 16
+MAX_DRY_BREAKER_LENGTH = 64
+MAX_LOGIT_BIASES = 1024
+MAX_LOGPROBS = 100
 MAX_SEED = 2**64 - 1
+NEVER = -math.inf
+"""The bias of a token that is never chosen; `false` in a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogitBias:
+    """What is added to the logit of one token: in [-100, 100], or NEVER."""
+
+    token: int
+    bias: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +36,8 @@ class SamplingParams:
     """One request's sampling, in the units of the request's fields.
 
     The defaults are those of the native endpoint; `from_fields` replaces some
-    of them by what a client sent.
+    of them by what a client sent. An engine need not honour all fields: see
+    `beyond`.
     """
 
     num_predict: int = 32
@@ -31,12 +48,46 @@ class SamplingParams:
     """Keep the k likeliest tokens, ≥ 0; 0: all of them."""
     top_p: float = 0.95
     """Keep the likeliest tokens that together have this probability, in (0, 1]."""
+    min_p: float = 0.0
+    """Keep tokens of at least this share of the likeliest one's probability, in [0, 1]; 0: off."""
+    typical_p: float = 1.0
+    """Keep the most typical tokens that together have this probability, in (0, 1]; 1: off."""
+    top_n_sigma: float = 0.0
+    """Keep logits within so many standard deviations of the greatest, in [-1, 1000]; ≤ 0: off."""
+    xtc_probability: float = 0.0
+    """How likely it is that XTC removes the likeliest tokens of a step, in [0, 1]; 0: off."""
+    xtc_threshold: float = 0.1
+    """XTC removes tokens above this probability, but for the least likely of them; in [0, 1]."""
     temp: float = 0.80
     """Divides the logits, ≥ 0; 0: always the likeliest token."""
     repeat_penalty: float = 1.30
     """Divides (or multiplies, below zero) the logits of recent tokens, > 0; 1: off."""
     repeat_last_n: int = 64
     """How many of the last tokens count as recent, ≥ 0; 0: none."""
+    frequency_penalty: float = 0.0
+    """Taken from a logit for each time that its token is recent, in [-2, 2]; 0: off."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of a token that is recent, in [-2, 2]; 0: off."""
+    dry_multiplier: float = 0.0
+    """DRY: how strongly tokens that go on with a repetition are penalized, in [0, 1000]; 0: off."""
+    dry_base: float = 1.75
+    """DRY: the penalty grows by this factor with each token repeated, in [1, 1000]."""
+    dry_allowed_length: int = 2
+    """DRY: tokens that may be repeated without a penalty, ≥ 0."""
+    dry_penalty_last_n: int = -1
+    """DRY: how many of the last tokens are searched, ≥ -1; -1: the whole context, 0: off."""
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    """DRY: texts over which no repetition reaches; at most 16 of at most 64 characters."""
+    mirostat: int = 0
+    """The version of Mirostat that chooses instead of top_k, top_p and their like; 0: off."""
+    mirostat_tau: float = 5.0
+    """Mirostat: the surprise per token to aim at, in bits, in (0, 100]."""
+    mirostat_eta: float = 0.1
+    """Mirostat: how quickly it corrects its aim, in (0, 1]."""
+    logit_bias: tuple[LogitBias, ...] = ()
+    """Added to the logits, at most 1024, each token at most once."""
+    logprobs: int | None = None
+    """Report each token's log probability, and so many of the likeliest, 0 … 100; None: off."""
     seed: int | None = None
     """Of this request's own random generator; None: a fresh one."""
     ignore_eos: bool = False
@@ -61,80 +112,82 @@ class SamplingParams:
             values[field] = _VALIDATORS[field](name, value)
         return SamplingParams(**values)
 
+    def beyond(self, supported: Collection[str]) -> list[str]:
+        """The fields that ask for something and are not in `supported`, in their order.
 
-def integer(name: str, value: Any, low: int, high: int = MAX_INTEGER) -> int:
-    """The value, if it is an integer in [low, high]; a boolean is none."""
-    if type(value) is not int or not low <= value <= high:
-        raise InvalidRequest(f"{name} must be an integer from {low} to {high}")
-    return value
+        A field that has its default asks for nothing.
+        """
+        return [
+            field.name
+            for field in fields(self)
+            if field.name not in supported and getattr(self, field.name) != field.default
+        ]
 
 
-def number(
-    name: str,
-    value: Any,
-    *,
-    above: float = -math.inf,
-    low: float = -math.inf,
-    high: float = math.inf,
-) -> float:
-    """The value as a float, if it is a finite number > above, ≥ low and ≤ high."""
-    wanted = [f"> {above:g}"] if above > -math.inf else []
-    wanted += [f"≥ {low:g}"] if low > -math.inf else []
-    wanted += [f"≤ {high:g}"] if high < math.inf else []
-    sentence = f"{name} must be a number {' and '.join(wanted)}"
-    if type(value) not in (int, float):
-        raise InvalidRequest(sentence)
+def _or_none(check: Callable[[str, Any], int]) -> Callable[[str, Any], int | None]:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _logit_bias(name: str, value: Any) -> tuple[LogitBias, ...]:
+    """An object of token ids, or a list of pairs. A JSON object's names are texts."""
+    pairs = [[_token(key), bias] for key, bias in value.items()] if type(value) is dict else value
+    is_pairs = isinstance(pairs, (list, tuple)) and all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
+    )
+    if not is_pairs or len(pairs) > MAX_LOGIT_BIASES:
+        raise InvalidRequest(
+            f"{name} must be an object of token ids and biases, or a list of such pairs,"
+            f" of at most {MAX_LOGIT_BIASES}"
+        )
+    biases = tuple(_one_bias(name, token, bias) for token, bias in pairs)
+    if len({bias.token for bias in biases}) < len(biases):
+        raise InvalidRequest(f"{name} has a token id twice")
+    return biases
+
+
+def _token(key: str) -> int | str:
+    """The id that the text says; the check that follows refuses a text in its own words."""
+    return int(key) if key.isascii() and key.isdecimal() and len(key) <= 10 else key
+
+
+def _one_bias(name: str, token: Any, bias: Any) -> LogitBias:
+    token = integer(f"{name}: a token id", token, 0)
+    if bias is False:
+        return LogitBias(token, NEVER)
     try:
-        result = float(value)
-    except OverflowError:
-        raise InvalidRequest(sentence) from None
-    if not (math.isfinite(result) and above < result and low <= result <= high):
-        raise InvalidRequest(sentence)
-    return result
+        return LogitBias(token, number(f"{name}: a bias", bias, low=-100, high=100))
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{error.message}, or false for never") from None
 
 
-def text(name: str, value: Any) -> str:
-    """The value, if it is a non-empty string that UTF-8 and the engines' C strings can hold."""
-    if not isinstance(value, str) or not value:
-        raise InvalidRequest(f"{name} must be a string that is not empty")
-    if "\0" in value:
-        raise InvalidRequest(f"{name} must not contain the character U+0000")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InvalidRequest(f"{name} must be valid Unicode: it has a lone surrogate") from None
-    return value
-
-
-def _boolean(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidRequest(f"{name} must be true or false")
-    return value
-
-
-def _seed(name: str, value: Any) -> int | None:
-    return None if value is None else integer(name, value, 0, MAX_SEED)
-
-
-def _stop(name: str, value: Any) -> tuple[str, ...]:
-    strings = [value] if isinstance(value, str) else value
-    if not isinstance(strings, (list, tuple)) or len(strings) > MAX_STOP_STRINGS:
-        raise InvalidRequest(f"{name} must be a string or a list of at most {MAX_STOP_STRINGS}")
-    for string in strings:
-        if len(text(name, string)) > MAX_STOP_LENGTH:
-            raise InvalidRequest(f"{name}: a string must have at most {MAX_STOP_LENGTH} characters")
-    return tuple(strings)
-
-
-_VALIDATORS = {
+_VALIDATORS: dict[str, Callable[[str, Any], Any]] = {
     "num_predict": lambda name, value: integer(name, value, 1),
-    "n_batch": lambda name, value: None if value is None else integer(name, value, 1),
+    "n_batch": _or_none(lambda name, value: integer(name, value, 1)),
     "top_k": lambda name, value: integer(name, value, 0),
     "top_p": lambda name, value: number(name, value, above=0, high=1),
+    "min_p": lambda name, value: number(name, value, low=0, high=1),
+    "typical_p": lambda name, value: number(name, value, above=0, high=1),
+    "top_n_sigma": lambda name, value: number(name, value, low=-1, high=1000),
+    "xtc_probability": lambda name, value: number(name, value, low=0, high=1),
+    "xtc_threshold": lambda name, value: number(name, value, low=0, high=1),
     "temp": lambda name, value: number(name, value, low=0, high=1000),
     "repeat_penalty": lambda name, value: number(name, value, above=0, high=1000),
     "repeat_last_n": lambda name, value: integer(name, value, 0),
-    "seed": _seed,
-    "ignore_eos": _boolean,
-    "stop": _stop,
+    "frequency_penalty": lambda name, value: number(name, value, low=-2, high=2),
+    "presence_penalty": lambda name, value: number(name, value, low=-2, high=2),
+    "dry_multiplier": lambda name, value: number(name, value, low=0, high=1000),
+    "dry_base": lambda name, value: number(name, value, low=1, high=1000),
+    "dry_allowed_length": lambda name, value: integer(name, value, 0),
+    "dry_penalty_last_n": lambda name, value: integer(name, value, -1),
+    "dry_sequence_breakers": lambda name, value: texts(
+        name, value, MAX_DRY_BREAKERS, MAX_DRY_BREAKER_LENGTH
+    ),
+    "mirostat": lambda name, value: integer(name, value, 0, 2),
+    "mirostat_tau": lambda name, value: number(name, value, above=0, high=100),
+    "mirostat_eta": lambda name, value: number(name, value, above=0, high=1),
+    "logit_bias": _logit_bias,
+    "logprobs": _or_none(lambda name, value: integer(name, value, 0, MAX_LOGPROBS)),
+    "seed": _or_none(lambda name, value: integer(name, value, 0, MAX_SEED)),
+    "ignore_eos": boolean,
+    "stop": lambda name, value: texts(name, value, MAX_STOP_STRINGS, MAX_STOP_LENGTH),
 }

@@ -8,7 +8,7 @@ from typing import Literal
 
 from shared.sampling import SamplingParams
 
-EngineName = Literal["ctransformers", "echo"]
+EngineName = Literal["llama_cpp", "ctransformers", "echo"]
 KvType = Literal["f16", "f32", "q8_0"]
 
 
@@ -26,6 +26,14 @@ class ModelSettings:
     batch: int | None
     """Prompt tokens fed at a time; None: the engine's own choice."""
     kv_type: KvType
+    slots: int | None = None
+    """Sequences at a time in each worker; None: as the engine and the memory allow."""
+    kv_memory: int | None = None
+    """Bytes that a worker should take for keys and values, half of what is left; None: any."""
+    mlock: bool = False
+    """Keep the weights in memory, never swapped out."""
+    repack: bool = True
+    """Rearrange the weights for this CPU where the engine can: faster, in memory of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,10 @@ class WorkerSettings:
     """The CPUs that are this worker's own; one thread runs on each. Empty: not pinned."""
     model: ModelSettings
     log_level: str
+    max_stall_s: float = 0.15
+    """Longest step, in seconds, that may carry both a running stream and a prompt."""
+    node: int | None = None
+    """The NUMA node to take memory from; None: wherever the kernel does."""
 
 
 @dataclass(frozen=True, slots=True)

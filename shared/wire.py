@@ -21,11 +21,11 @@ import msgpack
 
 from shared import messages
 from shared.errors import FrameError
-from shared.messages import Message, Token
+from shared.messages import Candidate, Logprobs, Message, Token
 
 PROTOCOL = 1
 MAX_FRAME = 8 * 1024 * 1024
-"""Bytes. A prompt is at most 1 MiB, and a step of 1,000 sequences is far below."""
+"""Bytes. A prompt is at most 1 MiB; a step of 256 sequences with 100 candidates each is below."""
 
 MESSAGES: tuple[type[Any], ...] = (
     messages.Generate,
@@ -45,7 +45,7 @@ _TAGS = {kind: tag for tag, kind in enumerate(MESSAGES)}
 
 def encode_frame(batch: Sequence[Message]) -> bytes:
     """One frame that holds all of `batch`."""
-    payload: bytes = msgpack.packb([[_TAGS[type(m)], *_values(m)] for m in batch])
+    payload: bytes = msgpack.packb([[_TAGS[type(m)], *_values(m)] for m in batch], default=_values)
     if len(payload) > MAX_FRAME:
         raise FrameError(f"a frame of {len(payload)} bytes is over the limit of {MAX_FRAME}")
     return _HEADER.pack(len(payload)) + payload
@@ -88,12 +88,9 @@ def decode_payload(payload: bytes) -> list[Message]:
 _Decoder = Callable[[Any], Any]
 
 
-def _values(message: Any) -> list[Any]:
-    return [_plain(getattr(message, field.name)) for field in fields(message)]
-
-
-def _plain(value: Any) -> Any:
-    return _values(value) if is_dataclass(value) else value
+def _values(record: Any) -> list[Any]:
+    """A dataclass's fields; msgpack asks for those of dataclasses within, and packs tuples."""
+    return [getattr(record, field.name) for field in fields(record)]
 
 
 def _message(value: Any) -> Message:
@@ -153,10 +150,24 @@ def _dataclass_decoder(kind: type[Any]) -> _Decoder:
 
 
 def _token(value: Any) -> Token:
-    request, token, position, text = _array(value)
+    request, token, position, text, logprobs = _array(value)
     if not (type(request) is type(token) is type(position) is int and type(text) is str):
         raise TypeError("a token with a field of another type")
-    return Token(request, token, position, text)
+    return Token(request, token, position, text, None if logprobs is None else _logprobs(logprobs))
+
+
+def _logprobs(value: Any) -> Logprobs:
+    logprob, top = _array(value)
+    if type(logprob) is not float:
+        raise TypeError("a log probability of another type")
+    return Logprobs(logprob, tuple(map(_candidate, _array(top))))
+
+
+def _candidate(value: Any) -> Candidate:
+    token, piece, logprob = _array(value)
+    if not (type(token) is int and type(piece) is bytes and type(logprob) is float):
+        raise TypeError("a candidate with a field of another type")
+    return Candidate(token, piece, logprob)
 
 
 _DECODERS = [_dataclass_decoder(kind) for kind in MESSAGES]

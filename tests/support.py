@@ -40,8 +40,9 @@ def model_settings(
     context: int = 256,
     batch: int | None = None,
     kv_type: Any = "f16",
+    slots: int | None = None,
 ) -> ModelSettings:
-    return ModelSettings(path, engine, model_type, context, batch, kv_type)
+    return ModelSettings(path, engine, model_type, context, batch, kv_type, slots)
 
 
 def echo_options(folder: Path, **options: Any) -> Path:

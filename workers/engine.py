@@ -7,19 +7,26 @@ runs it, never in the front.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
 from shared.errors import ConfigurationError
-from shared.messages import ModelInfo
+from shared.messages import Logprobs, ModelInfo
 from shared.sampling import SamplingParams
 from shared.settings import EngineName, ModelSettings
+from workers.gguf_header import read_gguf_header
 
 GGUF_MAGIC = b"GGUF"
 GGML_MAGICS = (b"lmgg", b"tjgg", b"fmgg", b"algg")
 """ggml, ggjt, ggmf and ggla, as little-endian integers on disk."""
+INSTALL_LLAMA_CPP = "pip install 'tokenflume[llama]'"
+CTRANSFORMERS_GGUF = {("llama", "llama"), ("falcon", "gpt2")}
+"""(architecture, tokenizer) of the GGUF files that ctransformers runs."""
+CTRANSFORMERS_TENSORS = frozenset((0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15))
+"""ggml's numbers of the tensor types it knows: F32 and F16, Q4_0 to Q8_1, Q2_K to Q8_K."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,10 @@ class Feed:
     position: int
     wants_logits: bool
     """A sample of this slot follows."""
+
+
+class Interrupted(Exception):
+    """A decode was interrupted: its feeds count as not processed, and may be fed again."""
 
 
 class Sampler(Protocol):
@@ -45,7 +56,7 @@ class Engine(Protocol):
 
     @property
     def max_batch(self) -> int:
-        """The most tokens that one feed may hold."""
+        """The most tokens that the feeds of one decode may hold together."""
 
     def tokenize(self, text: str) -> list[int]:
         """The text's tokens, with a leading BOS where the model wants one.
@@ -61,16 +72,31 @@ class Engine(Protocol):
         """Whether the token ends a generation."""
 
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> Sampler:
-        """A sampler for a sequence that begins with `prompt`."""
+        """A sampler for a sequence that begins with `prompt`.
+
+        Raises InvalidRequest for parameters that do not fit the model.
+        """
 
     def decode(self, feeds: Sequence[Feed]) -> None:
-        """Process the feeds, at most one a slot. Raises EngineFailed, for all of them."""
+        """Process the feeds, at most one a slot.
+
+        Raises EngineFailed, for all of them, and Interrupted after `interrupt`.
+        """
 
     def sample(self, slot: int, sampler: Sampler) -> int:
         """The next token of the slot, whose last feed wanted logits. Raises EngineFailed."""
 
+    def logprobs(self, slot: int, token: int, top: int) -> Logprobs:
+        """Of the token just sampled, and of the `top` likeliest; before the next decode.
+
+        Only asked of an engine whose `info.sampling` names "logprobs".
+        """
+
     def forget(self, slot: int) -> None:
         """The slot's sequence is over; another may begin at position 0."""
+
+    def interrupt(self) -> None:
+        """Make a running decode return early, if it can. The one method for other threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +107,29 @@ class EngineEntry:
     """Has `load(settings, threads) -> Engine`."""
     batches: bool
     """Runs many sequences in one step, so few large workers beat many small ones."""
+    measured: bool = False
+    """What a step takes depends on what it carries, and is measured when a worker starts."""
 
 
 ENGINES: dict[EngineName, EngineEntry] = {
+    "llama_cpp": EngineEntry("workers.engines.llama_cpp", batches=True, measured=True),
     "ctransformers": EngineEntry("workers.engines.ctransformers", batches=False),
     "echo": EngineEntry("workers.engines.echo", batches=True),
 }
 
 
 def choose_engine(path: Path, model_type: str | None) -> EngineName:
-    """The engine for a model file, by its first bytes.
+    """The engine for a model file, by its header and by what is installed.
 
     Raises ConfigurationError, in one sentence, for a file that is missing, not
-    readable, empty, no model, or headerless without a `model_type`.
+    readable, empty, no model, headerless without a `model_type`, or one that
+    only llama.cpp runs where that is not installed.
     """
     magic = _read_magic(path)
     if magic == GGUF_MAGIC:
-        return "ctransformers"
+        if has_llama_cpp():
+            return "llama_cpp"
+        return _without_llama_cpp(path)
     if magic in GGML_MAGICS:
         if model_type is None:
             raise ConfigurationError(
@@ -106,6 +138,23 @@ def choose_engine(path: Path, model_type: str | None) -> EngineName:
             )
         return "ctransformers"
     raise ConfigurationError(f"{path} is neither a GGUF nor a GGML file")
+
+
+def has_llama_cpp() -> bool:
+    """Whether the optional engine is installed; finds out without importing it."""
+    return importlib.util.find_spec("llama_cpp") is not None
+
+
+def _without_llama_cpp(path: Path) -> EngineName:
+    """ctransformers, if it can run the GGUF. Raises ConfigurationError."""
+    header = read_gguf_header(path)
+    kind = (header.architecture, header.tokenizer)
+    if kind in CTRANSFORMERS_GGUF and header.tensor_types <= CTRANSFORMERS_TENSORS:
+        return "ctransformers"
+    raise ConfigurationError(
+        f"{path} ({' with the tokenizer '.join(kind)}) needs llama.cpp:"
+        f" install it with {INSTALL_LLAMA_CPP}"
+    )
 
 
 def load_engine(settings: ModelSettings, threads: int) -> Engine:

@@ -219,6 +219,14 @@ def quota_text(machine: Machine) -> str:
     return f"{machine.quota:.4g} {unit} ({machine.quota_source})"
 
 
+def node_of_cpus(machine: Machine, cpus: Collection[int]) -> int | None:
+    """The NUMA node that all these CPUs are of; None when they are of several, or there is one."""
+    nodes = {core.node for core in machine.cores if not set(cpus).isdisjoint(core.cpus)}
+    if len(nodes) != 1 or len({core.node for core in machine.cores}) == 1:
+        return None
+    return nodes.pop()
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun: 1 core, 2 cores."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

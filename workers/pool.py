@@ -13,7 +13,7 @@ import asyncio
 import itertools
 from collections import deque
 
-from shared.errors import ConfigurationError, NotReady, QueueFull
+from shared.errors import ConfigurationError, NotReady, QueueFull, Unsupported
 from shared.messages import Failed, Generate, ModelInfo
 from shared.sampling import SamplingParams
 from shared.settings import PoolSettings
@@ -50,13 +50,14 @@ class WorkerPool:
         await self._supervisor.stop(STOP_GRACE_S)
 
     def submit(self, prompt: str, sampling: SamplingParams) -> RequestStream:
-        """Take a request, or raise before anything is done: QueueFull, NotReady.
+        """Take a request, or raise before anything is done: NotReady, Unsupported, QueueFull.
 
         Whoever takes the stream's events calls `release` at the end, however it came.
         """
         reason = self.why_not_ready()
         if reason is not None:
             raise NotReady(reason)
+        self._refuse_unsupported(sampling)
         if len(self._waiting) >= self._settings.queue and self._least_loaded() is None:
             raise QueueFull(
                 f"every slot is taken, and {len(self._waiting)} requests wait, as many as may"
@@ -90,6 +91,13 @@ class WorkerPool:
         if all(reasons):
             return f"no worker is left: {reasons[0]}"
         return "no worker is ready yet"
+
+    def _refuse_unsupported(self, sampling: SamplingParams) -> None:
+        """A field without effect would be a silent lie. A worker is ready."""
+        info = self._ready_handles()[0].ready.result().info
+        beyond = sampling.beyond(info.sampling)
+        if beyond:
+            raise Unsupported(f"the {info.engine} engine cannot honour {', '.join(beyond)}")
 
     @property
     def model(self) -> ModelInfo | None:

@@ -46,6 +46,13 @@ def read_quota(root: Path) -> tuple[float | None, str]:
     return None, f"no limit in cgroup {', '.join(own)}" if own else "no cgroup found"
 
 
+def cgroup_v2_directories(root: Path) -> list[Path]:
+    """The directories of this process's version 2 cgroup and of its ancestors, innermost first."""
+    mounts = [mount for mount in _read_mounts(root) or _USUAL_MOUNTS if mount.version == 2]
+    path = _read_cgroup_paths(root).get(2, "/")
+    return [_under(root, group) for group in _lineage(root, mounts, path)]
+
+
 def _read_mounts(root: Path) -> list[_Mount]:
     lines = (read_text(root / "proc/self/mountinfo") or "").splitlines()
     return [mount for mount in map(_parse_mount, lines) if mount is not None]

@@ -2,9 +2,11 @@
 
     waiting ──(a slot is free, first come first served)──▶ prefill ──▶ decode ──▶ over
 
-A step feeds every running sequence once: a chunk of its prompt, or its last
-token. Sequences join and leave between any two steps. A cancel takes effect at
-the next step, in prompt processing too.
+Every step carries the last token of each sequence that decodes. What room is left goes to
+prompts, first come first served, in chunks: while a stream runs, so much that the step stays
+within `max_stall_s`; while none does, as much as is fastest. Sequences join and leave between
+any two steps. A cancel takes effect at the next one, in prompt processing too, and a long step
+that carries only prompts can be interrupted for it.
 """
 
 from __future__ import annotations
@@ -14,19 +16,33 @@ from collections.abc import Callable
 
 from shared.errors import ContextTooShort, ServingError
 from shared.messages import Failed, Finished, Generate, Message, Timings, Token, Tokens, Usage
-from workers.engine import Engine, Feed
+from workers.engine import Engine, Feed, Interrupted
 from workers.sequence import Sequence
+from workers.step_cost import StepCost
+
+LONGEST_STEP_S = 2.0
+"""Of a step that stalls nobody: far below any deadline for progress."""
 
 
 class Scheduler:
-    """Runs requests on an engine. `clock` tells the time in seconds."""
+    """Runs requests on an engine. `clock` tells the time in seconds.
 
-    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
+    `cost`: what steps take; None: always about the same. `max_stall_s`: the longest step that
+    may carry both a running stream and a prompt; one prompt token goes along in any case.
+    """
+
+    def __init__(
+        self, engine: Engine, clock: Callable[[], float], cost: StepCost | None, max_stall_s: float
+    ) -> None:
         self._engine = engine
         self._clock = clock
+        self._cost = cost
+        self._max_stall_s = max_stall_s
         self._waiting: deque[Generate] = deque()
-        self._running: dict[int, Sequence] = {}  # by slot
+        self._running: dict[int, Sequence] = {}  # by slot, in the order of admission
         self._free_slots = list(range(engine.info.slots))
+        self.interruptible: frozenset[int] = frozenset()
+        """Requests whose cancel is worth an interrupt of the running step; for other threads."""
 
     @property
     def is_idle(self) -> bool:
@@ -49,16 +65,22 @@ class Scheduler:
         return []
 
     def step(self) -> list[Message]:
-        """Feed every running sequence once; return what that brought, tokens first."""
+        """Feed the running sequences once; return what that brought, tokens first."""
         failures = self._admit()
-        feeds = [sequence.next_feed(slot, self._engine) for slot, sequence in self._running.items()]
+        feeds = self._feeds()
         if not feeds:
             return failures
+        started = self._clock()
         try:
-            self._engine.decode(feeds)
+            self._decode(feeds)
+        except Interrupted:
+            return failures
         except ServingError as error:
             return [*failures, *(self._fail(feed.slot, error) for feed in feeds)]
-        return [*failures, *self._collect(feeds)]
+        events = self._collect(feeds)
+        if self._cost is not None:
+            self._cost.observe(sum(len(feed.tokens) for feed in feeds), self._clock() - started)
+        return [*failures, *events]
 
     def _admit(self) -> list[Message]:
         """Move waiting requests into free slots; those that cannot run fail here."""
@@ -84,6 +106,38 @@ class Scheduler:
         sampler = self._engine.sampler(request.sampling, prompt)
         return Sequence(request, prompt, sampler, now)
 
+    def _feeds(self) -> list[Feed]:
+        """What each sequence gets in the next step; nothing for prompts that must wait."""
+        decoding = sum(not sequence.is_prefilling for sequence in self._running.values())
+        room, batch = self._room_for_prompts(decoding), self._engine.info.batch
+        feeds = []
+        for slot, sequence in self._running.items():
+            if not sequence.is_prefilling:
+                feeds.append(sequence.next_feed(slot, 1, batch))
+            elif room > 0:
+                feeds.append(sequence.next_feed(slot, room, batch))
+                room -= len(feeds[-1].tokens)
+        return feeds
+
+    def _room_for_prompts(self, decoding: int) -> int:
+        """Prompt tokens that the next step may carry beside the decoding sequences, ≥ 1."""
+        if decoding == len(self._running):
+            return 0
+        room = self._engine.max_batch
+        if self._cost is not None:
+            limit_s = self._max_stall_s if decoding else LONGEST_STEP_S
+            room = self._cost.tokens_within(limit_s, room)
+        return max(1, room - decoding)
+
+    def _decode(self, feeds: list[Feed]) -> None:
+        sequences = [self._running[feed.slot] for feed in feeds]
+        if all(sequence.is_prefilling for sequence in sequences):
+            self.interruptible = frozenset(sequence.id for sequence in sequences)
+        try:
+            self._engine.decode(feeds)
+        finally:
+            self.interruptible = frozenset()
+
     def _collect(self, feeds: list[Feed]) -> list[Message]:
         """Sample where the engine has logits, and end what has come to its end."""
         tokens: list[Token] = []
@@ -94,11 +148,10 @@ class Scheduler:
             if not feed.wants_logits:
                 continue
             try:
-                token = self._engine.sample(feed.slot, sequence.sampler)
+                tokens += sequence.sample(feed.slot, self._engine, self._clock)
             except ServingError as error:
                 over.append(self._fail(feed.slot, error))
                 continue
-            tokens += sequence.sampled(token, self._engine, self._clock())
             if sequence.finish_reason is not None:
                 self._release(feed.slot)
                 over.append(sequence.finished(sequence.finish_reason, self._clock()))

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from shared.messages import Finished, FinishReason, Generate, Timings, Token, Usage
+from collections.abc import Callable
+
+from shared.messages import (
+    Finished,
+    FinishReason,
+    Generate,
+    Logprobs,
+    Timings,
+    Token,
+    Usage,
+)
 from workers.engine import Engine, Feed, Sampler
-from workers.text_assembly import TextAssembler
+from workers.text_assembly import Piece, TextAssembler
 
 
 class Sequence:
@@ -24,10 +34,17 @@ class Sequence:
         self._received_at = now
         self._first_token_at: float | None = None
 
-    def next_feed(self, slot: int, engine: Engine) -> Feed:
-        """What the engine must process next: a chunk of the prompt, or the last token."""
-        size = min(self._params.n_batch or engine.info.batch, engine.max_batch)
-        chunk = self._unfed[:size]
+    @property
+    def is_prefilling(self) -> bool:
+        """Its prompt is not processed yet: nobody sees its tokens stall."""
+        return self._first_token_at is None
+
+    def next_feed(self, slot: int, room: int, batch: int) -> Feed:
+        """What the engine must process next: a chunk of the prompt, or the last token.
+
+        A chunk has at most `room` tokens, and at most `batch` where the request does not say.
+        """
+        chunk = self._unfed[: min(room, self._params.n_batch or batch)]
         return Feed(slot, chunk, self._position, wants_logits=len(chunk) == len(self._unfed))
 
     def fed(self, feed: Feed) -> None:
@@ -35,20 +52,29 @@ class Sequence:
         del self._unfed[: len(feed.tokens)]
         self._position += len(feed.tokens)
 
-    def sampled(self, token: int, engine: Engine, now: float) -> list[Token]:
+    def sample(self, slot: int, engine: Engine, clock: Callable[[], float]) -> list[Token]:
+        """Choose the next token; return what may now be sent. Raises EngineFailed."""
+        token = engine.sample(slot, self.sampler)
+        top = self._params.logprobs
+        logprobs = None if top is None else engine.logprobs(slot, token, top)
+        return self.sampled(token, engine, clock(), logprobs)
+
+    def sampled(
+        self, token: int, engine: Engine, now: float, logprobs: Logprobs | None = None
+    ) -> list[Token]:
         """Take the next token; return what may now be sent. May set `finish_reason`."""
         if self._first_token_at is None:
             self._first_token_at = now
         if engine.is_end(token):
             self.finish_reason = "stop"
-            return self._tokens(flush=True)
+            return self._numbered(self._assembler.flush())
         self._completion_tokens += 1
-        released = self._tokens(token, engine.piece(token))
+        released = self._numbered(self._assembler.push(token, engine.piece(token), logprobs))
         if self._assembler.stopped:
             self.finish_reason = "stop"
         elif self._is_full(engine):
             self.finish_reason = "length"
-            released += self._tokens(flush=True)
+            released += self._numbered(self._assembler.flush())
         else:
             self._unfed.append(token)
         return released
@@ -67,11 +93,10 @@ class Sequence:
         used = self._prompt_tokens + self._completion_tokens
         return self._completion_tokens >= self._params.num_predict or used >= engine.info.context
 
-    def _tokens(self, token: int = 0, data: bytes = b"", *, flush: bool = False) -> list[Token]:
-        pieces = self._assembler.flush() if flush else self._assembler.push(token, data)
+    def _numbered(self, pieces: list[Piece]) -> list[Token]:
         first = self._sent
         self._sent += len(pieces)
         return [
-            Token(self.id, piece.token, position, piece.text)
+            Token(self.id, piece.token, position, piece.text, piece.logprobs)
             for position, piece in enumerate(pieces, start=first)
         ]

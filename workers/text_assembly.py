@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import codecs
-from dataclasses import dataclass
+from typing import NamedTuple
+
+from shared.messages import Logprobs
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A token id with the text that the token completes."""
+class Piece(NamedTuple):
+    """A token id with the text that the token completes, and its log probabilities if asked for."""
 
     token: int
     text: str
+    logprobs: Logprobs | None = None
 
 
 class TextAssembler:
@@ -31,15 +33,16 @@ class TextAssembler:
         self._held: list[Piece] = []
         self.stopped = False
 
-    def push(self, token: int, data: bytes) -> list[Piece]:
+    def push(self, token: int, data: bytes, logprobs: Logprobs | None = None) -> list[Piece]:
         """The pieces that became certain with this token, in order.
 
         After a stop string has been found `stopped` is true, and what came
         before it has been returned.
         """
-        self._held.append(Piece(token, self._decoder.decode(data)))
+        piece = Piece(token, self._decoder.decode(data), logprobs)
         if not self._stop:
-            return self._release(len(self._held))
+            return [piece]
+        self._held.append(piece)
         text = "".join(piece.text for piece in self._held)
         cut = self._find_stop(text)
         if cut is not None:
@@ -87,7 +90,7 @@ class TextAssembler:
         for piece in self._held:
             if length <= 0:
                 break
-            released.append(Piece(piece.token, piece.text[:length]))
+            released.append(piece._replace(text=piece.text[:length]))
             length -= len(piece.text)
         self._held.clear()
         return released

@@ -1,7 +1,7 @@
 """The child's side: pin, load, then one loop that is all of the worker's I/O.
 
-    request queue ─▶ receive ─▶ Scheduler.submit / cancel
-                                Scheduler.step ─▶ send ─▶ token queue
+    request queue ─▶ Inbox ─▶ Scheduler.submit / cancel
+                              Scheduler.step ─▶ send ─▶ token queue
 
 The model runs in this loop's thread. Nothing here decides anything.
 """
@@ -14,7 +14,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 
@@ -34,10 +33,17 @@ from shared.messages import (
 from shared.queues import RequestReceiver, TokenSender
 from shared.settings import WorkerSettings
 from shared.wire import PROTOCOL
-from workers.engine import Engine, load_engine
+from workers.engine import ENGINES, Engine, load_engine
+from workers.inbox import Inbox
+from workers.numa import prefer_node
 from workers.scheduler import Scheduler
+from workers.step_cost import StepCost, measure
 
 HEARTBEAT_S = 0.5
+CALIBRATION_STEP_S = 0.3
+"""Steps longer than this are not measured when a worker starts: it is to be ready soon."""
+SAMPLE = "Once upon a time there was a fox who lived at the edge of a dark wood, and"
+"""What the steps that are measured consist of."""
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 logger = logging.getLogger("tokenflume.worker")
@@ -53,22 +59,37 @@ def run_worker(settings: WorkerSettings, requests: Connection, tokens: Connectio
     except ConfigurationError as error:
         sender.send([LoadFailed(str(error))])
         return
+    cost = step_cost(engine) if ENGINES[settings.model.engine].measured else None
+    scheduler = Scheduler(engine, time.monotonic, cost, settings.max_stall_s)
     sender.send([Ready(PROTOCOL, engine.info, time.monotonic() - started)])
     try:
-        serve(engine, receiver, sender, time.monotonic)
+        serve(engine, scheduler, receiver, sender)
     except (EOFError, BrokenPipeError):
         logger.info("worker %d: the front is gone", settings.index)
 
 
+def step_cost(engine: Engine) -> StepCost:
+    """What the engine's steps take here and now."""
+    started = time.monotonic()
+    cost = measure(engine, time.monotonic, engine.tokenize(SAMPLE), CALIBRATION_STEP_S)
+    logger.debug("steps: %s; measured in %.2f s", cost, time.monotonic() - started)
+    return cost
+
+
 def serve(
-    engine: Engine, receiver: RequestReceiver, sender: TokenSender, clock: Callable[[], float]
+    engine: Engine, scheduler: Scheduler, receiver: RequestReceiver, sender: TokenSender
 ) -> None:
     """The loop. Returns on Shutdown; raises EOFError or BrokenPipeError without a front."""
-    scheduler = Scheduler(engine, clock)
-    last_sent = clock()
+
+    def interrupt_for(request_id: int) -> None:
+        if request_id in scheduler.interruptible:
+            engine.interrupt()
+
+    inbox = Inbox(receiver, interrupt_for)
+    last_sent = time.monotonic()
     while True:
         events: list[Message] = []
-        for message in receiver.receive(HEARTBEAT_S if scheduler.is_idle else 0):
+        for message in inbox.take(HEARTBEAT_S if scheduler.is_idle else 0):
             match message:
                 case Generate():
                     scheduler.submit(message)
@@ -77,7 +98,7 @@ def serve(
                 case Shutdown():
                     return
         events += scheduler.step()
-        now = clock()
+        now = time.monotonic()
         if not events and now - last_sent >= HEARTBEAT_S:
             events.append(Heartbeat())
         if events:
@@ -95,6 +116,16 @@ def prepare_process(settings: WorkerSettings) -> None:
     configure_logging(settings.log_level)
     if settings.cpus:
         psutil.Process().cpu_affinity(list(settings.cpus))
+    if settings.node is not None:
+        take_memory_from(settings.node)
+
+
+def take_memory_from(node: int) -> None:
+    """Use the NUMA node's own memory, if we may: containers often forbid to say so."""
+    try:
+        prefer_node(node)
+    except OSError as error:
+        logger.warning("memory is not bound to NUMA node %d: %s", node, error)
 
 
 def end_with_parent() -> None:

@@ -2,13 +2,15 @@
 
 text/plain (default)   each token on its own line; inside a token `\\` is
                        written `\\\\`, a newline `\\n`, a carriage return `\\r`
-application/x-ndjson   {"token", "index", "id"} for each token; the last
+application/x-ndjson   {"token", "index", "id"} for each token, and
+                       {"logprob", "top_logprobs"} where asked for; the last
                        line has "done" or "error"
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +18,9 @@ from server.dialects.base import Call, Dialect, Renderer
 from server.errors import error_body
 from server.json_body import parse_object
 from shared.errors import InvalidRequest, ServingError
-from shared.messages import Finished, Token
-from shared.sampling import SamplingParams, text
+from shared.messages import Candidate, Finished, Token
+from shared.sampling import SamplingParams
+from shared.validation import text
 
 NDJSON = "application/x-ndjson"
 ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
@@ -30,7 +33,11 @@ def parse(body: bytes, headers: Mapping[str, str], defaults: SamplingParams) -> 
         raise InvalidRequest("prompt is missing")
     prompt = text("prompt", fields.pop("prompt"))
     _refuse_cache(fields.pop("cache", 0))
-    return Call(prompt, defaults.from_fields(fields), renderer_for(headers.get("accept", "")))
+    sampling = defaults.from_fields(fields)
+    renderer = renderer_for(headers.get("accept", ""))
+    if sampling.logprobs is not None and not isinstance(renderer, NdjsonRenderer):
+        raise InvalidRequest(f"logprobs: plain text cannot show them; send `Accept: {NDJSON}`")
+    return Call(prompt, sampling, renderer)
 
 
 def renderer_for(accept: str) -> Renderer:
@@ -65,7 +72,7 @@ class NdjsonRenderer:
     media_type = NDJSON
 
     def tokens(self, tokens: Sequence[Token]) -> bytes:
-        return b"".join([_line({"token": t.text, "index": t.position, "id": t.id}) for t in tokens])
+        return b"".join([_line(_token(token)) for token in tokens])
 
     def finished(self, event: Finished, queued_s: float) -> bytes:
         usage, timings = event.usage, event.timings
@@ -88,6 +95,28 @@ class NdjsonRenderer:
 
     def failed(self, error: ServingError) -> bytes | None:
         return error_body(error)
+
+
+def _token(token: Token) -> dict[str, Any]:
+    value: dict[str, Any] = {"token": token.text, "index": token.position, "id": token.id}
+    if token.logprobs is not None:
+        value["logprob"] = _logprob(token.logprobs.logprob)
+        value["top_logprobs"] = [_candidate(candidate) for candidate in token.logprobs.top]
+    return value
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "id": candidate.id,
+        "token": candidate.piece.decode(errors="replace"),
+        "bytes": list(candidate.piece),
+        "logprob": _logprob(candidate.logprob),
+    }
+
+
+def _logprob(value: float) -> float | None:
+    """JSON has no -Infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _line(value: dict[str, Any]) -> bytes:

@@ -59,7 +59,7 @@ def test_the_log_says_the_cpu_the_sampling_the_plan_and_the_loading_times(
     assert "temp 0.8, top_k 40, top_p 0.95, repeat_penalty 1.3 over 64 tokens" in log
     assert re.search(r"plan +\d+ workers?, \d+ threads?", log)
     workers = len(tales.workers())
-    loads = re.findall(r"worker \d+ \(pid \d+\): loaded llama on ctransformers in \d+\.\d\d s", log)
+    loads = re.findall(r"worker \d+ \(pid \d+\): loaded llama on llama_cpp in \d+\.\d\d s", log)
     assert len(loads) == workers
 
 
@@ -207,7 +207,7 @@ def test_a_model_that_does_not_load_is_exit_status_3_and_a_sentence(tmp_path: Pa
     path.write_bytes(b"GGUF" + bytes(200))
     ended = run_to_its_end("-m", str(path))
     assert ended.returncode == 3
-    assert ended.stderr.splitlines()[-1].startswith("tokenflume: ctransformers cannot load")
+    assert ended.stderr.splitlines()[-1].startswith("tokenflume: llama.cpp cannot load")
     assert "broken.gguf" in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
 
@@ -219,7 +219,9 @@ def test_a_hostile_model_file_costs_workers_and_the_log_says_so(
     path = tmp_path / "cut.gguf"
     whole = llama_gguf.read_bytes()
     path.write_bytes(whole[: len(whole) // 50])
-    with RunningServer("-m", str(path), "--workers", "1", wait_ready=False) as running:
+    with RunningServer(
+        "-m", str(path), "--engine", "ctransformers", "--workers", "1", wait_ready=False
+    ) as running:
         running.wait_for_log("worker 0 was ended by SIG")
         assert running.client.get("/health").status_code == 200
         assert running.client.get("/ready").status_code == 503

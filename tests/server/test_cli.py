@@ -220,7 +220,7 @@ def test_a_gguf_file_needs_no_model_type(tmp_path: Path) -> None:
 
     model = settings_of("--model", str(path)).pool.workers[0].model
 
-    assert (model.engine, model.model_type, model.path) == ("ctransformers", None, path)
+    assert (model.engine, model.model_type, model.path) == ("llama_cpp", None, path)
 
 
 def test_the_program_itself_ends_with_status_3_for_a_missing_model(tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_every_worker_has_cpus_of_its_own() -> None:
 def test_without_a_model_the_bundled_one_is_served() -> None:
     model = settings_of().pool.workers[0].model
 
-    assert (model.path, model.engine) == (BUNDLED_MODEL.resolve(), "ctransformers")
+    assert (model.path, model.engine) == (BUNDLED_MODEL.resolve(), "llama_cpp")
 
 
 def test_a_relative_path_is_kept_from_changing_with_the_directory(

@@ -12,6 +12,8 @@ import pytest
 from server.options import BUNDLED_MODEL, OPTIONS, read_options
 
 STATUS_2 = 2
+SWITCHES = ("--mlock", "--repack")
+"""Options that need no value."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ CASES = (
     Case(
         ("--engine",),
         "auto",
-        {"echo": "echo", "ctransformers": "ctransformers", "auto": "auto"},
+        {"echo": "echo", "ctransformers": "ctransformers", "llama_cpp": "llama_cpp"},
         ("", "Echo", "llama", "echo "),
     ),
     Case(("--model-type",), None, {"gpt2": "gpt2", "llama": "llama"}),
@@ -64,6 +66,8 @@ CASES = (
         ("", "F16", "f64"),
     ),
     Case(("-b", "--batch-size"), None, {"1": 1, "512": 512}, (*NO_INTEGERS, "0", "-1")),
+    Case(("--mlock",), "off", {"on": "on", "off": "off"}, ("", "yes", "auto")),
+    Case(("--repack",), "auto", {"on": "on", "off": "off"}, ("", "yes")),
     Case(("--host",), "127.0.0.1", {"::1": "::1", "localhost": "localhost"}),
     Case(
         ("-P", "--port"),
@@ -81,6 +85,13 @@ CASES = (
     ),
     Case(("-t", "--num-threads"), None, {"1": 1, "64": 64}, (*NO_INTEGERS, "0", "-1")),
     Case(("--workers",), None, {"1": 1, "1024": 1024}, (*NO_INTEGERS, "0", "-1", "1025")),
+    Case(("--slots",), None, {"1": 1, "256": 256}, (*NO_INTEGERS, "0", "257")),
+    Case(
+        ("--max-stall",),
+        150.0,
+        {"1": 1.0, "99.5": 99.5, "60000": 60_000.0},
+        (*NO_NUMBERS, "0", "0.9", "60001"),
+    ),
     Case(("--load-timeout",), 600.0, SECONDS, NO_SECONDS),
     Case(("--progress-timeout",), 60.0, SECONDS, NO_SECONDS),
     Case(("-T", "--temp"), 0.80, {"0": 0.0, "1.5": 1.5}, (*NO_NUMBERS, "-0.1", "1001")),
@@ -198,7 +209,7 @@ def test_a_bad_value_in_the_environment_ends_with_status_2_and_names_the_variabl
         (["--top-p", "1.5"], "> 0 and ≤ 1"),
         (["--temp", "-1"], "≥ 0"),
         (["--drain-timeout", "0"], "> 0 and ≤ 86400"),
-        (["--engine", "llama"], "'llama' is none of auto, ctransformers, echo"),
+        (["--engine", "llama"], "'llama' is none of auto, llama_cpp, ctransformers, echo"),
         (["--log-level", "loud"], "'loud' is none of debug, info, warning, error"),
         (["--kv-type", "f64"], "'f64' is none of f16, f32, q8_0"),
     ],
@@ -213,6 +224,8 @@ def test_the_complaint_says_what_is_possible(
 def test_a_flag_without_its_value_ends_with_status_2(
     case: Case, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if case.long in SWITCHES:
+        pytest.skip("means on")
     assert case.long in complaint(capsys, [case.long], {})
 
 
@@ -298,7 +311,7 @@ def test_help_mentions_every_flag_with_its_default(help_text: str) -> None:
 def test_help_mentions_what_an_option_can_be(help_text: str) -> None:
     words = " ".join(help_text.split())
 
-    assert "one of auto, ctransformers, echo" in words
+    assert "one of auto, llama_cpp, ctransformers, echo" in words
     assert "one of f16, f32, q8_0" in words
     assert "one of debug, info, warning, error" in words
 
@@ -334,3 +347,9 @@ def test_a_mistyped_variable_ends_with_status_2_and_the_nearest_name(
 ) -> None:
     said = complaint(capsys, [], {"TOKENFLUME_NUM_THREAD": "2"})
     assert "TOKENFLUME_NUM_THREAD sets nothing; did you mean TOKENFLUME_NUM_THREADS?" in said
+
+
+@pytest.mark.parametrize("flag", SWITCHES)
+def test_a_switch_without_a_value_is_on(flag: str) -> None:
+    assert getattr(read_options([flag], {}), flag[2:]) == "on"
+    assert getattr(read_options([flag, "--port", "0"], {}), flag[2:]) == "on"

@@ -38,7 +38,7 @@ def test_an_unknown_code_is_an_internal_error_that_keeps_its_message() -> None:
 
 
 def test_no_two_errors_share_a_code() -> None:
-    assert len({kind.code for kind in KINDS}) == len(KINDS) == 10
+    assert len({kind.code for kind in KINDS}) == len(KINDS) == 11
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,7 @@ def test_no_two_errors_share_a_code() -> None:
     [
         (errors.InvalidRequest, "invalid_request", 400, None),
         (errors.ContextTooShort, "context_length", 400, None),
+        (errors.Unsupported, "unsupported", 400, None),
         (errors.NotFound, "not_found", 404, None),
         (errors.MethodNotAllowed, "method_not_allowed", 405, None),
         (errors.BodyTooLarge, "body_too_large", 413, None),

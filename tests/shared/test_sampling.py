@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import InvalidRequest
-from shared.sampling import SamplingParams, number, text
+from shared.sampling import LogitBias, SamplingParams, number, text
 
 DEFAULTS = SamplingParams()
 NAMES = [field.name for field in fields(SamplingParams)]
@@ -22,6 +22,10 @@ INTEGER_FIELDS = {
     "n_batch": (1, MOST),
     "top_k": (0, MOST),
     "repeat_last_n": (0, MOST),
+    "dry_allowed_length": (0, MOST),
+    "dry_penalty_last_n": (-1, MOST),
+    "mirostat": (0, 2),
+    "logprobs": (0, 100),
     "seed": (0, 2**64 - 1),
 }
 # Least and greatest value that are taken, and how the range is said.
@@ -29,6 +33,17 @@ NUMBER_FIELDS = {
     "top_p": (5e-324, 1.0, ["> 0", "≤ 1"]),
     "temp": (0.0, 1000.0, ["≥ 0", "≤ 1000"]),
     "repeat_penalty": (5e-324, 1000.0, ["> 0", "≤ 1000"]),
+    "min_p": (0.0, 1.0, ["≥ 0", "≤ 1"]),
+    "typical_p": (5e-324, 1.0, ["> 0", "≤ 1"]),
+    "top_n_sigma": (-1.0, 1000.0, ["≥ -1", "≤ 1000"]),
+    "xtc_probability": (0.0, 1.0, ["≥ 0", "≤ 1"]),
+    "xtc_threshold": (0.0, 1.0, ["≥ 0", "≤ 1"]),
+    "dry_multiplier": (0.0, 1000.0, ["≥ 0", "≤ 1000"]),
+    "dry_base": (1.0, 1000.0, ["≥ 1", "≤ 1000"]),
+    "mirostat_tau": (5e-324, 100.0, ["> 0", "≤ 100"]),
+    "mirostat_eta": (5e-324, 1.0, ["> 0", "≤ 1"]),
+    "frequency_penalty": (-2.0, 2.0, ["≥ -2", "≤ 2"]),
+    "presence_penalty": (-2.0, 2.0, ["≥ -2", "≤ 2"]),
 }
 JSON = st.recursive(
     st.none()
@@ -123,9 +138,9 @@ def test_null_is_no_integer(name: str) -> None:
     assert refusal({name: None}).startswith(f"{name} must be an integer")
 
 
-@pytest.mark.parametrize("name", ["seed", "n_batch"])
+@pytest.mark.parametrize("name", ["seed", "n_batch", "logprobs"])
 def test_null_gives_up_the_servers_default_where_none_is_a_value(name: str) -> None:
-    given = SamplingParams(seed=5, n_batch=5).from_fields({name: None})
+    given = SamplingParams(seed=5, n_batch=5, logprobs=5).from_fields({name: None})
     assert getattr(given, name) is None
 
 
@@ -152,7 +167,7 @@ def test_a_number_beyond_an_end_is_refused_with_its_name_and_range(name: str) ->
     low, high, said = NUMBER_FIELDS[name]
     below, above = math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
 
-    for beyond in (below, above, -1, -math.inf, math.inf, math.nan, 10**400, -(10**400)):
+    for beyond in (below, above, -1001, -math.inf, math.inf, math.nan, 10**400, -(10**400)):
         sentence = refusal({name: beyond})
         assert name in sentence
         assert all(part in sentence for part in said), sentence
@@ -250,6 +265,82 @@ def test_any_other_stop_is_refused_with_its_name_and_the_reason(value: Any, said
     assert said in sentence
 
 
+@pytest.mark.parametrize("value", ["x", ["x"] * 16, ["y" * 64], []], ids=range(4))
+def test_dry_breakers_are_a_string_or_a_list_of_them(value: Any) -> None:
+    expected = (value,) if isinstance(value, str) else tuple(value)
+    assert DEFAULTS.from_fields({"dry_sequence_breakers": value}).dry_sequence_breakers == expected
+
+
+@pytest.mark.parametrize("value", [["x"] * 17, ["y" * 65], [""], [1], None, 5], ids=range(6))
+def test_any_other_dry_breakers_are_refused_with_the_fields_name(value: Any) -> None:
+    assert refusal({"dry_sequence_breakers": value}).startswith("dry_sequence_breakers")
+
+
+# ---------------------------------------------------------------- logit_bias
+
+
+@pytest.mark.parametrize(
+    ("value", "biases"),
+    [
+        ({"5": -1, "7": 2.5}, (LogitBias(5, -1.0), LogitBias(7, 2.5))),
+        ([[5, -100], [7, 100]], (LogitBias(5, -100.0), LogitBias(7, 100.0))),
+        ({"0": False}, (LogitBias(0, -math.inf),)),
+        ([[i, 0] for i in range(1024)], tuple(LogitBias(i, 0.0) for i in range(1024))),
+        ({}, ()),
+        ([], ()),
+    ],
+    ids=range(6),
+)
+def test_logit_bias_is_an_object_or_a_list_of_pairs(
+    value: Any, biases: tuple[LogitBias, ...]
+) -> None:
+    assert DEFAULTS.from_fields({"logit_bias": value}).logit_bias == biases
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([[i, 0] for i in range(1025)], "at most 1024"),
+        (5, "object of token ids"),
+        (None, "object of token ids"),
+        ([5], "such pairs"),
+        ([[1, 2, 3]], "such pairs"),
+        ({"x": 1}, "a token id must be an integer"),
+        ({"-1": 1}, "a token id must be an integer"),
+        ([[-1, 1]], "from 0"),
+        ([[1.0, 1]], "a token id must be an integer"),
+        ({"1": 101}, "≥ -100 and ≤ 100, or false for never"),
+        ({"1": True}, "a bias must be a number"),
+        ({"1": "x"}, "a bias must be a number"),
+        ([[1, 1], [1, 2]], "twice"),
+        ({"1": 1, "01": 2}, "twice"),
+    ],
+    ids=range(14),
+)
+def test_any_other_logit_bias_is_refused_with_its_name_and_the_reason(
+    value: Any, said: str
+) -> None:
+    sentence = refusal({"logit_bias": value})
+
+    assert sentence.startswith("logit_bias")
+    assert said in sentence
+
+
+# ---------------------------------------------------------------- what an engine honours
+
+
+def test_the_defaults_ask_nothing_of_an_engine() -> None:
+    assert DEFAULTS.beyond(()) == []
+
+
+def test_what_differs_from_its_default_is_asked_for_unless_it_is_supported() -> None:
+    params = DEFAULTS.from_fields({"min_p": 0.1, "seed": 1, "logprobs": 0, "mirostat": 0})
+
+    assert params.beyond(()) == ["min_p", "logprobs", "seed"]
+    assert params.beyond(("seed", "logprobs")) == ["min_p"]
+    assert params.beyond(NAMES) == []
+
+
 # ---------------------------------------------------------------- names, and everything
 
 
@@ -285,6 +376,7 @@ def test_whatever_a_client_sends_is_in_range_or_refused_with_a_sentence(
     for name, (low, high) in INTEGER_FIELDS.items():
         value = getattr(params, name)
         assert value == getattr(DEFAULTS, name) or (type(value) is int and low <= value <= high)
+    assert len({bias.token for bias in params.logit_bias}) == len(params.logit_bias) <= 1024
     for name, (least, greatest, _) in NUMBER_FIELDS.items():
         value = getattr(params, name)
         assert type(value) is float

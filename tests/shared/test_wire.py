@@ -7,6 +7,7 @@ import math
 import struct
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any, get_args
 
 import msgpack
@@ -18,11 +19,13 @@ from shared import messages
 from shared.errors import FrameError
 from shared.messages import (
     Cancel,
+    Candidate,
     Failed,
     Finished,
     Generate,
     Heartbeat,
     LoadFailed,
+    Logprobs,
     Message,
     ModelInfo,
     Ready,
@@ -32,7 +35,7 @@ from shared.messages import (
     Tokens,
     Usage,
 )
-from shared.sampling import SamplingParams
+from shared.sampling import LogitBias, SamplingParams
 from shared.wire import MAX_FRAME, MESSAGES, FrameParser, encode_frame
 
 HEADER = 4
@@ -54,6 +57,8 @@ SAMPLING = st.builds(
     seed=st.none() | INTEGERS,
     ignore_eos=st.booleans(),
     stop=st.lists(TEXTS, max_size=3).map(tuple),
+    logit_bias=st.lists(st.builds(LogitBias, token=INTEGERS, bias=NUMBERS), max_size=3).map(tuple),
+    logprobs=st.none() | INTEGERS,
 )
 INFO = st.builds(
     ModelInfo,
@@ -63,8 +68,18 @@ INFO = st.builds(
     vocabulary=INTEGERS,
     slots=INTEGERS,
     batch=INTEGERS,
+    sampling=st.lists(TEXTS, max_size=3).map(tuple),
 )
-TOKEN = st.builds(Token, request=INTEGERS, id=INTEGERS, position=INTEGERS, text=TEXTS)
+CANDIDATE = st.builds(Candidate, id=INTEGERS, piece=st.binary(max_size=8), logprob=NUMBERS)
+LOGPROBS = st.builds(Logprobs, logprob=NUMBERS, top=st.lists(CANDIDATE, max_size=3).map(tuple))
+TOKEN = st.builds(
+    Token,
+    request=INTEGERS,
+    id=INTEGERS,
+    position=INTEGERS,
+    text=TEXTS,
+    logprobs=st.none() | LOGPROBS,
+)
 BY_KIND: dict[type, st.SearchStrategy[Any]] = {
     Generate: st.builds(Generate, id=INTEGERS, prompt=TEXTS, sampling=SAMPLING),
     Cancel: st.builds(Cancel, id=INTEGERS),
@@ -102,19 +117,28 @@ VALUES = st.recursive(
     max_leaves=12,
 )
 
+ONE_LOGPROB = Logprobs(-0.5, (Candidate(9, b"\xc3", float("-inf")),))
 EXAMPLES: tuple[Message, ...] = (
-    Generate(1, "Once upon", SamplingParams(n_batch=8, seed=7, stop=("end",))),
+    Generate(
+        1,
+        "Once upon",
+        SamplingParams(
+            n_batch=8, seed=7, stop=("end",), logprobs=2, logit_bias=(LogitBias(5, -1.0),)
+        ),
+    ),
     Cancel(2),
     Shutdown(),
-    Ready(1, ModelInfo("echo", "echo", 256, 257, 4, 64), 0.5),
+    Ready(1, ModelInfo("echo", "echo", 256, 257, 4, 64, ("seed",)), 0.5),
     LoadFailed("no such tensor"),
-    Tokens((Token(1, 257, 0, " upon"), Token(2, 9, 3, ""))),
+    Tokens((Token(1, 257, 0, " upon"), Token(2, 9, 3, "", ONE_LOGPROB))),
     Finished(1, "stop", Usage(3, 0, 2), Timings(0.25, 0.5)),
     Failed(3, "engine_failed", "out of memory"),
     Heartbeat(),
 )
-MAY_BE_NONE = {(0, 3, 1), (0, 3, 7)}
-"""Tag, field and field within it: n_batch and seed of a Generate's sampling."""
+PLACES = {field.name: place for place, field in enumerate(fields(SamplingParams))}
+MAY_BE_NONE = {(0, 3, PLACES[name]) for name in ("n_batch", "seed", "logprobs")}
+"""Tag, field and field within it: what may be None in a Generate's sampling."""
+ANY_LENGTH = [PLACES[name] for name in ("stop", "dry_sequence_breakers", "logit_bias")]
 
 Path = tuple[int, ...]
 
@@ -375,6 +399,8 @@ def test_a_value_of_another_type_is_a_frame_error_in_every_field(message: Messag
     accepted = []
     for path, old in paths(value):
         allowed = {type(old)} | ({type(None), int} if (value[0], *path) in MAY_BE_NONE else set())
+        if type(message) is Tokens and path[2:] == (4,):
+            allowed |= {type(None)}  # no log probabilities
         for other in others:
             if type(other) in allowed:
                 continue
@@ -395,7 +421,9 @@ def test_a_field_too_many_or_too_few_is_a_frame_error(message: Message) -> None:
         for path, old in paths(value)
         if isinstance(old, list)
         and not (type(message) is Tokens and path == (1,))  # of any length
-        and not (type(message) is Generate and path == (3, 9))  # stop: of any length
+        and not (type(message) is Generate and path in [(3, place) for place in ANY_LENGTH])
+        and not (type(message) is Ready and path == (2, 6))  # sampling: of any length
+        and not (type(message) is Tokens and path == (1, 1, 4, 1))  # top: of any length
     ]
 
     for path, old in records:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shared.errors import NotReady, QueueFull
+from shared.errors import NotReady, QueueFull, Unsupported
 from shared.messages import Failed, Finished, Token
 from shared.sampling import SamplingParams
 from shared.settings import RestartPolicy
@@ -421,3 +421,12 @@ def test_a_worker_is_replaced_once_there_are_descriptors_again(
         assert text_of(await collect(pool, pool.submit("back", FULL))) == "back"
 
     with_pool(pool_settings(restart=replace(QUICK_RESTART, deaths=100)), step)
+
+
+def test_a_field_that_the_engine_cannot_honour_is_refused_by_name() -> None:
+    async def step(pool: WorkerPool) -> None:
+        with pytest.raises(Unsupported, match="the echo engine cannot honour logprobs"):
+            pool.submit("x", replace(FULL, logprobs=1))
+        assert text_of(await collect(pool, pool.submit("x", replace(FULL, min_p=0.5)))) == "x"
+
+    with_pool(pool_settings(), step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,10 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import EngineFailed
-from shared.messages import Failed, Finished, Generate, Message, ModelInfo, Tokens
+from shared.messages import (
+    Candidate,
+    Failed,
+    Finished,
+    Generate,
+    Logprobs,
+    Message,
+    ModelInfo,
+    Tokens,
+)
 from shared.sampling import SamplingParams
-from workers.engine import Feed
-from workers.scheduler import Scheduler
+from workers.engine import Feed, Interrupted
+from workers.scheduler import LONGEST_STEP_S, Scheduler
+from workers.step_cost import StepCost
 
 END = 0
 ALL = SamplingParams(num_predict=1000)
@@ -35,9 +45,12 @@ class CountingEngine:
     max_batch = 16
 
     def __init__(self, clock: Clock, slots: int = 2, context: int = 64, batch: int = 4) -> None:
-        self.info = ModelInfo("counting", "counting", context, 128, slots, batch)
+        self.info = ModelInfo("counting", "counting", context, 128, slots, batch, ())
         self.steps: list[list[Feed]] = []
         self.fails_on: int | None = None
+        self.interrupts = 0
+        self.step_s: Callable[[int], float] = lambda tokens: 0.010
+        self.during_decode: Callable[[], None] = lambda: None
         self._clock = clock
         self._lengths = dict.fromkeys(range(slots), 0)
         self._logits: set[int] = set()
@@ -57,8 +70,13 @@ class CountingEngine:
     def decode(self, feeds: Sequence[Feed]) -> None:
         assert len({feed.slot for feed in feeds}) == len(feeds)
         assert all(feed.tokens for feed in feeds)
+        assert sum(len(feed.tokens) for feed in feeds) <= self.max_batch
         self.steps.append([replace(feed, tokens=list(feed.tokens)) for feed in feeds])
-        self._clock.now += 0.010
+        self.during_decode()
+        self._clock.now += self.step_s(sum(len(feed.tokens) for feed in feeds))
+        if self.interrupts:
+            self.interrupts -= 1
+            raise Interrupted
         self._logits = {feed.slot for feed in feeds if feed.wants_logits}
         for feed in feeds:
             assert feed.position == self._lengths[feed.slot], "a position was skipped"
@@ -72,17 +90,25 @@ class CountingEngine:
         sampler[0] += 1
         return token if token <= ord("z") else END
 
+    def logprobs(self, slot: int, token: int, top: int) -> Logprobs:
+        return Logprobs(-1.0, (Candidate(token, b"x", -1.0),) * top)
+
     def forget(self, slot: int) -> None:
         self._lengths[slot] = 0
+
+    def interrupt(self) -> None:
+        raise AssertionError("the scheduler runs in one thread, and interrupts nothing")
 
 
 class Bench:
     """A scheduler with its engine, and what came out of it."""
 
-    def __init__(self, **options: int) -> None:
+    def __init__(
+        self, cost: StepCost | None = None, max_stall_s: float = 1, **options: int
+    ) -> None:
         self.clock = Clock()
         self.engine = CountingEngine(self.clock, **options)
-        self.scheduler = Scheduler(self.engine, self.clock)
+        self.scheduler = Scheduler(self.engine, self.clock, cost, max_stall_s)
         self.events: list[Message] = []
 
     def submit(self, request_id: int, prompt: str, params: SamplingParams = ALL) -> None:
@@ -316,3 +342,165 @@ def test_whatever_joins_and_leaves_every_text_is_right(
         else:
             assert bench.text(request_id) == expected
         assert isinstance(bench.end(request_id), Finished)
+
+
+# ---------------------------------------------------------------- long prompts beside streams
+
+
+def sizes(bench: Bench, request_slot: int, since: int = 0) -> list[int]:
+    """Tokens that a slot was fed in each step that fed it."""
+    return [
+        len(feed.tokens)
+        for feeds in bench.engine.steps[since:]
+        for feed in feeds
+        if feed.slot == request_slot
+    ]
+
+
+def linear(seconds_a_token: float) -> StepCost:
+    return StepCost({size: size * seconds_a_token for size in (1, 2, 4, 8, 16)})
+
+
+def timed(seconds_a_token: float = 0.1, **options: float) -> Bench:
+    """A bench whose engine takes so long for each token, and whose scheduler knows."""
+    bench = Bench(linear(seconds_a_token), **options)  # type: ignore[arg-type]
+    bench.engine.step_s = lambda tokens: tokens * seconds_a_token
+    return bench
+
+
+def test_a_prompt_gets_what_a_running_stream_leaves_of_the_stall_limit() -> None:
+    bench = timed(max_stall_s=0.65, batch=16)
+    bench.submit(1, "a")
+    bench.step()
+    bench.submit(2, "b" * 11)
+    bench.step(3)
+    assert sizes(bench, 0, since=1) == [5, 5, 1]  # with the stream's own token 6, within 0.65 s
+    assert sizes(bench, 1, since=1) == [1, 1, 1]
+
+
+def test_a_prompt_gets_a_token_a_step_even_where_the_limit_is_too_short_for_any() -> None:
+    bench = timed(max_stall_s=0.001, batch=16)
+    bench.submit(1, "a")
+    bench.step()
+    bench.submit(2, "b" * 3)
+    bench.step(3)
+    assert sizes(bench, 0, since=1) == [1, 1, 1]
+    assert len(bench.text(2)) == 1
+
+
+def test_a_prompt_alone_is_fed_as_much_as_is_fastest() -> None:
+    bench = timed(0.001, max_stall_s=0.002, batch=16)
+    bench.submit(1, "a" * 20, replace(ALL, num_predict=1))
+    bench.run()
+    assert sizes(bench, 1) == [16, 4]
+
+
+def test_no_step_takes_long_even_when_it_stalls_nobody() -> None:
+    bench = timed(LONGEST_STEP_S / 5, batch=16)
+    bench.submit(1, "a" * 12, replace(ALL, num_predict=1))
+    bench.run()
+    assert sizes(bench, 1) == [5, 5, 2]
+
+
+def test_prompts_are_processed_first_come_first_served() -> None:
+    """The second gets what the first leaves of a step."""
+    bench = timed(0.1, max_stall_s=0.85, batch=16, slots=3)
+    bench.submit(1, "a")
+    bench.step()
+    bench.submit(2, "b" * 10)
+    bench.submit(3, "c" * 10)
+    bench.step(3)
+    assert sizes(bench, 1, since=1) == [7, 3, 1]
+    assert sizes(bench, 0, since=1) == [4, 6]
+
+
+def test_n_batch_caps_the_chunk_beside_a_stream_too() -> None:
+    bench = timed(max_stall_s=1.25, batch=16)
+    bench.submit(1, "a")
+    bench.step()
+    bench.submit(2, "b" * 7, replace(ALL, n_batch=3))
+    bench.step(3)
+    assert sizes(bench, 0, since=1) == [3, 3, 1]
+
+
+def test_the_chunk_follows_what_steps_really_take() -> None:
+    """The engine has become three times as slow as it was measured."""
+    bench = timed(0.1, max_stall_s=1.2, batch=16, context=2000)
+    bench.engine.step_s = lambda tokens: tokens * 0.3
+    bench.submit(1, "a")
+    bench.step(4)
+    bench.submit(2, "b" * 400)
+    bench.step(20)
+    assert sizes(bench, 0, since=20)[-1] in (3, 4)  # 4 tokens of 0.3 s, one of them the stream's
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(0, 30)), min_size=1, max_size=8),
+    st.sampled_from([0.15, 0.3, 0.7]),
+)
+def test_no_stream_ever_waits_longer_than_the_limit_while_prompts_come(
+    prompts: list[tuple[int, int]], max_stall_s: float
+) -> None:
+    bench = timed(0.01, max_stall_s=max_stall_s, slots=4, context=2000, batch=16)
+    bench.submit(0, "a")
+    bench.step()
+    arrivals = sorted(enumerate(prompts, start=1), key=lambda item: item[1][1])
+    for request_id, (length, arrives) in arrivals:
+        while len(bench.engine.steps) < arrives and not bench.scheduler.is_idle:
+            bench.step()
+        bench.submit(request_id, "b" * length, replace(ALL, num_predict=5))
+    last, seen = bench.clock.now, len(bench.text(0))
+    while not bench.scheduler.is_idle:
+        bench.step()
+        if len(bench.text(0)) > seen:
+            assert bench.clock.now - last <= max_stall_s + 1e-9
+            last, seen = bench.clock.now, len(bench.text(0))
+
+
+# ---------------------------------------------------------------- interrupts
+
+
+def test_an_interrupted_step_is_done_again_and_nothing_is_lost() -> None:
+    bench = Bench(batch=4)
+    bench.engine.interrupts = 2
+    real_decode = bench.engine.decode
+
+    def decode(feeds: Sequence[Feed]) -> None:
+        before = dict(bench.engine._lengths)
+        try:
+            real_decode(feeds)
+        except Interrupted:
+            bench.engine._lengths.update(before)
+            raise
+
+    bench.engine.decode = decode  # type: ignore[method-assign]
+    bench.submit(1, "a" * 10, replace(ALL, num_predict=3))
+    bench.run()
+    assert bench.text(1) == "klm"
+    assert sizes(bench, 1) == [4, 4, 4, 4, 2, 1, 1]
+
+
+def test_only_steps_without_running_streams_may_be_interrupted() -> None:
+    bench = Bench(slots=3, batch=4)
+    seen: list[frozenset[int]] = []
+    bench.engine.during_decode = lambda: seen.append(bench.scheduler.interruptible)
+    bench.submit(1, "a" * 6)
+    bench.submit(2, "a" * 20)
+    bench.step(3)
+    assert seen == [{1, 2}, {1, 2}, frozenset()]
+    assert bench.scheduler.interruptible == frozenset()
+
+
+# ---------------------------------------------------------------- log probabilities
+
+
+def test_tokens_have_log_probabilities_where_they_are_asked_for() -> None:
+    bench = Bench()
+    bench.submit(1, "a", replace(ALL, num_predict=2, logprobs=1))
+    bench.submit(2, "a", replace(ALL, num_predict=2))
+    bench.run()
+    tokens = [t for e in bench.events if isinstance(e, Tokens) for t in e.tokens]
+    assert len(tokens) == 4
+    for token in tokens:
+        expected = Logprobs(-1.0, (Candidate(token.id, b"x", -1.0),))
+        assert token.logprobs == (expected if token.request == 1 else None)

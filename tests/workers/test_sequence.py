@@ -40,7 +40,8 @@ class Run:
         self.sequence = Sequence(request, tokens, sampler, self.now)
 
     def step(self) -> None:
-        feed = self.sequence.next_feed(SLOT, self.engine)
+        room, batch = self.engine.max_batch, self.engine.info.batch
+        feed = self.sequence.next_feed(SLOT, room, batch)
         self.feeds.append(feed)
         self.engine.decode([feed])
         self.now += 1

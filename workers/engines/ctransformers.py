@@ -19,7 +19,7 @@ from typing import Any
 from ctransformers.llm import LLM, Config
 
 from shared.errors import ConfigurationError, ContextTooShort, EngineFailed, InvalidRequest
-from shared.messages import ModelInfo
+from shared.messages import Logprobs, ModelInfo
 from shared.sampling import SamplingParams
 from shared.settings import ModelSettings
 from workers.cpu_features import cpu_features
@@ -40,7 +40,12 @@ def load(settings: ModelSettings, threads: int) -> CtransformersEngine:
         raise ConfigurationError(
             f"the ctransformers engine keeps keys and values as f16; it has no {settings.kv_type}"
         )
-    config = Config(context_length=settings.context, threads=threads)
+    if settings.slots not in (None, 1):
+        raise ConfigurationError(
+            "the ctransformers engine runs one stream in each worker: --slots must be 1;"
+            " --workers gives it more"
+        )
+    config = Config(context_length=settings.context, threads=threads, mlock=settings.mlock)
     try:
         model = LLM(str(settings.path), settings.model_type, config=config, lib=library_build())
     except (RuntimeError, ValueError, OSError) as error:
@@ -123,6 +128,18 @@ class CtransformersEngine:
             vocabulary=self._vocabulary,
             slots=1,
             batch=min(batch, MAX_BATCH),
+            sampling=(
+                "num_predict",
+                "n_batch",
+                "top_k",
+                "top_p",
+                "temp",
+                "repeat_penalty",
+                "repeat_last_n",
+                "seed",
+                "ignore_eos",
+                "stop",
+            ),
         )
 
     def tokenize(self, text: str) -> list[int]:
@@ -172,6 +189,12 @@ class CtransformersEngine:
         )
         sampler.recent.append(token)
         return token
+
+    def logprobs(self, slot: int, token: int, top: int) -> Logprobs:
+        raise EngineFailed("the ctransformers engine has no log probabilities")
+
+    def interrupt(self) -> None:
+        """It cannot: its chunks are short instead."""
 
     def forget(self, slot: int) -> None:
         """Nothing to do: the next sequence overwrites the context from position 0."""

@@ -31,14 +31,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from shared.errors import ConfigurationError, EngineFailed, InvalidRequest
-from shared.messages import ModelInfo
+from shared.messages import Logprobs, ModelInfo
 from shared.sampling import SamplingParams
 from shared.settings import ModelSettings
-from workers.engine import Feed
+from workers.engine import Feed, Interrupted
 
 END = 256
 DIRECTIVE = re.compile(rb"\[\[(prefill )?([a-z-]+)(?: ([0-9.]+))?\]\]")
@@ -70,6 +70,7 @@ def load(settings: ModelSettings, threads: int) -> EchoEngine:
         raise ConfigurationError(options.load_error)
     if options.dies_after_s:
         threading.Timer(options.dies_after_s, os._exit, [1]).start()
+    options = replace(options, slots=settings.slots or options.slots)
     return EchoEngine(options, settings.context, settings.batch or DEFAULT_BATCH)
 
 
@@ -113,10 +114,14 @@ class EchoEngine:
             vocabulary=END + 1,
             slots=options.slots,
             batch=min(batch, MAX_BATCH),
+            sampling=tuple(
+                field.name for field in fields(SamplingParams) if field.name != "logprobs"
+            ),
         )
         self.max_batch = MAX_BATCH
         self._step_s = options.step_s
         self._prefilled = [bytearray() for _ in range(options.slots)]
+        self._interruption = threading.Event()
 
     def tokenize(self, text: str) -> list[int]:
         tokens = list(text.encode())
@@ -134,6 +139,7 @@ class EchoEngine:
         return EchoSampler(bytes(prompt), params.ignore_eos)
 
     def decode(self, feeds: Sequence[Feed]) -> None:
+        self._interruption.clear()
         if self._step_s:
             time.sleep(self._step_s)
         for feed in feeds:
@@ -150,6 +156,13 @@ class EchoEngine:
                 act(found[2], found[3])
         return token
 
+    def logprobs(self, slot: int, token: int, top: int) -> Logprobs:
+        raise EngineFailed("the echo engine has no log probabilities")
+
+    def interrupt(self) -> None:
+        """Ends the sleep of a `[[prefill sleep S]]`."""
+        self._interruption.set()
+
     def forget(self, slot: int) -> None:
         self._prefilled[slot].clear()
 
@@ -159,8 +172,13 @@ class EchoEngine:
         known = len(text)
         text += bytes(feed.tokens)
         for found in DIRECTIVE.finditer(text, max(0, known - LONGEST_DIRECTIVE)):
-            if found[1] and found.end() > known:
+            if not found[1] or found.end() <= known:
+                continue
+            if found[2] != b"sleep":
                 act(found[2], found[3])
+            elif self._interruption.wait(float(found[3] or 0)):
+                del text[known:]
+                raise Interrupted
 
 
 def act(name: bytes, seconds: bytes | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from server.dialects import DIALECTS
 from server.dialects.base import Call
 from server.dialects.newline import (
     DIALECT,
+    NDJSON,
     NdjsonRenderer,
     PlainTextRenderer,
     escape,
@@ -24,7 +26,7 @@ from server.dialects.newline import (
 )
 from server.errors import error_body
 from shared.errors import EngineFailed, InvalidRequest, QueueFull
-from shared.messages import Finished, Timings, Token, Usage
+from shared.messages import Candidate, Finished, Logprobs, Timings, Token, Usage
 from shared.sampling import SamplingParams
 
 DEFAULTS = SamplingParams()
@@ -39,6 +41,7 @@ TOKENS = st.lists(
         id=st.integers(0, 2**31),
         position=st.integers(0, 2**31),
         text=TEXTS,
+        logprobs=st.none(),
     ),
     max_size=5,
 )
@@ -143,6 +146,27 @@ def test_a_token_looks_as_documented() -> None:
     assert body.decode() == (
         '{"token":" upon","index":1,"id":2501}\n{"token":"é\\n","index":2,"id":5}\n'
     )
+
+
+def test_a_token_with_log_probabilities_shows_them() -> None:
+    top = (Candidate(7, b" a", -0.5), Candidate(8, b"\xc3", -math.inf))
+    body = NdjsonRenderer().tokens([Token(9, 7, 0, " a", Logprobs(-0.5, top))])
+    assert json.loads(body) == {
+        "token": " a",
+        "index": 0,
+        "id": 7,
+        "logprob": -0.5,
+        "top_logprobs": [
+            {"id": 7, "token": " a", "bytes": [32, 97], "logprob": -0.5},
+            {"id": 8, "token": "\ufffd", "bytes": [0xC3], "logprob": None},
+        ],
+    }
+
+
+def test_plain_text_cannot_show_log_probabilities_and_says_so() -> None:
+    with pytest.raises(InvalidRequest, match=r"logprobs: .* `Accept: application/x-ndjson`"):
+        call({"prompt": "x", "logprobs": 0})
+    assert call({"prompt": "x", "logprobs": 0}, accept=NDJSON).sampling.logprobs == 0
 
 
 @pytest.mark.parametrize("reason", ["stop", "length", "cancelled"])
@@ -271,7 +295,9 @@ def test_the_prompt_arrives_as_it_is() -> None:
     assert call({"prompt": " é語🙂\n\\ \ufeff"}).prompt == " é語🙂\n\\ \ufeff"
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "model", "temp ", "mirostat", "\ud800"], ids=ascii)
+@pytest.mark.parametrize(
+    "name", ["max_tokens", "model", "temp ", "mirostat_mu", "\ud800"], ids=ascii
+)
 def test_an_unknown_field_is_refused_by_its_name(name: str) -> None:
     assert refusal({"prompt": "x", name: 1}) == f"unknown field: {name!r}"
 

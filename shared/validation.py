@@ -1,0 +1,75 @@
+"""The checks that fields of a request share: each returns the value, or says what it must be.
+
+All raise InvalidRequest with a sentence that names the field and its range.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from shared.errors import InvalidRequest
+
+MAX_INTEGER = 2**31 - 1
+
+
+def integer(name: str, value: Any, low: int, high: int = MAX_INTEGER) -> int:
+    """The value, if it is an integer in [low, high]; a boolean is none."""
+    if type(value) is not int or not low <= value <= high:
+        raise InvalidRequest(f"{name} must be an integer from {low} to {high}")
+    return value
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> float:
+    """The value as a float, if it is a finite number > above, ≥ low and ≤ high."""
+    wanted = [f"> {above:g}"] if above > -math.inf else []
+    wanted += [f"≥ {low:g}"] if low > -math.inf else []
+    wanted += [f"≤ {high:g}"] if high < math.inf else []
+    sentence = f"{name} must be a number {' and '.join(wanted)}"
+    if type(value) not in (int, float):
+        raise InvalidRequest(sentence)
+    try:
+        result = float(value)
+    except OverflowError:
+        raise InvalidRequest(sentence) from None
+    if not (math.isfinite(result) and above < result and low <= result <= high):
+        raise InvalidRequest(sentence)
+    return result
+
+
+def boolean(name: str, value: Any) -> bool:
+    """The value, if it is true or false; 0 and 1 are neither."""
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name} must be true or false")
+    return value
+
+
+def text(name: str, value: Any) -> str:
+    """The value, if it is a non-empty string that UTF-8 and the engines' C strings can hold."""
+    if not isinstance(value, str) or not value:
+        raise InvalidRequest(f"{name} must be a string that is not empty")
+    if "\0" in value:
+        raise InvalidRequest(f"{name} must not contain the character U+0000")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{name} must be valid Unicode: it has a lone surrogate") from None
+    return value
+
+
+def texts(name: str, value: Any, count: int, length: int) -> tuple[str, ...]:
+    """One `text` or a list of at most `count`, each of at most `length` characters."""
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, (list, tuple)) or len(strings) > count:
+        raise InvalidRequest(f"{name} must be a string or a list of at most {count}")
+    for string in strings:
+        if len(text(name, string)) > length:
+            raise InvalidRequest(f"{name}: a string must have at most {length} characters")
+    return tuple(strings)

@@ -1,0 +1,346 @@
+"""Every current GGUF, many sequences at once, through llama.cpp's own C interface.
+
+llama-cpp-python's bindings are used, one to one with llama.h; its high-level class is not: it
+runs one sequence and is not safe with threads. A slot is a llama.cpp sequence id. All slots
+share one unified KV cache of slots × context cells, so one decode can carry a chunk of one
+sequence's prompt and the last tokens of the others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import llama_cpp as lib
+import numpy as np
+
+from shared.errors import (
+    ConfigurationError,
+    ContextTooShort,
+    EngineFailed,
+    InvalidRequest,
+)
+from shared.messages import Candidate, Logprobs, ModelInfo
+from shared.sampling import SamplingParams
+from shared.settings import KvType, ModelSettings
+from workers.engine import Feed, Interrupted
+from workers.engines.llama_cpp_sampling import SamplerChain, build_chain
+
+BATCH = 512
+"""Tokens of a step at the most. Larger ones bring nothing: the weights are read once for all."""
+MOST_SLOTS = 16
+"""Slots of a worker that is not told how many. More would be slower for each stream."""
+MOST_CELLS = 2**31 - 1
+PADDING = 256
+"""llama.cpp rounds a context up to so many tokens."""
+KV_TYPES: dict[KvType, tuple[int, float]] = {
+    "f16": (1, 2),
+    "f32": (0, 4),
+    "q8_0": (8, 34 / 32),
+}
+"""ggml's number of each type, and its bytes an element."""
+LOG_LEVELS = {3: logging.WARNING, 4: logging.WARNING}
+"""ggml's warnings and errors; all else it says is for debugging."""
+ERROR_LEVEL = 4
+ABORTED = 2
+
+logger = logging.getLogger("tokenflume.llama_cpp")
+
+
+def load(settings: ModelSettings, threads: int) -> LlamaCppEngine:
+    """Load the model. Raises ConfigurationError when llama.cpp refuses it or memory is short."""
+    log = NativeLog()
+    lib.llama_backend_init()
+    model = load_model(settings, log)
+    slots = settings.slots or slots_for(model, settings)
+    context = make_context(model, settings, slots, threads, log)
+    engine = LlamaCppEngine(model, context, settings, slots, log)
+    engine.warm_up()
+    return engine
+
+
+class NativeLog:
+    """Takes what llama.cpp logs. Must live as long as the library may log."""
+
+    def __init__(self) -> None:
+        self.first_error = ""
+        """The one that tells the reason; those that follow tell what it led to."""
+        self._callback = lib.llama_log_callback(self._log)
+        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _log(self, level: int, text: bytes, _: ctypes.c_void_p) -> None:
+        line = text.decode(errors="replace").strip()
+        if level == ERROR_LEVEL and not self.first_error:
+            self.first_error = line
+        if line.strip("."):  # it shows progress in dots
+            logger.log(LOG_LEVELS.get(level, logging.DEBUG), "%s", line)
+
+
+def load_model(settings: ModelSettings, log: NativeLog) -> Any:
+    """llama.cpp's model, its weights mapped so that workers share them. ConfigurationError."""
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = 0
+    params.use_extra_bufts = settings.repack
+    params.load_mode = (
+        lib.LLAMA_LOAD_MODE_MMAP_MLOCK if settings.mlock else lib.LLAMA_LOAD_MODE_MMAP
+    )
+    model = lib.llama_model_load_from_file(str(settings.path).encode(), params)
+    if not model:
+        raise ConfigurationError(f"llama.cpp cannot load {settings.path}: {log.first_error}")
+    unfit = why_unfit(model)
+    if unfit:
+        raise ConfigurationError(f"{settings.path} {unfit}")
+    return model
+
+
+def why_unfit(model: Any) -> str:
+    """What keeps a model from continuing a text, in words; empty for a fit one."""
+    if lib.llama_model_has_encoder(model):
+        return "has an encoder, and only models that are decoders alone can be served"
+    if not lib.llama_model_has_decoder(model):
+        return "makes no text: it has no decoder"
+    if lib.llama_model_is_diffusion(model):
+        return "is a diffusion model, which does not write token after token"
+    if lib.llama_vocab_type(lib.llama_model_get_vocab(model)) == lib.LLAMA_VOCAB_TYPE_NONE:
+        return "has no vocabulary"
+    return ""
+
+
+def kv_bytes_per_token(model: Any, kv_type: KvType) -> float:
+    """Bytes of one token's keys and values over all layers; an estimate for unusual models."""
+    head = lib.llama_model_n_embd(model) / max(1, lib.llama_model_n_head(model))
+    elements: float = 2 * lib.llama_model_n_layer(model) * lib.llama_model_n_head_kv(model) * head
+    return elements * KV_TYPES[kv_type][1]
+
+
+def slots_for(model: Any, settings: ModelSettings) -> int:
+    """As many as the memory for keys and values allows, from 1 to MOST_SLOTS."""
+    if settings.kv_memory is None:
+        return MOST_SLOTS
+    slot = kv_bytes_per_token(model, settings.kv_type) * settings.context
+    return max(1, min(MOST_SLOTS, int(settings.kv_memory / max(1, slot))))
+
+
+def make_context(
+    model: Any, settings: ModelSettings, slots: int, threads: int, log: NativeLog
+) -> Any:
+    """llama.cpp's context with its KV cache. Raises ConfigurationError."""
+    cells = -(-slots * settings.context // PADDING) * PADDING
+    wanted = kv_bytes_per_token(model, settings.kv_type) * cells
+    what = (
+        f"{slots} slots × {settings.context} tokens of context need about"
+        f" {wanted / 2**20:,.0f} MiB for keys and values"
+    )
+    if cells > MOST_CELLS:
+        raise ConfigurationError(f"{what}: llama.cpp has at most {MOST_CELLS} tokens for all slots")
+    if settings.kv_memory is not None and wanted > 2 * settings.kv_memory:
+        raise ConfigurationError(f"{what}: {2 * settings.kv_memory / 2**20:,.0f} MiB are left")
+    params = lib.llama_context_default_params()
+    params.n_ctx = cells
+    params.n_batch = params.n_ubatch = BATCH
+    params.n_seq_max = slots
+    params.n_outputs_max = slots
+    params.n_threads = params.n_threads_batch = threads
+    params.type_k = params.type_v = KV_TYPES[settings.kv_type][0]
+    params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.kv_unified = True
+    params.no_perf = True
+    context = lib.llama_init_from_model(model, params)
+    if not context:
+        raise ConfigurationError(f"llama.cpp cannot make a context: {log.first_error} ({what})")
+    return context
+
+
+class LlamaCppEngine:
+    """See the module's docstring. `interrupt` may be called from any thread, all else from one."""
+
+    max_batch = BATCH
+
+    def __init__(
+        self, model: Any, context: Any, settings: ModelSettings, slots: int, log: NativeLog
+    ) -> None:
+        self._model = model
+        self._context = context
+        self._log = log
+        self._name = str(settings.path)
+        self._memory = lib.llama_get_memory(context)
+        self._vocab = lib.llama_model_get_vocab(model)
+        self._vocabulary: int = lib.llama_vocab_n_tokens(self._vocab)
+        self._ends = frozenset(
+            token for token in range(self._vocabulary) if lib.llama_vocab_is_eog(self._vocab, token)
+        )
+        self._pieces: list[bytes | None] = [None] * self._vocabulary
+        self._batch = Batch(BATCH, slots)
+        self._abort = AbortFlag(context)
+        self.info = ModelInfo(
+            engine="llama_cpp",
+            architecture=metadata(model, "general.architecture"),
+            context=settings.context,
+            vocabulary=self._vocabulary,
+            slots=slots,
+            batch=min(settings.batch or BATCH, BATCH),
+            sampling=tuple(field.name for field in fields(SamplingParams)),
+        )
+        trained = lib.llama_model_n_ctx_train(model)
+        if settings.context > trained:
+            logger.warning(
+                "the context is %d tokens; the model was trained on at most %d, and may lose"
+                " its thread beyond them", settings.context, trained,
+            )  # fmt: skip
+
+    def tokenize(self, text: str) -> list[int]:
+        data = text.encode()
+        # A text that has more tokens than the context holds is refused: no room for them needed.
+        room = min(len(data) + 8, self.info.context)
+        tokens = (ctypes.c_int32 * room)()
+        count: int = lib.llama_tokenize(self._vocab, data, len(data), tokens, room, True, True)
+        if count < 0:
+            raise ContextTooShort(
+                f"the prompt has {-count} tokens; the context holds {self.info.context}"
+            )
+        if count == 0:
+            raise InvalidRequest("the prompt has no tokens in this model's vocabulary")
+        return tokens[:count]
+
+    def piece(self, token: int) -> bytes:
+        piece = self._pieces[token]
+        if piece is None:
+            piece = self._pieces[token] = self._render(token)
+        return piece
+
+    def is_end(self, token: int) -> bool:
+        return token in self._ends
+
+    def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> SamplerChain:
+        return build_chain(
+            params, prompt, vocab=self._vocab, context=self.info.context, ends=self._ends
+        )
+
+    def decode(self, feeds: Sequence[Feed]) -> None:
+        batch = self._batch.fill(feeds)
+        self._abort.clear()
+        status = lib.llama_decode(self._context, batch)
+        if status == ABORTED:
+            raise Interrupted
+        if status != 0:
+            raise EngineFailed(f"the model failed to process these tokens (status {status})")
+
+    def sample(self, slot: int, sampler: SamplerChain) -> int:
+        token: int = lib.llama_sampler_sample(
+            sampler.chain, self._context, self._batch.logits_at[slot]
+        )
+        return token
+
+    def logprobs(self, slot: int, token: int, top: int) -> Logprobs:
+        logits = self._logits(self._batch.logits_at[slot]).astype(np.float64)
+        peak = logits.max()
+        logits -= peak + np.log(np.exp(logits - peak).sum())
+        likeliest = np.argpartition(-logits, min(top, self._vocabulary - 1))[:top]
+        likeliest = likeliest[np.argsort(-logits[likeliest], kind="stable")]
+        return Logprobs(
+            float(logits[token]),
+            tuple(Candidate(int(i), self.piece(int(i)), float(logits[i])) for i in likeliest),
+        )
+
+    def forget(self, slot: int) -> None:
+        lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
+
+    def interrupt(self) -> None:
+        self._abort.set()
+
+    def warm_up(self) -> None:
+        """Run one token through the model: buffers get their size, a damaged file shows itself.
+
+        Raises ConfigurationError when what comes out is not a distribution.
+        """
+        self.decode([Feed(0, [next(iter(self._ends), 0)], 0, wants_logits=True)])
+        logits = self._logits(self._batch.logits_at[0])
+        if not np.isfinite(logits.sum()) or logits.min() == logits.max():
+            raise ConfigurationError(f"{self._name} is damaged: the model computes no numbers")
+        self.forget(0)
+
+    def _logits(self, index: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The logits of a place in the batch, where llama.cpp has them: not a copy."""
+        pointer = lib.llama_get_logits_ith(self._context, index)
+        return np.ctypeslib.as_array(pointer, (self._vocabulary,))
+
+    def _render(self, token: int) -> bytes:
+        buffer = ctypes.create_string_buffer(64)
+        size = lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        if size < 0:
+            buffer = ctypes.create_string_buffer(-size)
+            size = lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        return buffer.raw[:size]
+
+
+class Batch:
+    """llama.cpp's batch over arrays of our own, which are filled a slice at a time."""
+
+    def __init__(self, size: int, slots: int) -> None:
+        self.logits_at = [0] * slots
+        """Where in the batch the logits of each slot are, if its feed wanted them."""
+        self._tokens = (ctypes.c_int32 * size)()
+        self._positions = (ctypes.c_int32 * size)()
+        self._wants = (ctypes.c_int8 * size)()
+        self._one = (ctypes.c_int32 * size)(*[1] * size)
+        self._slots = (ctypes.c_int32 * slots)(*range(slots))
+        first = ctypes.addressof(self._slots)
+        width = ctypes.sizeof(ctypes.c_int32)
+        self._slot_pointers = [first + width * slot for slot in range(slots)]
+        self._sequences = (ctypes.c_size_t * size)()
+        self._batch = lib.llama_batch(
+            0,
+            self._tokens,
+            None,
+            self._positions,
+            self._one,
+            ctypes.cast(self._sequences, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+            self._wants,
+        )
+
+    def fill(self, feeds: Iterable[Feed]) -> Any:
+        """The feeds as one llama_batch, which stays valid until the next call."""
+        end = 0
+        for feed in feeds:
+            start, end = end, end + len(feed.tokens)
+            last = feed.position + end - start
+            self._tokens[start:end] = list(feed.tokens)
+            self._positions[start:end] = list(range(feed.position, last))
+            self._sequences[start:end] = [self._slot_pointers[feed.slot]] * (end - start)
+            self._wants[start:end] = [0] * (end - start)
+            self._wants[end - 1] = feed.wants_logits
+            self.logits_at[feed.slot] = end - 1
+        self._batch.n_tokens = end
+        return self._batch
+
+
+class AbortFlag:
+    """Makes a running decode return early, at no cost while it is not set.
+
+    llama.cpp asks its abort callback before each operation of a decode, some hundred times. A
+    Python function would cost more than the operations; strlen on a buffer that holds "" or "x"
+    is native, and answers 0 or 1.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._text = ctypes.create_string_buffer(2)
+        self._strlen = ctypes.cast(ctypes.CDLL(None).strlen, lib.ggml_abort_callback)
+        lib.llama_set_abort_callback(
+            context, self._strlen, ctypes.cast(self._text, ctypes.c_void_p)
+        )
+
+    def set(self) -> None:
+        self._text[0] = b"x"
+
+    def clear(self) -> None:
+        self._text[0] = b"\0"
+
+
+def metadata(model: Any, key: str) -> str:
+    """A value of the model's GGUF metadata as text; "unknown" where it has none."""
+    buffer = ctypes.create_string_buffer(256)
+    size = lib.llama_model_meta_val_str(model, key.encode(), buffer, len(buffer))
+    return buffer.value.decode(errors="replace") if size >= 0 else "unknown"

@@ -1,0 +1,51 @@
+"""The worker's incoming messages, read by a thread so that a long step can be cut short.
+
+The loop takes messages between two steps. A step that carries only prompts may last seconds,
+and a client may leave in the middle of it: the thread sees the Cancel at once.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+from shared.errors import FrameError
+from shared.messages import Cancel, Message
+from shared.queues import RequestReceiver
+
+
+class Inbox:
+    """Reads `receiver` to its end. `on_cancel` runs in the thread, after the message is in."""
+
+    def __init__(self, receiver: RequestReceiver, on_cancel: Callable[[int], None]) -> None:
+        self._receiver = receiver
+        self._on_cancel = on_cancel
+        self._messages: queue.SimpleQueue[Message | EOFError | FrameError] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="inbox", daemon=True).start()
+
+    def take(self, timeout_s: float) -> list[Message]:
+        """What has arrived; waits up to `timeout_s` seconds when nothing has.
+
+        Raises EOFError when the front is gone, FrameError when it sends rubbish.
+        """
+        taken: list[Message] = []
+        while not self._messages.empty() or (timeout_s > 0 and not taken):
+            try:
+                message = self._messages.get(timeout=timeout_s)
+            except queue.Empty:
+                break
+            if isinstance(message, Exception):
+                raise message
+            taken.append(message)
+        return taken
+
+    def _read(self) -> None:
+        try:
+            while True:
+                for message in self._receiver.receive(None):
+                    self._messages.put(message)
+                    if isinstance(message, Cancel):
+                        self._on_cancel(message.id)
+        except (EOFError, FrameError) as error:
+            self._messages.put(error)
