@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Measure tokenflume on this machine: the front, the latency that it adds, the engine, the pool.
+"""Measure tokenflume on this machine: its front, its engines, and against llama-server.
 
     pip install -e '.[bench]'
     python scripts/bench.py                         # everything, some minutes
     python scripts/bench.py front latency           # no model needed
     python scripts/bench.py pool -m model.gguf --json pool.json
+    python scripts/bench.py llama llama-small stall leave \\
+        --llama-server "$(python scripts/build_llama_server.py)"
 
 front          tokens/s that one front process sends: the echo engine at full speed, 32 clients
                at once on loopback. From the first request to the last token, requests included.
@@ -16,6 +18,19 @@ ctransformers  tokens/s of decoding of one stream, over those of ctransformers' 
                any server, on the same cores and threads, with the same prompt and sampling.
 pool           tokens/s of two streams at once, two workers of one thread each over one worker
                of two threads.
+
+And four against llama-server of the same llama.cpp, with the same model, threads, slots, context,
+prompts and sampling (they need --llama-server):
+
+llama          tokens/s of 1, 8 and 16 streams at once, of a model of 1.1 billion weights on two
+               threads. From the first request to the last token, requests included.
+llama-small    the same of 16 streams of a model of 24 million weights on one thread.
+stall          three streams decode when a prompt of 900 words arrives: the longest time between
+               two tokens of any of the three until the prompt's first token, and how long the
+               prompt takes until then.
+leave          a client leaves half a second after it sent a prompt of 900 words to a server of
+               one slot: how soon the slot is free. Measured by the first token of a tiny request
+               that is sent at that moment, less what such a request takes otherwise.
 
 Each figure has a warm-up that does not count, then --runs runs; two things that are compared
 take turns. A figure is the median of the runs, in brackets the lowest and the highest. A ratio
@@ -30,7 +45,13 @@ with where a steady pace would put them, and the pace itself drifts by more than
 
 The load generator of `front` lets bytes gather in its sockets for some milliseconds and does
 not parse them, so that it takes little CPU time; what it takes is printed. Every stream is
-checked: it must end properly, with exactly as many tokens as were asked for.
+checked: it must end properly, with exactly as many tokens as were asked for. Only the streams
+that `stall` and `leave` leave have no end.
+
+Prompts against llama-server are random words, a token each for the made models, so that no cache
+of prompts can help. Its computing threads are pinned to the CPUs of tokenflume's worker; both are
+up while either is measured, and an idle one takes no CPU time. Its cache of prompts in memory is
+off; all else, like the sizes of batches, is what each does by itself.
 
 The models are made by make_model.py, with random weights, once; they stay in --models.
 Exit status: 0 all ran (an aim that is missed is no error); 1 a stream was cut, a count was
@@ -43,146 +64,50 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
-import platform
 import signal
-import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 # What is measured is this checkout, not what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench_client import BenchError, DirectLoop, Load, ServerProcess, read_stamps, run_streams
+from bench_client import Load, run_streams
+from bench_dialects import SAMPLING
+from bench_direct import DirectLoop
+from bench_errors import BenchError, Skipped
+from bench_job import FULL, QUICK, Job, Sizes, ratios, repeat, take_turns
+from bench_llama import measure_leave, measure_llama, measure_llama_small, measure_stall
+from bench_models import MODELS
+from bench_report import (
+    Aim,
+    Figure,
+    Series,
+    count,
+    describe_machine,
+    figure_json,
+    figure_table,
+    machine_table,
+)
+from bench_servers import ServerProcess, tokenflume
+from bench_stamps import read_stamps
 from shared.errors import ConfigurationError
-from workers.cpu_features import cpu_features, cpu_model
 from workers.machine import Machine, read_machine
 from workers.topology import make_plan
-
-T = TypeVar("T")
 
 # All that the escapes and the text assembly have to deal with: a token is a byte of it.
 ECHO = {"prompt": "The fox said: “Où vas-tu?”\nAnd he said \\o/ and ran, and ran, and was gone. "}
 PROSE = {
+    **SAMPLING,
     "prompt": "Once upon a time there was a fox who lived at the edge of a dark wood, and",
-    "temp": 0.8,
-    "top_k": 40,
-    "top_p": 0.95,
-    "repeat_penalty": 1.3,
-    "repeat_last_n": 64,
 }
 GATHER_S = 0.01
 """How long the clients of `front` let bytes gather: under 1 % of a run."""
 BUSY = 0.9
 """Share of a core's time from which on a process counts as the limit."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured."""
-
-    runs: int
-    front_streams: int
-    front_tokens: int
-    latency_streams: int
-    latency_step_s: float
-    latency_tokens: int
-    decode_tokens: int
-    context: int
-    shape: str
-
-
-FULL = Sizes(
-    runs=5,
-    front_streams=32,
-    front_tokens=6000,
-    latency_streams=10,
-    latency_step_s=0.01,
-    latency_tokens=300,
-    decode_tokens=128,
-    context=512,
-    shape="tinyllama-1.1b",
-)
-QUICK = Sizes(
-    runs=2,
-    front_streams=32,
-    front_tokens=100,
-    latency_streams=5,
-    latency_step_s=0.005,
-    latency_tokens=40,
-    decode_tokens=16,
-    context=256,
-    shape="tiny",
-)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the command line asks for."""
-
-    sizes: Sizes
-    machine: Machine
-    threads: int | None
-    """Of the engine in `ctransformers`; None: the server's own choice."""
-    model: Callable[[], Path]
-    """Makes the model file if it is not there yet."""
-    scratch: Path
-
-
-@dataclass(frozen=True)
-class Series:
-    """One quantity, a value a run."""
-
-    name: str
-    unit: str
-    values: Sequence[float]
-    digits: int = 0
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-
-@dataclass(frozen=True)
-class Aim:
-    """What a series' median should be."""
-
-    relation: str
-    limit: float
-
-    def is_reached_by(self, value: float) -> bool:
-        match self.relation:
-            case "at least":
-                return value >= self.limit
-            case "at most":
-                return value <= self.limit
-            case _:
-                return value > self.limit
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A measurement's result. The aim is that of the last series."""
-
-    title: str
-    series: Sequence[Series]
-    aim: Aim
-    tokens: int
-    """Tokens that came in the runs that count, each of them asked for; without the warm-up."""
-    notes: Sequence[str] = ()
-
-    @property
-    def is_reached(self) -> bool:
-        return self.aim.is_reached_by(self.series[-1].median)
-
-
-class Skipped(Exception):
-    """The machine cannot do this measurement."""
 
 
 # ---------------------------------------------------------------- front
@@ -204,9 +129,13 @@ def measure_front(job: Job) -> Figure:
             Series(
                 "left together", "tokens a chunk", [tokens_a_chunk(load) for load, _ in runs], 1
             ),
-            Series("received by all clients", "tokens/s", [rate(load) for load, _ in runs]),
+            Series(
+                "received by all clients",
+                "tokens/s",
+                [load.rate for load, _ in runs],
+                aim=Aim("at least", 40_000),
+            ),
         ],
-        aim=Aim("at least", 40_000),
         tokens=sum(load.tokens for load, _ in runs),
         notes=[
             describe_limit(
@@ -262,9 +191,8 @@ def measure_latency(job: Job) -> Figure:
         title="latency: from worker to client, echo engine",
         series=[
             *_latency_series("one stream", single),
-            *_latency_series(f"{many} streams", several),
+            *_latency_series(f"{many} streams", several, Aim("at most", 0.3)),
         ],
-        aim=Aim("at most", 0.3),
         tokens=sum(len(run.added_ms) for run in (*single, *several)),
     )
 
@@ -279,12 +207,12 @@ class Latencies:
     """Of each token."""
 
 
-def _latency_series(name: str, runs: list[Latencies]) -> list[Series]:
+def _latency_series(name: str, runs: list[Latencies], aim: Aim | None = None) -> list[Series]:
     added = [run.added_ms for run in runs]
     return [
         Series(f"{name}: pace", "tokens/s", [run.pace for run in runs]),
         Series(f"{name}: 99th percentile", "ms", [percentile(run, 99) for run in added], 3),
-        Series(f"{name}: median", "ms", [percentile(run, 50) for run in added], 3),
+        Series(f"{name}: median", "ms", [percentile(run, 50) for run in added], 3, aim),
     ]
 
 
@@ -326,7 +254,7 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 def measure_ctransformers(job: Job) -> Figure:
     """Decoding through the server, over the library's own loop."""
-    sizes, model = job.sizes, job.model()
+    sizes, model = job.sizes, job.model(job.sizes.shape, job.sizes.kind)
     (cpus,) = make_plan(job.machine, batches=False, threads=job.threads, workers=1).workers
     with (
         DirectLoop(model, cpus, sizes.context) as direct,
@@ -342,9 +270,8 @@ def measure_ctransformers(job: Job) -> Figure:
         series=[
             Series("A, the library's own loop", "tokens/s", own, 2),
             Series("B, through the server", "tokens/s", served, 2),
-            Series("B/A", "", ratios(served, own), 3),
+            Series("B/A", "", ratios(served, own), 3, Aim("at least", 0.97)),
         ],
-        aim=Aim("at least", 0.97),
         tokens=2 * sizes.runs * sizes.decode_tokens,
     )
 
@@ -358,24 +285,23 @@ def measure_pool(job: Job) -> Figure:
         make_plan(job.machine, batches=False, threads=2)
     except ConfigurationError as error:
         raise Skipped(f"needs two CPUs: {error}") from None
-    sizes, model = job.sizes, job.model()
+    sizes, model = job.sizes, job.model(job.sizes.shape, job.sizes.kind)
     with (
         serve_model(job, model, threads=2, workers=1) as single,
         serve_model(job, model, threads=2, workers=2) as pool,
     ):
         alone, pooled = take_turns(
             sizes.runs,
-            lambda: rate(load_model(single, sizes, streams=2)),
-            lambda: rate(load_model(pool, sizes, streams=2)),
+            lambda: load_model(single, sizes, streams=2).rate,
+            lambda: load_model(pool, sizes, streams=2).rate,
         )
     return Figure(
         title=f"pool: two streams of {model.name} at once, two threads in all",
         series=[
             Series("A, one worker of two threads", "tokens/s", alone, 2),
             Series("B, two workers of one thread", "tokens/s", pooled, 2),
-            Series("B/A", "", ratios(pooled, alone), 3),
+            Series("B/A", "", ratios(pooled, alone), 3, Aim("more than", 1.0)),
         ],
-        aim=Aim("more than", 1.0),
         tokens=2 * 2 * sizes.runs * sizes.decode_tokens,
     )
 
@@ -385,6 +311,10 @@ MEASUREMENTS: dict[str, Callable[[Job], Figure]] = {
     "latency": measure_latency,
     "ctransformers": measure_ctransformers,
     "pool": measure_pool,
+    "llama": measure_llama,
+    "llama-small": measure_llama_small,
+    "stall": measure_stall,
+    "leave": measure_leave,
 }
 
 
@@ -394,129 +324,23 @@ MEASUREMENTS: dict[str, Callable[[Job], Figure]] = {
 def serve_echo(tokens: int, *options: str, stamps: Path | None = None) -> ServerProcess:
     """A server of the echo engine whose context has room for so many tokens."""
     context = len(ECHO["prompt"].encode()) + tokens
-    return ServerProcess("--engine", "echo", "-n", str(context), *options, stamps=stamps)
+    return tokenflume("--engine", "echo", "-n", str(context), *options, stamps=stamps)
 
 
 def serve_model(job: Job, model: Path, *, threads: int, workers: int) -> ServerProcess:
     """A server of the model on ctransformers."""
     sizes = {"-t": threads, "--workers": workers, "-n": job.sizes.context}
     options = [str(part) for option in sizes.items() for part in option]
-    return ServerProcess("--engine", "ctransformers", "-m", str(model), *options)
+    return tokenflume("--engine", "ctransformers", "-m", str(model), *options)
 
 
 def load_model(server: ServerProcess, sizes: Sizes, *, streams: int) -> Load:
     return run_streams(server.port, PROSE, streams=streams, tokens=sizes.decode_tokens)
 
 
-def rate(load: Load) -> float:
-    """Tokens per second of all streams, from the first request to the last token."""
-    return load.tokens / load.seconds
-
-
 def tokens_a_chunk(load: Load) -> float:
     """How many tokens of a stream the server sent at once: more than one when it is behind."""
     return load.tokens / load.chunks
-
-
-def repeat(runs: int, run: Callable[[], T]) -> list[T]:
-    """The results of `runs` runs, after a warm-up."""
-    return [run() for _ in range(1 + runs)][1:]
-
-
-def take_turns(
-    runs: int, first: Callable[[], float], second: Callable[[], float]
-) -> tuple[list[float], list[float]]:
-    """The results of two things that take turns, so that both meet the same disturbances."""
-    pairs = repeat(runs, lambda: (first(), second()))
-    return [a for a, _ in pairs], [b for _, b in pairs]
-
-
-def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
-    return [a / b for a, b in zip(over, under, strict=True)]
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def make_model(folder: Path, shape: str, kind: str) -> Path:
-    """The model of that shape and type in `folder`; made when it is not there. BenchError."""
-    path = folder / f"{shape}-{kind}.gguf"
-    if not path.exists():
-        say(f"making {path}")
-        folder.mkdir(parents=True, exist_ok=True)
-        script = Path(__file__).with_name("make_model.py")
-        options = ["--shape", shape, "--type", kind, "-o", path]
-        command = [sys.executable, str(script), *map(str, options)]
-        if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
-            raise BenchError("make_model.py failed")
-    return path
-
-
-# ---------------------------------------------------------------- the report
-
-
-def describe_machine(machine: Machine) -> dict[str, Any]:
-    """What the figures were measured on."""
-    return {
-        "cpu": cpu_model(),
-        "usable_cores": len(machine.cores),
-        "usable_cpus": machine.allowed,
-        "quota": machine.quota,
-        "features": list(cpu_features()),
-        "python": platform.python_version(),
-        "load_average": os.getloadavg()[0],
-    }
-
-
-def machine_table(facts: dict[str, Any]) -> str:
-    """The facts of `describe_machine`, to read."""
-    quota = "" if facts["quota"] is None else f", quota {facts['quota']:g} CPUs"
-    cores = f"{count(facts['usable_cores'], 'core')}, {count(facts['usable_cpus'], 'CPU')}{quota}"
-    rows = {
-        "CPU": facts["cpu"],
-        "usable": cores,
-        "features": " ".join(facts["features"]) or "none known",
-        "Python": facts["python"],
-        "load": f"{facts['load_average']:.2f} on average in the minute before the start",
-    }
-    return "\n".join(f"  {name:<10}{value}" for name, value in rows.items())
-
-
-def figure_table(figure: Figure) -> str:
-    """A figure to read: a line for each series, and what became of the aim."""
-    lines = [figure.title, *map(series_row, figure.series)]
-    last = figure.series[-1]
-    aim = f"{figure.aim.relation} {figure.aim.limit:,g} {last.unit}".rstrip()
-    lines += [f"  {note}" for note in figure.notes]
-    return "\n".join(
-        [*lines, f"  aim for {last.name}: {aim}: {'reached' if figure.is_reached else 'missed'}"]
-    )
-
-
-def series_row(series: Series) -> str:
-    """Name, median (lowest … highest) and unit in columns."""
-    median, low, high = (
-        f"{value:,.{series.digits}f}"
-        for value in (series.median, min(series.values), max(series.values))
-    )
-    return f"  {series.name:<30}{median:>10}  {f'({low} … {high})':<24}{series.unit}".rstrip()
-
-
-def figure_json(figure: Figure) -> dict[str, Any]:
-    """All that is known of a figure."""
-    return {
-        "title": figure.title,
-        "series": [{**dataclasses.asdict(s), "median": s.median} for s in figure.series],
-        "aim": {**dataclasses.asdict(figure.aim), "reached": figure.is_reached},
-        "tokens": figure.tokens,
-        "notes": list(figure.notes),
-    }
-
-
-def say(line: str) -> None:
-    """Progress, which is no part of the report."""
-    print(f"bench: {line}", file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- the command
@@ -559,18 +383,32 @@ def measure(names: Sequence[str], job: Job) -> tuple[dict[str, Any], bool]:
     return figures, failed
 
 
+def say(line: str) -> None:
+    """Progress, which is no part of the report."""
+    print(f"bench: {line}", file=sys.stderr, flush=True)
+
+
 def make_job(options: argparse.Namespace, machine: Machine, scratch: Path) -> Job:
     sizes = QUICK if options.quick else FULL
-    changes = {"runs": options.runs, "shape": options.shape, "decode_tokens": options.tokens}
-    given = {name: value for name, value in changes.items() if value is not None}
-    sizes = dataclasses.replace(sizes, **given)
+    both = given(shape=options.shape, kind=options.type)
+    llama = given(tokens=options.tokens, requests=options.requests)
+    others = given(runs=options.runs, decode_tokens=options.tokens)
     return Job(
-        sizes=sizes,
+        sizes=dataclasses.replace(
+            sizes, **both, **others, llama=dataclasses.replace(sizes.llama, **both, **llama)
+        ),
         machine=machine,
         threads=options.threads,
-        model=lambda: options.model or make_model(options.models, sizes.shape, options.type),
+        given_model=options.model,
+        models=options.models,
+        llama_server=options.llama_server,
         scratch=scratch,
     )
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Those options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -587,25 +425,54 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--runs", type=positive, metavar="N", help="runs that count (default: 5)")
     add("--quick", action="store_true", help="everything small: to see that it works")
     add("--json", type=Path, metavar="FILE", help="write everything there too")
-    models = parser.add_argument_group("ctransformers and pool")
-    add = models.add_argument
-    add("-m", "--model", type=Path, metavar="FILE", help="a GGUF model to take")
+    add = parser.add_argument_group("all but front and latency").add_argument
+    add(
+        "-m",
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="a GGUF model to take; llama-small has its own",
+    )
     add("--shape", help=f"else make_model.py's shape to take (default: {FULL.shape})")
-    add("--type", default="Q4_0", help="and the type of its matrices (default: %(default)s)")
+    add(
+        "--type",
+        help=f"and the type of its matrices (default: {FULL.kind}; against llama-server"
+        f" {FULL.llama.kind})",
+    )
     add(
         "--models",
         type=Path,
         metavar="DIR",
-        default=Path(tempfile.gettempdir()) / f"tokenflume-models-{os.getuid()}",
+        default=MODELS,
         help="where the made models are (default: %(default)s)",
     )
-    add("--tokens", type=at_least_two, metavar="N", help="tokens of a stream (default: 128)")
+    add(
+        "--tokens",
+        type=at_least_two,
+        metavar="N",
+        help=f"tokens of an answer (default: {FULL.decode_tokens}; against llama-server"
+        f" {FULL.llama.tokens})",
+    )
     add(
         "-t",
         "--threads",
         type=positive,
         metavar="N",
-        help="threads in ctransformers (default: the physical cores that may be used)",
+        help="threads (default: the physical cores that may be used; against llama-server"
+        f" {FULL.llama.threads})",
+    )
+    add = parser.add_argument_group("against llama-server").add_argument
+    add(
+        "--llama-server",
+        type=Path,
+        metavar="PATH",
+        help="the binary, which build_llama_server.py makes; without it they are skipped",
+    )
+    add(
+        "--requests",
+        type=positive,
+        metavar="N",
+        help=f"requests of each stream, in a row (default: {FULL.llama.requests})",
     )
     options = parser.parse_args(arguments)
     unknown = set(options.figures) - {*MEASUREMENTS, "all"}

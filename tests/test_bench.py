@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bench
-import bench_client
-from bench_client import BenchError, LineCounter, run_streams
+from bench_answers import LineCounter
+from bench_client import Load, run_streams
+from bench_errors import BenchError
+from bench_servers import HOST
 
 SCRIPT = Path(bench.__file__)
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -91,9 +93,9 @@ def test_tokens_are_counted_wherever_reads_cut_the_answer(cuts: list[int]) -> No
     assert (counter.tokens, counter.http_lines) == (4, 3 + 3 * 2 + 2)
 
 
-def load_from(answer: bytes, tokens: int) -> bench_client.Load:
+def load_from(answer: bytes, tokens: int) -> Load:
     """What `run_streams` makes of one answer, byte for byte."""
-    with socket.create_server((bench_client.HOST, 0)) as listener:
+    with socket.create_server((HOST, 0)) as listener:
 
         def serve() -> None:
             connection, _ = listener.accept()
