@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from shared.errors import InvalidRequest
-from shared.validation import boolean, integer, number, text, texts
+from shared.validation import boolean, integer, number, texts
 
-__all__ = ["LogitBias", "SamplingParams", "integer", "number", "text"]
+__all__ = ["LogitBias", "SamplingParams", "integer", "number"]
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024

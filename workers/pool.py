@@ -92,13 +92,6 @@ class WorkerPool:
             return f"no worker is left: {reasons[0]}"
         return "no worker is ready yet"
 
-    def _refuse_unsupported(self, sampling: SamplingParams) -> None:
-        """A field without effect would be a silent lie. A worker is ready."""
-        info = self._ready_handles()[0].ready.result().info
-        beyond = sampling.beyond(info.sampling)
-        if beyond:
-            raise Unsupported(f"the {info.engine} engine cannot honour {', '.join(beyond)}")
-
     @property
     def model(self) -> ModelInfo | None:
         """What the workers have loaded; None before the first is ready."""
@@ -145,6 +138,13 @@ class WorkerPool:
     def kill_workers(self) -> None:
         """End all workers at once; their streams are cut."""
         self._supervisor.kill_all()
+
+    def _refuse_unsupported(self, sampling: SamplingParams) -> None:
+        """A field without effect would mislead its client. Called only when a worker is ready."""
+        info = self._ready_handles()[0].ready.result().info
+        beyond = sampling.beyond(info.sampling)
+        if beyond:
+            raise Unsupported(f"the {info.engine} engine cannot honour {', '.join(beyond)}")
 
     def _ready_handles(self) -> list[WorkerHandle]:
         handles = (place.handle for place in self._supervisor.places)

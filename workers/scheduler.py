@@ -78,9 +78,13 @@ class Scheduler:
         except ServingError as error:
             return [*failures, *(self._fail(feed.slot, error) for feed in feeds)]
         events = self._collect(feeds)
-        if self._cost is not None:
-            self._cost.observe(sum(len(feed.tokens) for feed in feeds), self._clock() - started)
+        self._learn(feeds, self._clock() - started)
         return [*failures, *events]
+
+    def _learn(self, feeds: list[Feed], seconds: float) -> None:
+        if self._cost is not None:
+            tokens = sum(len(feed.tokens) for feed in feeds)
+            self._cost.observe(tokens, sum(feed.wants_logits for feed in feeds), seconds)
 
     def _admit(self) -> list[Message]:
         """Move waiting requests into free slots; those that cannot run fail here."""
@@ -126,7 +130,7 @@ class Scheduler:
         room = self._engine.max_batch
         if self._cost is not None:
             limit_s = self._max_stall_s if decoding else LONGEST_STEP_S
-            room = self._cost.tokens_within(limit_s, room)
+            room = self._cost.tokens_within(limit_s, room, decoding)
         return max(1, room - decoding)
 
     def _decode(self, feeds: list[Feed]) -> None:

@@ -17,8 +17,14 @@ from workers.engine import Engine, Feed
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 REPEATS = 3
 """Of each measurement the fastest one counts: disturbances only ever slow a step down."""
+ENOUGH_S = 0.1
+"""Time for the repeats of one measurement: what takes longer is disturbed less, relatively."""
 TILES = 1.3
 """How much worse than in proportion a size may be, because it begins another tile."""
+SEQUENCES = 4
+"""With so many at once it is measured what a sequence adds to a step."""
+SHORTEST_S = 1e-9
+"""No step takes less: what is measured is divided by."""
 LEARNING_RATE = 0.2
 """Weight of the newest step in the correction: it follows within some ten steps."""
 LARGEST_SURPRISE = 4.0
@@ -26,9 +32,14 @@ LARGEST_SURPRISE = 4.0
 
 
 class StepCost:
-    """Expected seconds of a step. `measured`: tokens to seconds, at least one pair."""
+    """Expected seconds of a step.
 
-    def __init__(self, measured: Mapping[int, float]) -> None:
+    `measured`: tokens of one sequence to seconds, at least one pair. `each_sequence_s`: what
+    every further sequence adds, for its own attention and its own row of logits.
+    """
+
+    def __init__(self, measured: Mapping[int, float], each_sequence_s: float = 0.0) -> None:
+        self._each_sequence_s = each_sequence_s
         self._sizes = sorted(measured)
         self._seconds = [measured[self._sizes[0]]]
         for smaller, size in itertools.pairwise(self._sizes):
@@ -37,29 +48,34 @@ class StepCost:
 
     def __str__(self) -> str:
         times = zip(self._sizes, self._seconds, strict=True)
-        return ", ".join(f"{size} tokens {seconds * 1000:.1f} ms" for size, seconds in times)
+        curve = ", ".join(f"{size} tokens {seconds * 1000:.1f} ms" for size, seconds in times)
+        return f"{curve}; each further sequence {self._each_sequence_s * 1000:.1f} ms"
 
-    def expected(self, tokens: int) -> float:
-        """Seconds of a step of so many tokens, ≥ 1."""
-        return self._curve(tokens) * self._correction
+    def expected(self, tokens: int, sequences: int) -> float:
+        """Seconds of a step of so many tokens, ≥ 1, of so many sequences that want logits."""
+        return self._measured(tokens, sequences) * self._correction
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        """A step of so many tokens took so long. One beyond the measured sizes tells nothing."""
+    def observe(self, tokens: int, sequences: int, seconds: float) -> None:
+        """Such a step took so long. One beyond the measured sizes tells nothing."""
         if tokens > self._sizes[-1]:
             return
-        surprise = min(seconds / self._curve(tokens), LARGEST_SURPRISE * self._correction)
+        surprise = seconds / self._measured(tokens, sequences)
+        surprise = min(surprise, LARGEST_SURPRISE * self._correction)
         self._correction += LEARNING_RATE * (surprise - self._correction)
 
-    def tokens_within(self, seconds: float, most: int) -> int:
+    def tokens_within(self, seconds: float, most: int, sequences: int) -> int:
         """The most tokens, up to `most`, whose step is expected to take no longer; may be 0."""
         low, high = 0, most
         while low < high:
             middle = (low + high + 1) // 2
-            if self.expected(middle) <= seconds:
+            if self.expected(middle, sequences) <= seconds:
                 low = middle
             else:
                 high = middle - 1
         return low
+
+    def _measured(self, tokens: int, sequences: int) -> float:
+        return self._curve(tokens) + self._each_sequence_s * max(0, sequences - 1)
 
     def _curve(self, tokens: int) -> float:
         """Between two measured sizes on the line through them; beyond the last, in proportion."""
@@ -86,22 +102,32 @@ def measure(
 ) -> StepCost:
     """Time the engine on ever larger steps, until one takes longer than `limit_s` seconds.
 
-    `text`: tokens to feed, over and over, in slot 0, which is empty before and after.
+    `text`: tokens to feed, over and over, in slots that are empty before and after.
     """
     measured: dict[int, float] = {}
     for size in SIZES:
         if size > min(engine.max_batch, engine.info.context):
             break
         tokens = [text[i % len(text)] for i in range(size)]
-        measured[size] = min(_time_step(engine, clock, tokens) for _ in range(REPEATS))
+        measured[size] = _time_step(engine, clock, [Feed(0, tokens, 0, wants_logits=True)])
         if measured[size] > limit_s:
             break
-    return StepCost(measured)
+    alone = StepCost(measured)
+    together = min(engine.info.slots, SEQUENCES, engine.max_batch)
+    if together == 1:
+        return alone
+    feeds = [Feed(slot, text[:1], 0, wants_logits=True) for slot in range(together)]
+    extra = _time_step(engine, clock, feeds) - alone.expected(together, 1)
+    return StepCost(measured, max(0.0, extra / (together - 1)))
 
 
-def _time_step(engine: Engine, clock: Callable[[], float], tokens: list[int]) -> float:
-    started = clock()
-    engine.decode([Feed(0, tokens, 0, wants_logits=True)])
-    seconds = clock() - started
-    engine.forget(0)
-    return max(seconds, 1e-9)
+def _time_step(engine: Engine, clock: Callable[[], float], feeds: Sequence[Feed]) -> float:
+    """The fastest of some repeats, in seconds; a step that takes long is not repeated."""
+    times: list[float] = []
+    while len(times) < REPEATS and sum(times) < ENOUGH_S:
+        started = clock()
+        engine.decode(feeds)
+        times.append(clock() - started)
+        for feed in feeds:
+            engine.forget(feed.slot)
+    return max(min(times), SHORTEST_S)

@@ -45,20 +45,18 @@ FLAT = 256 * 1024
 INTEGERS = st.integers(-(2**63), 2**64 - 1)
 NUMBERS = st.floats(allow_nan=False)
 TEXTS = st.text(max_size=20)
+BY_HINT = {
+    "int": INTEGERS,
+    "int | None": st.none() | INTEGERS,
+    "float": NUMBERS,
+    "bool": st.booleans(),
+    "tuple[str, ...]": st.lists(TEXTS, max_size=3).map(tuple),
+    "tuple[LogitBias, ...]": st.lists(
+        st.builds(LogitBias, token=INTEGERS, bias=NUMBERS), max_size=3
+    ).map(tuple),
+}
 SAMPLING = st.builds(
-    SamplingParams,
-    num_predict=INTEGERS,
-    n_batch=st.none() | INTEGERS,
-    top_k=INTEGERS,
-    top_p=NUMBERS,
-    temp=NUMBERS,
-    repeat_penalty=NUMBERS,
-    repeat_last_n=INTEGERS,
-    seed=st.none() | INTEGERS,
-    ignore_eos=st.booleans(),
-    stop=st.lists(TEXTS, max_size=3).map(tuple),
-    logit_bias=st.lists(st.builds(LogitBias, token=INTEGERS, bias=NUMBERS), max_size=3).map(tuple),
-    logprobs=st.none() | INTEGERS,
+    SamplingParams, **{field.name: BY_HINT[str(field.type)] for field in fields(SamplingParams)}
 )
 INFO = st.builds(
     ModelInfo,
@@ -203,6 +201,14 @@ def test_every_message_arrives_as_it_was_sent(kind: type) -> None:
         assert repr(arrived) == repr(batch)  # 1, 1.0 and True are equal, but are not the same
 
     check()
+
+
+def test_what_is_never_chosen_arrives_as_minus_infinity() -> None:
+    never = SamplingParams(logit_bias=(LogitBias(5, -math.inf),))
+    impossible = Logprobs(-math.inf, (Candidate(9, b"\xc3", -math.inf),))
+    batch: list[Message] = [Generate(1, "x", never), Tokens((Token(1, 9, 0, "", impossible),))]
+
+    assert FrameParser().feed(encode_frame(batch)) == batch
 
 
 def test_a_number_that_is_not_a_number_arrives_too() -> None:

@@ -430,3 +430,31 @@ def test_a_field_that_the_engine_cannot_honour_is_refused_by_name() -> None:
         assert text_of(await collect(pool, pool.submit("x", replace(FULL, min_p=0.5)))) == "x"
 
     with_pool(pool_settings(), step)
+
+
+def test_the_refusal_names_every_field_that_the_engine_cannot_honour(llama_gguf: Path) -> None:
+    settings = pool_settings(model_settings("ctransformers", llama_gguf))
+
+    async def step(pool: WorkerPool) -> None:
+        with pytest.raises(Unsupported) as refused:
+            pool.submit("x", replace(FULL, dry_multiplier=0.8, min_p=0.1, seed=3, temp=0.5))
+
+        assert refused.value.message == (
+            "the ctransformers engine cannot honour min_p, dry_multiplier"
+        )
+        assert (pool.active, pool.waiting) == (0, 0)
+
+    with_pool(settings, step)
+
+
+def test_a_field_that_no_slot_would_ever_honour_is_not_told_to_come_back_later(
+    tmp_path: Path,
+) -> None:
+    async def step(pool: WorkerPool) -> None:
+        pool.submit("run ", LONG)
+        with pytest.raises(QueueFull):
+            pool.submit("x", FULL)
+        with pytest.raises(Unsupported):
+            pool.submit("x", replace(FULL, logprobs=0))
+
+    with_pool(pool_settings(slow_echo(tmp_path, slots=1), queue=0), step)

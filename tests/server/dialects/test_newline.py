@@ -163,6 +163,24 @@ def test_a_token_with_log_probabilities_shows_them() -> None:
     }
 
 
+@given(
+    st.floats(max_value=0),
+    st.lists(st.builds(Candidate, st.integers(0, 2**31), st.binary(max_size=6), st.floats())),
+)
+def test_whatever_the_log_probabilities_the_line_is_json_and_has_every_candidates_bytes(
+    logprob: float, top: list[Candidate]
+) -> None:
+    token = Token(9, 7, 0, " a", Logprobs(logprob, tuple(top)))
+
+    (line,) = lines_of(NdjsonRenderer().tokens([token]))
+
+    made = json.loads(line, parse_constant=pytest.fail)  # Infinity and NaN are no JSON
+    assert made["logprob"] == (logprob if math.isfinite(logprob) else None)
+    assert [bytes(candidate["bytes"]) for candidate in made["top_logprobs"]] == [
+        candidate.piece for candidate in top
+    ]
+
+
 def test_plain_text_cannot_show_log_probabilities_and_says_so() -> None:
     with pytest.raises(InvalidRequest, match=r"logprobs: .* `Accept: application/x-ndjson`"):
         call({"prompt": "x", "logprobs": 0})
