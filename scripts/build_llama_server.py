@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Build llama.cpp's own server, llama-server, to compare tokenflume with.
 
-    pip install 'llama-cpp-python'
+    pip install 'tokenflume[llama]'
     python scripts/build_llama_server.py            # about ten minutes on two cores
     python scripts/bench.py llama --llama-server "$(python scripts/build_llama_server.py)"
 

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import pytest
 
 import models
@@ -260,7 +261,7 @@ def test_a_file_that_the_library_refuses_is_a_configuration_error(tmp_path: Path
 def test_the_engine_is_chosen_by_the_file(
     llama_gguf: Path, llama_ggjt: Path, gpt2_ggml: Path, tmp_path: Path
 ) -> None:
-    assert choose_engine(llama_gguf, None) == "ctransformers"
+    assert choose_engine(llama_gguf, None) == "llama_cpp"
     assert choose_engine(llama_ggjt, "llama") == "ctransformers"
     assert choose_engine(gpt2_ggml, "gpt2") == "ctransformers"
     with pytest.raises(ConfigurationError, match="--model-type"):
@@ -275,6 +276,27 @@ def test_the_engine_is_chosen_by_the_file(
     (tmp_path / "empty").touch()
     with pytest.raises(ConfigurationError, match="is empty"):
         choose_engine(tmp_path / "empty", None)
+
+
+def test_without_llama_cpp_a_gguf_goes_to_ctransformers_or_is_refused_with_the_remedy(
+    llama_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert choose_engine(llama_gguf, None) == "ctransformers"
+    path = tmp_path / "qwen.gguf"
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_tokenizer_model("gpt2")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ConfigurationError, match=r"qwen2 .* pip install 'tokenflume\[llama\]'"):
+        choose_engine(path, None)
+
+
+def test_ctransformers_runs_one_stream_and_says_so(llama_gguf: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--slots must be 1"):
+        load_engine(model_settings("ctransformers", llama_gguf, slots=4), threads=1)
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.001, 0.02, 0.1, 0.34, 0.6, 0.9])
