@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -22,6 +22,7 @@ from make_model import (
     ANCHOR,
     FIRST_BYTE,
     FIRST_CHARACTER,
+    LETTERS,
     NEVER,
     SHAPES,
     SPACE,
@@ -30,6 +31,7 @@ from make_model import (
     make_vocabulary,
     plain_bias,
     random_weights,
+    split,
 )
 
 # Two, three and four bytes long. No two of the nine bytes are alike, so that each byte
@@ -140,6 +142,86 @@ def build_gpt2_ggml(
     return path
 
 
+def build_phi3_gguf(
+    path: Path, *, seed: int = SEED, end: float = NEVER, original_context: int | None = None
+) -> Path:
+    """Write a Phi-3 GGUF in F16, whose end is <|end|>, and return `path`.
+
+    Query, key and value are one matrix, gate and up another. With `original_context` (tokens)
+    there are rotary factors for contexts up to it, and others, far from them, for longer ones.
+    Options as of `build_llama_gguf`.
+    """
+    shape = SHAPES["tiny"]
+    vocabulary = _ending(make_vocabulary(shape.vocabulary), b"<|end|>")
+    tensors = dict(_llama_weights(shape, vocabulary, MULTIBYTE, end, seed))
+    for i in range(shape.layers):
+        block = f"blk.{i}."
+        _fuse(tensors, block + "attn_qkv.weight", [f"{block}attn_{x}.weight" for x in "qkv"])
+        _fuse(tensors, block + "ffn_up.weight", [f"{block}ffn_{x}.weight" for x in ("gate", "up")])
+    writer = _gguf_writer(path, "phi3", shape)
+    writer.add_sliding_window(shape.context)  # real files have it; llama.cpp ignores it
+    if original_context is not None:
+        pairs = shape.head_width // 2
+        writer.add_rope_scaling_orig_ctx_len(original_context)
+        tensors["rope_factors_short.weight"] = np.ones(pairs, np.float32)
+        tensors["rope_factors_long.weight"] = np.linspace(1.0, 60.0, pairs, dtype=np.float32)
+    _add_sentencepiece(writer, vocabulary)
+    return _finish_gguf(writer, tensors, path)
+
+
+def build_qwen2_gguf(path: Path, *, seed: int = SEED, end: float = NEVER) -> Path:
+    """Write a Qwen2 GGUF in F16, and return `path`: byte-level BPE, an end named <|im_end|>.
+
+    Query, key and value have biases. Nothing comes before a text, and token ids of bytes are
+    their values. Options as of `build_llama_gguf`.
+    """
+    shape = SHAPES["tiny"]
+    tensors = _bpe_weights(shape, end, seed)
+    noise = Noise(seed + 1)
+    for name, values in list(tensors.items()):
+        if name.endswith(("attn_q.weight", "attn_k.weight", "attn_v.weight")):
+            tensors[name.replace("weight", "bias")] = noise.array((len(values),), 0.5)
+    writer = _gguf_writer(path, "qwen2", shape)
+    _add_bpe(writer, _bpe_vocabulary(shape.vocabulary))
+    return _finish_gguf(writer, tensors, path)
+
+
+def build_qwen3_gguf(path: Path, *, seed: int = SEED, end: float = NEVER) -> Path:
+    """Write a Qwen3 GGUF in F16, and return `path`: Qwen2's tokenizer; queries and keys are
+    normed in place of biased. Options as of `build_llama_gguf`."""
+    shape = SHAPES["tiny"]
+    tensors = _bpe_weights(shape, end, seed) | _head_norms(shape)
+    writer = _gguf_writer(path, "qwen3", shape)
+    _add_bpe(writer, _bpe_vocabulary(shape.vocabulary))
+    return _finish_gguf(writer, tensors, path)
+
+
+def build_gemma3_gguf(
+    path: Path, *, seed: int = SEED, end: float = NEVER, window: int = 16
+) -> Path:
+    """Write a Gemma 3 GGUF in F16, whose end is <end_of_turn>, and return `path`.
+
+    The first of its two layers sees only the last `window` tokens. Branches are normed before
+    and after, queries and keys too. Options as of `build_llama_gguf`.
+    """
+    shape = SHAPES["tiny"]
+    vocabulary = _ending(make_vocabulary(shape.vocabulary), b"<end_of_turn>")
+    tensors = dict(_llama_weights(shape, vocabulary, MULTIBYTE, end, seed)) | _head_norms(shape)
+    tensors["token_embd.weight"] /= np.sqrt(shape.width)  # the graph multiplies by it
+    for i in range(shape.layers):
+        for branch in ("attention", "ffw"):
+            # What random_weights has for its spread: all branches add up to the embedding.
+            norm = np.full(shape.width, shape.layers**-0.5, np.float32)
+            tensors[f"blk.{i}.post_{branch}_norm.weight"] = norm
+    writer = _gguf_writer(path, "gemma3", shape)
+    writer.add_key_length(shape.head_width)
+    writer.add_value_length(shape.head_width)
+    writer.add_sliding_window(window)
+    writer.add_sliding_window_pattern(2)
+    _add_sentencepiece(writer, vocabulary)
+    return _finish_gguf(writer, tensors, path)
+
+
 # ---------------------------------------------------------------- bytes of characters
 
 
@@ -229,6 +311,135 @@ def _ggjt_name(name: str) -> str:
         if new in name:
             name = name.replace(new, old)
     return name
+
+
+# ---------------------------------------------------------------- GGUF of other architectures
+
+
+def _gguf_writer(path: Path, architecture: str, shape: LlamaShape) -> gguf.GGUFWriter:
+    """A writer with the sizes that every architecture has."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name(f"Random {architecture}")
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.width)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.hidden)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_rope_dimension_count(shape.head_width)
+    writer.add_rope_freq_base(shape.rope_base)
+    writer.add_layer_norm_rms_eps(shape.rms_epsilon)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    return writer
+
+
+def _finish_gguf(writer: gguf.GGUFWriter, tensors: dict[str, np.ndarray], path: Path) -> Path:
+    for name, values in tensors.items():
+        writer.add_tensor(name, values.astype(np.float32 if values.ndim == 1 else np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _fuse(tensors: dict[str, np.ndarray], name: str, parts: Sequence[str]) -> None:
+    """Put the rows of all `parts`, in their order, into one matrix in their place."""
+    tensors[name] = np.concatenate([tensors.pop(part) for part in parts])
+
+
+def _head_norms(shape: LlamaShape) -> dict[str, np.ndarray]:
+    """Norms of each head's queries and keys, as sharp as attention is without (`_spread`)."""
+    return {
+        f"blk.{i}.attn_{x}_norm.weight": np.full(shape.head_width, 2.0, np.float32)
+        for i in range(shape.layers)
+        for x in "qk"
+    }
+
+
+def _ending(vocabulary: Vocabulary, end: bytes) -> Vocabulary:
+    """The vocabulary with another name of its end token."""
+    pieces = list(vocabulary.pieces)
+    pieces[vocabulary.eos] = end
+    return dataclasses.replace(vocabulary, pieces=pieces)
+
+
+def _add_sentencepiece(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(vocabulary.pieces)
+    writer.add_token_scores(vocabulary.scores)
+    writer.add_token_types(vocabulary.types)
+    writer.add_unk_token_id(vocabulary.unk)
+    writer.add_bos_token_id(vocabulary.bos)
+    writer.add_eos_token_id(vocabulary.eos)
+    writer.add_add_bos_token(True)
+
+
+# ---------------------------------------------------------------- byte-level BPE
+
+BPE_CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+@dataclasses.dataclass(frozen=True)
+class BpeVocabulary:
+    """256 bytes, what `merges` make of them, and at the end the BPE_CONTROLS."""
+
+    pieces: list[str]
+    merges: list[str]
+
+    @property
+    def eos(self) -> int:
+        return len(self.pieces) - 1
+
+
+def _byte_letters() -> list[str]:
+    """The character that stands for each byte in a byte-level BPE vocabulary."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = itertools.count(0x100)
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _bpe_vocabulary(size: int) -> BpeVocabulary:
+    letters = _byte_letters()
+    longer = [
+        piece.decode().replace(SPACE, letters[ord(" ")])
+        for piece in make_vocabulary(2 * size).pieces[FIRST_CHARACTER:]
+        if len(piece.decode()) > 1
+    ][: size - 256 - len(BPE_CONTROLS)]
+    ranks: dict[str, int] = {}
+    merges = []
+    for rank, piece in enumerate(longer):
+        merges.append(" ".join(split(piece, ranks)))
+        ranks[piece] = rank
+    return BpeVocabulary([*letters, *longer, *BPE_CONTROLS], merges)
+
+
+def _bpe_weights(shape: LlamaShape, end: float, seed: int) -> dict[str, np.ndarray]:
+    """A llama's weights, of a model that writes letters, spaces and MULTIBYTE's bytes."""
+    vocabulary = _bpe_vocabulary(shape.vocabulary)
+    bias = np.full(shape.vocabulary, NEVER, np.float32)
+    bias[[ord(character) for character in f" {LETTERS}"]] = 0.0
+    bias[256 : 256 + len(vocabulary.merges)] = 0.0
+    bias[vocabulary.eos] = end
+    _bias_bytes(bias, MULTIBYTE, first_byte=0)
+    weights = random_weights(shape, bias, seed)
+    return dict(_followed(weights, _successions(MULTIBYTE, first_byte=0)))
+
+
+def _add_bpe(writer: gguf.GGUFWriter, vocabulary: BpeVocabulary) -> None:
+    normal = len(vocabulary.pieces) - len(BPE_CONTROLS)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(vocabulary.pieces)
+    writer.add_token_types(
+        [gguf.TokenType.NORMAL] * normal + [gguf.TokenType.CONTROL] * len(BPE_CONTROLS)
+    )
+    writer.add_token_merges(vocabulary.merges)
+    writer.add_eos_token_id(vocabulary.eos)
+    writer.add_bos_token_id(normal)
+    writer.add_pad_token_id(normal)
+    writer.add_add_bos_token(False)
 
 
 # ---------------------------------------------------------------- GPT-2

@@ -20,6 +20,9 @@ from workers.engine import Engine, Feed, Interrupted
 from workers.sequence import Sequence
 from workers.step_cost import StepCost
 
+SMALLEST_CHUNK = 8
+"""Prompt tokens that a step carries in any case. The weights are read for one as for eight, so
+fewer would starve the prompt and spare the streams little, on machines too slow for the limit."""
 LONGEST_STEP_S = 2.0
 """Of a step that stalls nobody: far below any deadline for progress."""
 
@@ -28,7 +31,7 @@ class Scheduler:
     """Runs requests on an engine. `clock` tells the time in seconds.
 
     `cost`: what steps take; None: always about the same. `max_stall_s`: the longest step that
-    may carry both a running stream and a prompt; one prompt token goes along in any case.
+    may carry both a running stream and a prompt, unless SMALLEST_CHUNK tokens take longer.
     """
 
     def __init__(
@@ -124,14 +127,15 @@ class Scheduler:
         return feeds
 
     def _room_for_prompts(self, decoding: int) -> int:
-        """Prompt tokens that the next step may carry beside the decoding sequences, ≥ 1."""
+        """Prompt tokens that the next step may carry beside the decoding sequences."""
         if decoding == len(self._running):
             return 0
-        room = self._engine.max_batch
-        if self._cost is not None:
-            limit_s = self._max_stall_s if decoding else LONGEST_STEP_S
-            room = self._cost.tokens_within(limit_s, room, decoding)
-        return max(1, room - decoding)
+        most = self._engine.max_batch - decoding
+        if self._cost is None:
+            return most
+        limit_s = self._max_stall_s if decoding else LONGEST_STEP_S
+        within = self._cost.tokens_within(limit_s, self._engine.max_batch, decoding) - decoding
+        return min(most, max(within, SMALLEST_CHUNK))
 
     def _decode(self, feeds: list[Feed]) -> None:
         sequences = [self._running[feed.slot] for feed in feeds]

@@ -2,43 +2,95 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from shared.messages import Finished
 from shared.sampling import SamplingParams
-from support import collect, echo_options, model_settings, pool_settings, text_of, until, with_pool
+from support import (
+    collect,
+    echo_options,
+    end_of,
+    model_settings,
+    pool_settings,
+    text_of,
+    until,
+    with_pool,
+)
 from workers.pool import WorkerPool
+from workers.stream import Event, RequestStream
 
 FULL = SamplingParams(num_predict=1000)
-LONG = "[[prefill sleep 600]]"
+LONG = "[[prefill print]][[prefill sleep 30]]"
+"""Says when the worker is in the step that is to be interrupted: a cancel that came before it
+would be obeyed without an interrupt."""
+SOON_S = 8.0
+"""Far less than the sleep, and than the deadline after which a stuck worker is replaced."""
 
 
-def test_its_slot_is_free_at_once(tmp_path: Path) -> None:
+class Worker:
+    """What the only worker of the pool has printed."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+        self._printed = ""
+
+    async def sleeps(self, times: int = 1) -> None:
+        """Returns when it has begun so many long steps."""
+        await until(lambda: self._count() >= times)
+
+    def _count(self) -> int:
+        self._printed += self._capfd.readouterr().err
+        return self._printed.count("printed by the engine")
+
+
+@pytest.fixture
+def worker(capfd: pytest.CaptureFixture[str]) -> Worker:
+    return Worker(capfd)
+
+
+async def collect_soon(pool: WorkerPool, stream: RequestStream) -> list[Event]:
+    async with asyncio.timeout(SOON_S):
+        return await collect(pool, stream)
+
+
+def test_the_step_is_cut_short_and_its_slot_is_free_for_the_next(
+    tmp_path: Path, worker: Worker
+) -> None:
     async def step(pool: WorkerPool) -> None:
         left = pool.submit(LONG, FULL)
-        await until(lambda: pool.active == 1)
         waiting = pool.submit("next", FULL)
-        started = time.monotonic()
+        await worker.sleeps()
         pool.release(left)
-        assert text_of(await collect(pool, waiting)) == "next"
-        assert time.monotonic() - started < 60  # of the 600 s that the step would take
+        assert text_of(await collect_soon(pool, waiting)) == "next"
 
     path = echo_options(tmp_path, slots=1)
-    with_pool(pool_settings(model_settings("echo", path)), step)
+    with_pool(pool_settings(model_settings(path=path)), step)
 
 
-def test_another_prompt_in_the_same_step_loses_nothing(tmp_path: Path) -> None:
-    text = "the prompt of the one who stays " * 8
+@pytest.mark.parametrize("comes_first", [False, True], ids=["after it", "before it"])
+def test_another_prompt_in_the_same_step_loses_nothing(
+    comes_first: bool, tmp_path: Path, worker: Worker
+) -> None:
+    """A first request holds the worker until it has both of the others: so they share a step."""
+    text = "the prompt of the one who stays, é語🙂 " * 8
 
     async def step(pool: WorkerPool) -> None:
-        # In steps of 64 bytes, of which 40 go to the first prompt: it is on its second when the
-        # other's first has come along.
-        left = pool.submit("x" * 40 + LONG, replace(FULL, n_batch=40))
-        stays = pool.submit(text, FULL)
-        await until(lambda: pool.active == 2)
-        pool.release(left)
-        assert text_of(await collect(pool, stays)) == text
+        first = pool.submit(LONG, FULL)
+        await worker.sleeps()
+        prompts = [text, LONG] if comes_first else [LONG, text]
+        streams = {prompt: pool.submit(prompt, replace(FULL, n_batch=40)) for prompt in prompts}
+        pool.release(first)
+        await worker.sleeps(times=2)
+        pool.release(streams[LONG])
+        events = await collect_soon(pool, streams[text])
+        assert text_of(events) == text
+        end = end_of(events)
+        assert isinstance(end, Finished)
+        assert end.usage.prompt_tokens == end.usage.completion_tokens == len(text.encode())
 
-    path = echo_options(tmp_path, slots=2)
-    with_pool(pool_settings(model_settings("echo", path, context=1024)), step)
+    path = echo_options(tmp_path, slots=3)
+    with_pool(pool_settings(model_settings(path=path, context=1024)), step)
