@@ -152,7 +152,8 @@ def build_phi3_gguf(
     Options as of `build_llama_gguf`.
     """
     shape = SHAPES["tiny"]
-    vocabulary = _ending(make_vocabulary(shape.vocabulary), b"<|end|>")
+    # llama.cpp refuses a model of this name that has no <|endoftext|>.
+    vocabulary = _with_controls(make_vocabulary(shape.vocabulary), END_OF_TEXT, b"<|end|>")
     tensors = dict(_llama_weights(shape, vocabulary, MULTIBYTE, end, seed))
     for i in range(shape.layers):
         block = f"blk.{i}."
@@ -205,7 +206,7 @@ def build_gemma3_gguf(
     and after, queries and keys too. Options as of `build_llama_gguf`.
     """
     shape = SHAPES["tiny"]
-    vocabulary = _ending(make_vocabulary(shape.vocabulary), b"<end_of_turn>")
+    vocabulary = _with_controls(make_vocabulary(shape.vocabulary), b"<end_of_turn>")
     tensors = dict(_llama_weights(shape, vocabulary, MULTIBYTE, end, seed)) | _head_norms(shape)
     tensors["token_embd.weight"] /= np.sqrt(shape.width)  # the graph multiplies by it
     for i in range(shape.layers):
@@ -319,7 +320,7 @@ def _ggjt_name(name: str) -> str:
 def _gguf_writer(path: Path, architecture: str, shape: LlamaShape) -> gguf.GGUFWriter:
     """A writer with the sizes that every architecture has."""
     writer = gguf.GGUFWriter(path, architecture)
-    writer.add_name(f"Random {architecture}")
+    writer.add_name(f"Random {architecture}")  # llama.cpp looks for some names
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
@@ -357,11 +358,16 @@ def _head_norms(shape: LlamaShape) -> dict[str, np.ndarray]:
     }
 
 
-def _ending(vocabulary: Vocabulary, end: bytes) -> Vocabulary:
-    """The vocabulary with another name of its end token."""
-    pieces = list(vocabulary.pieces)
-    pieces[vocabulary.eos] = end
-    return dataclasses.replace(vocabulary, pieces=pieces)
+def _with_controls(vocabulary: Vocabulary, *names: bytes) -> Vocabulary:
+    """The vocabulary with control tokens in place of its last pieces; the last one is its end."""
+    size = len(vocabulary.pieces)
+    kept = size - len(names)
+    return dataclasses.replace(
+        vocabulary,
+        pieces=[*vocabulary.pieces[:kept], *names],
+        types=[*vocabulary.types[:kept], *[gguf.TokenType.CONTROL] * len(names)],
+        eos=size - 1,
+    )
 
 
 def _add_sentencepiece(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:

@@ -105,10 +105,8 @@ def test_a_text_survives_tokens_and_pieces(engine: Engine) -> None:
 
 
 def test_every_byte_has_a_token(engine: Engine) -> None:
-    text = "".join(map(chr, range(1, 0x250))) + "\N{GRINNING FACE}"
-    text = text.replace("<", "")  # no control token
-    engine_text = b"".join(map(engine.piece, engine.tokenize(text[:64])))
-    assert text[:64].encode() in engine_text
+    pieces = {engine.piece(token) for token in range(engine.info.vocabulary)}
+    assert pieces >= {bytes([byte]) for byte in range(256)}
 
 
 def test_the_text_is_varied(engine: Engine) -> None:
