@@ -71,7 +71,7 @@ def build_settings(options: argparse.Namespace) -> Settings:
         batch=options.batch_size,
         kv_type=options.kv_type,
         slots=options.slots,
-        kv_memory=_kv_memory(path, workers),
+        kv_memory=None if engine == "echo" else _kv_memory(path, workers),
         mlock=options.mlock == "on",
         repack=workers == 1 if options.repack == "auto" else options.repack == "on",
     )

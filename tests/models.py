@@ -1,4 +1,4 @@
-"""Small models with random weights, one builder for each file format that tests load.
+"""Small models with random weights, a builder for each format and architecture that tests load.
 
 Each is under 1 MB, is built in a fraction of a second, and is the same every time. Their
 tokenizers take any UTF-8 text. What they write is nonsense in letters and spaces, with

@@ -27,7 +27,8 @@ class Inbox:
     def take(self, timeout_s: float) -> list[Message]:
         """What has arrived; waits up to `timeout_s` seconds when nothing has.
 
-        Raises EOFError when the front is gone, FrameError when it sends rubbish.
+        Raises EOFError when the front is gone, FrameError when it sends rubbish: once all that
+        came before is taken, and from then on.
         """
         taken: list[Message] = []
         while not self._messages.empty() or (timeout_s > 0 and not taken):
@@ -36,6 +37,9 @@ class Inbox:
             except queue.Empty:
                 break
             if isinstance(message, Exception):
+                self._messages.put(message)  # always the last
+                if taken:
+                    break
                 raise message
             taken.append(message)
         return taken

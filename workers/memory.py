@@ -9,6 +9,7 @@ from workers.quota import cgroup_v2_directories
 
 _V1_LIMIT = "sys/fs/cgroup/memory/memory.limit_in_bytes"
 _V1_USED = "sys/fs/cgroup/memory/memory.usage_in_bytes"
+_V1_STAT = "sys/fs/cgroup/memory/memory.stat"
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
@@ -16,8 +17,8 @@ def available_memory(root: Path = Path("/")) -> int | None:
 
     Page cache counts as available, also within a cgroup: the kernel gives it back when asked.
     """
-    known = [_machine(root), *(_left_v2(group) for group in cgroup_v2_directories(root)),
-             _left(root / _V1_LIMIT, root / _V1_USED, 0)]  # fmt: skip
+    groups = cgroup_v2_directories(root)
+    known = [_machine(root), *(_left_v2(group) for group in groups), _left_v1(root)]
     return min((amount for amount in known if amount is not None), default=None)
 
 
@@ -30,13 +31,20 @@ def _machine(root: Path) -> int | None:
 
 
 def _left_v2(group: Path) -> int | None:
-    return _left(group / "memory.max", group / "memory.current", _cache(group / "memory.stat"))
+    cache = _cache(group / "memory.stat", "inactive_file")
+    return _left(group / "memory.max", group / "memory.current", cache)
 
 
-def _cache(path: Path) -> int:
+def _left_v1(root: Path) -> int | None:
+    # The name without "total_" leaves out the cgroups within, which the usage contains.
+    cache = _cache(root / _V1_STAT, "total_inactive_file")
+    return _left(root / _V1_LIMIT, root / _V1_USED, cache)
+
+
+def _cache(path: Path, field: str) -> int:
     for line in (read_text(path) or "").splitlines():
         name, _, value = line.partition(" ")
-        if name == "inactive_file":
+        if name == field:
             return int(value)
     return 0
 

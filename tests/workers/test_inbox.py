@@ -25,11 +25,18 @@ class Bench:
         self.reader, self.writer = Pipe(duplex=False)
         self.cancelled: list[int] = []
         self.was_cancelled = threading.Event()
+        before = set(threading.enumerate())
         self.inbox = Inbox(RequestReceiver(self.reader), self._on_cancel)
+        (self.thread,) = set(threading.enumerate()) - before
 
     def _on_cancel(self, request_id: int) -> None:
         self.cancelled.append(request_id)
         self.was_cancelled.set()
+
+    def reads_no_more(self) -> None:
+        """Returns when the thread has come to the end."""
+        self.thread.join(TIMEOUT_S)
+        assert not self.thread.is_alive()
 
     def send(self, *messages: Message) -> None:
         write(self.writer, encode_frame(messages))
@@ -84,6 +91,48 @@ def test_the_fronts_end_comes_after_its_last_message(bench: Bench) -> None:
     bench.writer.close()
     with pytest.raises(EOFError):
         bench.inbox.take(TIMEOUT_S)
+
+
+@pytest.mark.parametrize(
+    ("rubbish", "error"), [(b"", EOFError), (b"\0\0\0\1\xc1", FrameError)], ids=["end", "rubbish"]
+)
+def test_what_arrived_together_with_the_end_is_not_lost(
+    bench: Bench, rubbish: bytes, error: type[Exception]
+) -> None:
+    bench.send(Cancel(1))
+    assert bench.was_cancelled.wait(TIMEOUT_S)
+    bench.send(Shutdown())
+    write(bench.writer, rubbish)
+    bench.writer.close()
+    bench.reads_no_more()
+    assert bench.inbox.take(0) == [Cancel(1), Shutdown()]
+    for _ in range(2):  # there is nothing else to come, ever
+        with pytest.raises(error):
+            bench.inbox.take(TIMEOUT_S)
+
+
+def test_a_wait_ends_when_a_message_arrives(bench: Bench) -> None:
+    taken: list[Message] = []
+    waiting = threading.Thread(target=lambda: taken.extend(bench.inbox.take(2 * TIMEOUT_S)))
+    waiting.start()
+    bench.send(Shutdown())
+    waiting.join(TIMEOUT_S)
+    assert not waiting.is_alive()
+    assert taken == [Shutdown()]
+
+
+def test_only_a_cancel_is_told(bench: Bench) -> None:
+    bench.send(Generate(1, "x", SamplingParams()), Shutdown(), Cancel(2), Cancel(3))
+    bench.take(4)
+    bench.writer.close()
+    bench.reads_no_more()
+    assert bench.cancelled == [2, 3]
+
+
+def test_a_message_larger_than_a_pipe_arrives_whole(bench: Bench) -> None:
+    large = Generate(1, "é" * 300_000, SamplingParams())
+    bench.send(large, Shutdown())
+    assert bench.take(2) == [large, Shutdown()]
 
 
 def test_rubbish_is_a_frame_error(bench: Bench) -> None:

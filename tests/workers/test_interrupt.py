@@ -52,6 +52,11 @@ def worker(capfd: pytest.CaptureFixture[str]) -> Worker:
     return Worker(capfd)
 
 
+def pids(pool: WorkerPool) -> list[int]:
+    """A worker that has died and was replaced has another one."""
+    return [place.handle.pid for place in pool._supervisor.places if place.handle is not None]
+
+
 async def collect_soon(pool: WorkerPool, stream: RequestStream) -> list[Event]:
     async with asyncio.timeout(SOON_S):
         return await collect(pool, stream)
@@ -61,11 +66,13 @@ def test_the_step_is_cut_short_and_its_slot_is_free_for_the_next(
     tmp_path: Path, worker: Worker
 ) -> None:
     async def step(pool: WorkerPool) -> None:
+        before = pids(pool)
         left = pool.submit(LONG, FULL)
         waiting = pool.submit("next", FULL)
         await worker.sleeps()
         pool.release(left)
         assert text_of(await collect_soon(pool, waiting)) == "next"
+        assert pids(pool) == before, "the worker has died of it"
 
     path = echo_options(tmp_path, slots=1)
     with_pool(pool_settings(model_settings(path=path)), step)

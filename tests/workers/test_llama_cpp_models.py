@@ -19,6 +19,8 @@ GREEDY = SamplingParams(temp=0.0, repeat_penalty=1.0, ignore_eos=True)
 PROMPT = "Once upon a time, é語🙂 said the Wolf."
 OTHER = "a shorter one"
 COUNT = 20
+TIE = 0.03
+"""A gap between the two likeliest tokens, as log, that other rounding may turn round."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Run:
         self.sampler = engine.sampler(GREEDY, self.unfed)
         self.position = 0
         self.tokens: list[int] = []
+        self.gaps: list[float] = []
+        """How much likelier each token was than the second likeliest, as log."""
 
     def feed(self) -> Feed:
         tokens = self.unfed[: self.chunk]
@@ -73,10 +77,12 @@ class Run:
         if feed.wants_logits:
             self.unfed = [self.engine.sample(self.slot, self.sampler)]
             self.tokens += self.unfed
+            first, second = self.engine.logprobs(self.slot, self.tokens[-1], 2).top
+            self.gaps.append(first.logprob - second.logprob)
 
 
-def finish(engine: Engine, runs: Sequence[Run]) -> list[list[int]]:
-    """Run them together, each to COUNT tokens, which are returned; their slots are free again."""
+def finish(engine: Engine, runs: Sequence[Run]) -> None:
+    """Run them together, each to COUNT tokens; their slots are free again."""
     while unfinished := [run for run in runs if len(run.tokens) < COUNT]:
         feeds = [run.feed() for run in unfinished]
         engine.decode(feeds)
@@ -84,12 +90,26 @@ def finish(engine: Engine, runs: Sequence[Run]) -> list[list[int]]:
             run.fed(feed)
     for run in runs:
         engine.forget(run.slot)
-    return [run.tokens for run in runs]
 
 
-def generate(engine: Engine, text: str, *, slot: int = 0, chunk: int = 64) -> list[int]:
-    (tokens,) = finish(engine, [Run(engine, slot, text, chunk)])
-    return tokens
+def finished(engine: Engine, text: str, chunk: int = 64) -> Run:
+    run = Run(engine, 0, text, chunk)
+    finish(engine, [run])
+    return run
+
+
+def generate(engine: Engine, text: str, chunk: int = 64) -> list[int]:
+    return finished(engine, text, chunk).tokens
+
+
+def assert_same(run: Run, alone: Run) -> None:
+    """The same tokens; after a tie, which is not among the first ones, others may follow.
+
+    With other cells of the KV cache, or in other company, sums are rounded differently.
+    """
+    pairs = zip(run.tokens, alone.tokens, strict=True)
+    differs = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
+    assert differs is None or (differs > 5 and alone.gaps[differs] < TIE)
 
 
 def test_the_engine_tells_the_architecture(engine: Engine, family: Family) -> None:
@@ -123,9 +143,11 @@ def test_the_chunk_size_never_changes_the_text(engine: Engine) -> None:
 def test_sequences_decoded_together_have_the_text_that_each_has_alone(
     engine: Engine, chunk: int
 ) -> None:
-    alone = [generate(engine, text) for text in (PROMPT, OTHER)]
+    alone = [finished(engine, text) for text in (PROMPT, OTHER)]
     together = [Run(engine, slot, text, chunk) for slot, text in enumerate((PROMPT, OTHER))]
-    assert finish(engine, together) == alone
+    finish(engine, together)
+    for run, single in zip(together, alone, strict=True):
+        assert_same(run, single)
 
 
 def test_a_forgotten_sequence_leaves_no_trace(engine: Engine) -> None:
@@ -136,13 +158,14 @@ def test_a_forgotten_sequence_leaves_no_trace(engine: Engine) -> None:
 
 
 def test_forgetting_one_sequence_leaves_the_other_as_it_is(engine: Engine) -> None:
-    expected = generate(engine, PROMPT)
+    alone = finished(engine, PROMPT)
     run = Run(engine, 1, PROMPT, chunk=3)
     feed = run.feed()
     engine.decode([Feed(0, engine.tokenize(OTHER), 0, False), feed])
     run.fed(feed)
     engine.forget(0)
-    assert finish(engine, [run]) == [expected]
+    finish(engine, [run])
+    assert_same(run, alone)
 
 
 def test_the_end_in_a_prompt_is_a_control_token_and_no_text(engine: Engine, family: Family) -> None:
@@ -159,6 +182,23 @@ def test_the_end_is_in_the_text_of_no_token(engine: Engine, family: Family) -> N
     ends = [token for token in range(engine.info.vocabulary) if engine.is_end(token)]
     assert ends
     assert {pieces[token] for token in ends} == {b""}
+
+
+LONG_FACTORS = pytest.mark.xfail(
+    reason="llama.cpp takes all cells of a unified cache for the context of each sequence,"
+    " and so the rotary factors of long contexts"
+)
+
+
+@pytest.mark.parametrize("original", [None, 4096, pytest.param(256, marks=LONG_FACTORS)])
+def test_the_number_of_slots_never_changes_the_text(original: int | None, tmp_path: Path) -> None:
+    path = models.build_phi3_gguf(tmp_path / "phi3.gguf", original_context=original)
+
+    def text(slots: int) -> list[int]:
+        given = model_settings("llama_cpp", path, slots=slots)
+        return generate(load_engine(given, threads=1), PROMPT)
+
+    assert text(4) == text(1)
 
 
 # ---------------------------------------------------------------- through a pool

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from workers.memory import available_memory
 
 GIB = 2**30
@@ -26,6 +28,15 @@ def machine(root: Path, available: int, **groups: dict[str, str]) -> Path:
         for file, text in files.items():
             (directory / f"memory.{file}").write_text(text)
     (root / "proc/self/cgroup").write_text(f"0::{path}\n")
+    return root
+
+
+def version_1(root: Path, limit: int, usage: int, stat: str = "") -> Path:
+    group = root / "sys/fs/cgroup/memory"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text(f"{limit}\n")
+    (group / "memory.usage_in_bytes").write_text(f"{usage}\n")
+    (group / "memory.stat").write_text(stat)
     return root
 
 
@@ -57,12 +68,46 @@ def test_a_cgroup_over_its_limit_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_limit_of_version_1_counts(tmp_path: Path) -> None:
-    root = machine(tmp_path, 8 * GIB)
-    group = root / "sys/fs/cgroup/memory"
-    group.mkdir(parents=True)
-    (group / "memory.limit_in_bytes").write_text(str(2 * GIB))
-    (group / "memory.usage_in_bytes").write_text(str(GIB))
+    root = version_1(machine(tmp_path, 8 * GIB), 2 * GIB, GIB)
     assert available_memory(root) == GIB
+
+
+def test_the_page_cache_of_version_1_is_available_too(tmp_path: Path) -> None:
+    """A model that is mapped counts as used once it was read."""
+    stat = f"inactive_file 1\ntotal_inactive_file {GIB}\ntotal_active_file 3\n"
+    root = version_1(machine(tmp_path, 8 * GIB), 4 * GIB, 3 * GIB, stat)
+    assert available_memory(root) == 2 * GIB
+
+
+def test_the_number_that_version_1_has_for_no_limit_is_none(tmp_path: Path) -> None:
+    root = version_1(machine(tmp_path, 8 * GIB), 9223372036854771712, 5 * GIB)
+    assert available_memory(root) == 8 * GIB
+
+
+def test_a_cgroup_knows_no_more_than_the_machine_has(tmp_path: Path) -> None:
+    files = {"max": str(64 * GIB), "current": str(GIB)}
+    assert available_memory(machine(tmp_path, 8 * GIB, a=files)) == 8 * GIB
+
+
+def test_without_a_mount_table_the_usual_place_is_read(tmp_path: Path) -> None:
+    root = machine(tmp_path, 8 * GIB, a={"max": str(2 * GIB), "current": str(GIB)})
+    (root / "proc/self/mountinfo").unlink()
+    assert available_memory(root) == GIB
+
+
+def test_a_namespace_that_hides_the_cgroups_path_leaves_the_mounts_root(tmp_path: Path) -> None:
+    root = machine(tmp_path, 8 * GIB, a={})
+    (root / "proc/self/cgroup").write_text("0::/../../elsewhere\n")
+    (root / "sys/fs/cgroup/memory.max").write_text(str(GIB))
+    (root / "sys/fs/cgroup/memory.current").write_text("0")
+    assert available_memory(root) == GIB
+
+
+@pytest.mark.parametrize("text", ["", "MemTotal: 5 kB\n", "MemAvailable\n"])
+def test_a_machine_that_does_not_say_is_unknown(tmp_path: Path, text: str) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(text)
+    assert available_memory(tmp_path) is None
 
 
 def test_where_nothing_can_be_read_it_is_unknown(tmp_path: Path) -> None:

@@ -171,7 +171,8 @@ class EchoEngine:
         text = self._prefilled[feed.slot]
         known = len(text)
         text += bytes(feed.tokens)
-        for found in DIRECTIVE.finditer(text, max(0, known - LONGEST_DIRECTIVE)):
+        # A list: while the iterator lives, the text cannot be cut.
+        for found in list(DIRECTIVE.finditer(text, max(0, known - LONGEST_DIRECTIVE))):
             if not found[1] or found.end() <= known:
                 continue
             if found[2] != b"sleep":
