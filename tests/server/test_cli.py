@@ -26,6 +26,7 @@ from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.sampling import SamplingParams
 from shared.settings import Settings
+from workers.machine import Core, Machine
 
 ROOT = Path(server.__file__).parent.parent
 TIMEOUT_S = 30.0
@@ -155,7 +156,7 @@ BAD_MODELS = {
 }
 
 
-@pytest.mark.parametrize("engine", ["auto", "ctransformers"])
+@pytest.mark.parametrize("engine", ["auto", "llama_cpp", "ctransformers"])
 @pytest.mark.parametrize("name", BAD_MODELS, ids=lambda name: name[:20])
 def test_a_path_that_is_no_model_ends_with_status_3_and_one_sentence(
     name: str, engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -350,6 +351,7 @@ def test_options_reach_the_settings_that_they_are_for() -> None:
         *("--drain-timeout", "1.5", "--load-timeout", "2.5", "--progress-timeout", "3.5"),
         *("--temp", "0.1", "--top-k", "2", "--top-p", "0.3", "--repeat-penalty", "1.4"),
         *("--repeat-last-n", "6", "--log-level", "error", "--workers", "1", "--num-threads", "1"),
+        *("--slots", "3", "--max-stall", "80", "--mlock", "--repack", "off"),
     )
 
     assert (settings.host, settings.port, settings.log_level) == ("::1", 81, "error")
@@ -364,10 +366,126 @@ def test_options_reach_the_settings_that_they_are_for() -> None:
     assert (worker.index, len(worker.cpus), worker.log_level) == (0, 1, "error")
     assert (worker.model.context, worker.model.batch, worker.model.kv_type) == (99, 7, "q8_0")
     assert (worker.model.engine, worker.model.model_type) == ("echo", "gpt2")
+    assert (worker.model.slots, worker.model.mlock, worker.model.repack) == (3, True, False)
+    assert worker.max_stall_s == pytest.approx(0.08)
+
+
+def test_without_options_memory_is_not_locked_and_the_engine_chooses_its_slots() -> None:
+    worker = settings_of().pool.workers[0]
+
+    assert (worker.model.slots, worker.model.mlock) == (None, False)
+    assert worker.max_stall_s == 0.15
+
+
+needs_2_cpus = pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2, reason="two workers need two CPUs"
+)
+
+
+@pytest.mark.parametrize(
+    ("workers", "arguments", "repack"),
+    [
+        ("1", [], True),
+        ("1", ["--repack", "off"], False),
+        pytest.param("2", [], False, marks=needs_2_cpus),
+        pytest.param("2", ["--repack"], True, marks=needs_2_cpus),
+    ],
+)
+def test_weights_are_rearranged_where_no_other_worker_could_share_them(
+    workers: str, arguments: list[str], repack: bool
+) -> None:
+    settings = settings_of("--workers", workers, "--num-threads", workers, *arguments)
+
+    assert [worker.model.repack for worker in settings.pool.workers] == [repack] * int(workers)
+
+
+def kv_memory(*arguments: str) -> int | None:
+    return settings_of("--num-threads", "1", *arguments).pool.workers[0].model.kv_memory
+
+
+def test_half_of_what_the_weights_leave_is_for_keys_and_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "model.gguf", b"GGUF" + bytes(996))
+    monkeypatch.setattr("server.cli.available_memory", lambda: 9000)
+
+    assert kv_memory("--model", str(path)) == 4000
+
+
+@needs_2_cpus
+def test_workers_share_the_memory_for_keys_and_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "model.gguf", b"GGUF" + bytes(996))
+    monkeypatch.setattr("server.cli.available_memory", lambda: 9000)
+
+    assert kv_memory("--model", str(path), "--num-threads", "2", "--workers", "2") == 2000
+
+
+def test_a_model_larger_than_the_memory_leaves_none_for_keys_and_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "model.gguf", b"GGUF" + bytes(996))
+    monkeypatch.setattr("server.cli.available_memory", lambda: 999)
+
+    assert kv_memory("--model", str(path)) == 0
+
+
+def test_where_memory_is_unknown_or_there_are_no_weights_nothing_is_said_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert kv_memory() is not None
+    assert kv_memory("--engine", "echo") is None
+    monkeypatch.setattr("server.cli.available_memory", lambda: None)
+    assert kv_memory() is None
+
+
+def test_options_of_the_echo_engine_that_are_missing_are_no_matter_of_the_address(
+    tmp_path: Path,
+) -> None:
+    """Looking at the size of that "model" ended as "cannot listen", with status 4."""
+    ended = program("--engine", "echo", "--model", str(tmp_path / "none.json"), "--port", "0")
+
+    assert ended.returncode == EXIT_CONFIGURATION
+    assert "none.json holds no options of the echo engine" in ended.stderr.splitlines()[-1]
+
+
+def test_a_worker_takes_memory_from_the_node_of_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = tuple(Core((cpu,), package=0, node=cpu, l3=cpu, performance=0) for cpu in range(2))
+    machine = Machine(cores, online=2, allowed=2, quota=None, quota_source="no cgroup found")
+    monkeypatch.setattr("server.cli.read_machine", lambda: machine)
+
+    apart = settings_of("--workers", "2").pool.workers
+    assert {worker.cpus: worker.node for worker in apart} == {(0,): 0, (1,): 1}
+    (both,) = settings_of("--workers", "1").pool.workers
+    assert (both.cpus, both.node) == ((0, 1), None)
+
+
+# ---------------------------------------------------------------- without llama.cpp
+
+
+@pytest.fixture
+def without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+
+@pytest.mark.usefixtures("without_llama_cpp")
+def test_asking_for_llama_cpp_where_it_is_not_installed_says_how_to_install_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["--engine", "llama_cpp"]) == EXIT_CONFIGURATION
+
+    said = sentence(capsys.readouterr())
+    assert said == "llama.cpp is not installed: pip install 'tokenflume[llama]' installs it"
+
+
+@pytest.mark.usefixtures("without_llama_cpp")
+def test_the_bundled_model_is_served_without_llama_cpp_too() -> None:
+    assert settings_of().pool.workers[0].model.engine == "ctransformers"
 
 
 def test_every_worker_has_cpus_of_its_own() -> None:
-    settings = settings_of()  # ctransformers: a worker for each core
+    settings = settings_of("--engine", "ctransformers")  # a worker for each core
 
     cpus = [cpu for worker in settings.pool.workers for cpu in worker.cpus]
     assert len(cpus) == len(set(cpus))

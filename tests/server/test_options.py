@@ -67,7 +67,7 @@ CASES = (
     ),
     Case(("-b", "--batch-size"), None, {"1": 1, "512": 512}, (*NO_INTEGERS, "0", "-1")),
     Case(("--mlock",), "off", {"on": "on", "off": "off"}, ("", "yes", "auto")),
-    Case(("--repack",), "auto", {"on": "on", "off": "off"}, ("", "yes")),
+    Case(("--repack",), "auto", {"on": "on", "off": "off", "auto": "auto"}, ("", "yes")),
     Case(("--host",), "127.0.0.1", {"::1": "::1", "localhost": "localhost"}),
     Case(
         ("-P", "--port"),
@@ -208,6 +208,10 @@ def test_a_bad_value_in_the_environment_ends_with_status_2_and_names_the_variabl
         (["--num-ctx-tokens", "7"], "from 8 to"),
         (["--top-p", "1.5"], "> 0 and ≤ 1"),
         (["--temp", "-1"], "≥ 0"),
+        (["--slots", "0"], "from 1 to 256"),
+        (["--max-stall", "0"], "≥ 1 and ≤ 60000"),
+        (["--mlock", "auto"], "'auto' is none of on, off"),
+        (["--repack", "yes"], "'yes' is none of on, off, auto"),
         (["--drain-timeout", "0"], "> 0 and ≤ 86400"),
         (["--engine", "llama"], "'llama' is none of auto, llama_cpp, ctransformers, echo"),
         (["--log-level", "loud"], "'loud' is none of debug, info, warning, error"),
@@ -353,3 +357,21 @@ def test_a_mistyped_variable_ends_with_status_2_and_the_nearest_name(
 def test_a_switch_without_a_value_is_on(flag: str) -> None:
     assert getattr(read_options([flag], {}), flag[2:]) == "on"
     assert getattr(read_options([flag, "--port", "0"], {}), flag[2:]) == "on"
+
+
+@pytest.mark.parametrize("flag", SWITCHES)
+def test_a_switch_without_a_value_beats_the_environment(flag: str) -> None:
+    variable = "TOKENFLUME_" + flag[2:].upper()
+
+    assert getattr(read_options([], {variable: "off"}), flag[2:]) == "off"
+    assert getattr(read_options([flag], {variable: "off"}), flag[2:]) == "on"
+
+
+@pytest.mark.parametrize("flag", SWITCHES)
+def test_a_switch_in_the_environment_needs_a_value(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variable = "TOKENFLUME_" + flag[2:].upper()
+
+    assert "'' is none of on, off" in complaint(capsys, [], {variable: ""})
+    assert getattr(read_options([], {variable: "on"}), flag[2:]) == "on"

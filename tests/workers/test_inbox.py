@@ -96,16 +96,15 @@ def test_the_fronts_end_comes_after_its_last_message(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("rubbish", "error"), [(b"", EOFError), (b"\0\0\0\1\xc1", FrameError)], ids=["end", "rubbish"]
 )
-def test_what_arrived_together_with_the_end_is_not_lost(
+def test_what_came_before_the_end_is_not_lost(
     bench: Bench, rubbish: bytes, error: type[Exception]
 ) -> None:
-    bench.send(Cancel(1))
+    bench.send(Shutdown(), Cancel(1))
     assert bench.was_cancelled.wait(TIMEOUT_S)
-    bench.send(Shutdown())
     write(bench.writer, rubbish)
     bench.writer.close()
     bench.reads_no_more()
-    assert bench.inbox.take(0) == [Cancel(1), Shutdown()]
+    assert bench.inbox.take(0) == [Shutdown(), Cancel(1)]
     for _ in range(2):  # there is nothing else to come, ever
         with pytest.raises(error):
             bench.inbox.take(TIMEOUT_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from support import (
     until,
     with_pool,
 )
+from workers.engine import Feed, Interrupted, load_engine
 from workers.pool import WorkerPool
 from workers.stream import Event, RequestStream
 
@@ -76,6 +78,18 @@ def test_the_step_is_cut_short_and_its_slot_is_free_for_the_next(
 
     path = echo_options(tmp_path, slots=1)
     with_pool(pool_settings(model_settings(path=path)), step)
+
+
+def test_the_same_feed_can_be_given_to_the_echo_engine_again() -> None:
+    engine = load_engine(model_settings(slots=1), threads=1)
+    feed = Feed(0, engine.tokenize("[[prefill sleep 30]]"), 0, True)
+    for _ in range(2):  # it sleeps again, so it has the text again
+        with ThreadPoolExecutor(1) as thread:
+            decoding = thread.submit(engine.decode, [feed])
+            while not decoding.done():  # the first may come before the decode, and is lost
+                engine.interrupt()
+                wait([decoding], timeout=0.01)
+        assert isinstance(decoding.exception(), Interrupted)
 
 
 @pytest.mark.parametrize("comes_first", [False, True], ids=["after it", "before it"])

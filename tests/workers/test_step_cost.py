@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -46,6 +47,40 @@ def test_the_tokens_within_a_time_are_the_most_that_are_expected_to_fit(
     assert tokens == most or cost.expected(tokens + 1, sequences) > seconds
 
 
+TABLES = st.dictionaries(st.integers(1, 600), st.floats(1e-6, 10.0), min_size=1, max_size=8)
+
+
+@given(TABLES, st.integers(1, 1200), st.integers(0, 300), st.integers(0, 8))
+def test_whatever_was_measured_more_tokens_are_never_expected_to_take_less(
+    measured: dict[int, float], tokens: int, more: int, sequences: int
+) -> None:
+    cost = StepCost(measured, each_sequence_s=0.005)
+    least = cost.expected(tokens, sequences) * (1 - 1e-9)  # but for rounding
+    assert cost.expected(tokens + more, sequences) >= least
+    assert cost.expected(tokens, sequences + 1) >= least
+
+
+@given(TABLES)
+def test_whatever_was_measured_no_size_is_much_worse_than_in_proportion(
+    measured: dict[int, float],
+) -> None:
+    cost = StepCost(measured)
+    sizes = sorted(measured)
+    for smaller, size in itertools.pairwise(sizes):
+        in_proportion = cost.expected(smaller, 1) * size / smaller
+        assert cost.expected(size, 1) <= in_proportion * TILES * (1 + 1e-9)
+    assert cost.expected(sizes[0], 1) == measured[sizes[0]]
+
+
+def test_a_measurement_within_reason_is_left_as_it_is() -> None:
+    cost = StepCost({1: 0.04, 2: 0.04 * 2 * TILES - 0.001})
+    assert cost.expected(2, 1) == 0.04 * 2 * TILES - 0.001
+
+
+def test_no_tokens_fit_into_less_than_the_smallest_step() -> None:
+    assert StepCost(CURVE).tokens_within(0.039, 512, 1) == 0
+
+
 @pytest.mark.parametrize("factor", [0.4, 3.0])
 def test_it_follows_a_machine_that_becomes_slower_or_faster(factor: float) -> None:
     cost = StepCost(CURVE)
@@ -59,6 +94,28 @@ def test_one_wild_step_moves_it_by_a_bounded_factor() -> None:
     cost.observe(8, 1, 1000.0)
     bound = 1 + LEARNING_RATE * (LARGEST_SURPRISE - 1)
     assert cost.expected(8, 1) == pytest.approx(0.11 * bound)
+
+
+def test_one_step_that_took_no_time_moves_it_by_a_bounded_factor() -> None:
+    cost = StepCost(CURVE)
+    cost.observe(8, 1, 0.0)
+    assert cost.expected(8, 1) == pytest.approx(0.11 * (1 - LEARNING_RATE))
+
+
+def test_an_outlier_is_forgotten_within_some_steps() -> None:
+    cost = StepCost(CURVE)
+    cost.observe(8, 1, 1000.0)
+    for _ in range(15):
+        cost.observe(8, 1, 0.11)
+    assert cost.expected(8, 1) == pytest.approx(0.11, rel=0.05)
+
+
+def test_steps_of_several_sequences_teach_as_much_as_those_of_one() -> None:
+    cost = StepCost(CURVE, each_sequence_s=0.005)
+    for _ in range(40):
+        cost.observe(4, 4, 0.075 * 2)
+    assert cost.expected(4, 4) == pytest.approx(0.075 * 2, rel=0.01)
+    assert cost.expected(16, 1) == pytest.approx(0.15 * 2, rel=0.01)
 
 
 def test_a_step_beyond_the_measured_sizes_teaches_nothing() -> None:
@@ -108,6 +165,20 @@ def test_measuring_keeps_within_the_batch_and_the_context() -> None:
     large = TimedEngine()
     measure(large, large.clock, [1], 100)  # type: ignore[arg-type]
     assert max(large.sizes) == 64
+
+
+def test_a_step_that_takes_long_is_not_repeated() -> None:
+    engine = TimedEngine()
+    measure(engine, engine.clock, [1], 0.1)  # type: ignore[arg-type]
+    assert [engine.sizes.count(size) for size in (1, 2, 8, 12)] == [3, 3, 2, 1]
+
+
+def test_measuring_stays_within_a_batch_that_is_smaller_than_the_sequences() -> None:
+    engine = TimedEngine()
+    engine.max_batch = 2
+    measure(engine, engine.clock, [1], 100)  # type: ignore[arg-type]
+    assert max(engine.sizes) == 2
+    assert not engine.held
 
 
 def test_an_engine_of_one_slot_is_measured_too() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shared.errors import ConfigurationError
 from workers.kernel_files import format_cpu_list, parse_cpu_list
-from workers.machine import Core, Machine, read_machine
+from workers.machine import Core, Machine, node_of_cpus, read_machine
 from workers.plan_text import explain
 from workers.topology import Plan, make_plan
 
@@ -361,6 +361,42 @@ def test_neighbours_of_one_thread_share_a_row(epyc: Recording) -> None:
         "workers 0-63    1 thread each, node 0, CPUs 0-63",
         "workers 64-127  1 thread each, node 1, CPUs 64-127",
     ]
+
+
+# NUMA nodes to take memory from.
+
+
+@pytest.mark.parametrize(
+    ("cpus", "node"), [("0-7", 0), ("32", 1), ("130,5", 0), ("96-127,224-255", 3)]
+)
+def test_cpus_of_one_node_take_memory_from_it(
+    epyc_of_4_nodes: Recording, cpus: str, node: int
+) -> None:
+    machine = epyc_of_4_nodes.machine(range(256))
+
+    assert node_of_cpus(machine, parse_cpu_list(cpus)) == node
+
+
+@pytest.mark.parametrize("cpus", ["0-63", "31-32", "0,96", ""])
+def test_cpus_of_several_nodes_or_of_none_have_no_node(
+    epyc_of_4_nodes: Recording, cpus: str
+) -> None:
+    machine = epyc_of_4_nodes.machine(range(256))
+
+    assert node_of_cpus(machine, parse_cpu_list(cpus)) is None
+
+
+def test_every_worker_of_a_server_has_a_node(epyc: Recording) -> None:
+    machine = epyc.machine(range(256))
+    plan = make_plan(machine, batches=True)
+
+    assert [node_of_cpus(machine, cpus) for cpus in plan.workers] == [0] * 8 + [1] * 8
+
+
+def test_on_a_machine_of_one_node_there_is_nothing_to_choose(recording: Recording) -> None:
+    machine = desktop(recording)
+
+    assert node_of_cpus(machine, range(6)) is None
 
 
 # Hybrid processors.
