@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import InvalidRequest
-from shared.sampling import SamplingParams, integer, number
+from shared.sampling import SamplingParams
+from shared.validation import integer, number
 
 SAMPLING = SamplingParams()
 BUNDLED_MODEL = Path(__file__).parent.parent / "workers" / "bundled" / "fairy-tales.gguf"

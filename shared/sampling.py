@@ -10,8 +10,6 @@ from typing import Any
 from shared.errors import InvalidRequest
 from shared.validation import boolean, integer, number, texts
 
-__all__ = ["LogitBias", "SamplingParams", "integer", "number"]
-
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
 MAX_DRY_BREAKERS = 16

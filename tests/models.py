@@ -17,7 +17,7 @@ from typing import BinaryIO, Literal
 import gguf
 import numpy as np
 
-from llama_gguf import LlamaShape, Vocabulary, write_llama
+from llama_gguf import LlamaShape, Vocabulary, add_sizes, write_llama
 from make_model import (
     ANCHOR,
     FIRST_BYTE,
@@ -321,15 +321,7 @@ def _gguf_writer(path: Path, architecture: str, shape: LlamaShape) -> gguf.GGUFW
     """A writer with the sizes that every architecture has."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(f"Random {architecture}")  # llama.cpp looks for some names
-    writer.add_context_length(shape.context)
-    writer.add_embedding_length(shape.width)
-    writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(shape.hidden)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_rope_dimension_count(shape.head_width)
-    writer.add_rope_freq_base(shape.rope_base)
-    writer.add_layer_norm_rms_eps(shape.rms_epsilon)
+    add_sizes(writer, shape)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     return writer
 

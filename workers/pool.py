@@ -141,10 +141,9 @@ class WorkerPool:
 
     def _refuse_unsupported(self, sampling: SamplingParams) -> None:
         """A field without effect would mislead its client. Called only when a worker is ready."""
-        info = self._ready_handles()[0].ready.result().info
-        beyond = sampling.beyond(info.sampling)
-        if beyond:
-            raise Unsupported(f"the {info.engine} engine cannot honour {', '.join(beyond)}")
+        model = self.model
+        if model is not None and (beyond := sampling.beyond(model.sampling)):
+            raise Unsupported(f"the {model.engine} engine cannot honour {', '.join(beyond)}")
 
     def _ready_handles(self) -> list[WorkerHandle]:
         handles = (place.handle for place in self._supervisor.places)

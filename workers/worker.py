@@ -42,8 +42,8 @@ from workers.step_cost import StepCost, measure
 HEARTBEAT_S = 0.5
 CALIBRATION_STEP_S = 0.2
 """Steps longer than this are not measured when a worker starts: it is to be ready soon."""
-SAMPLE = "Once upon a time there was a fox who lived at the edge of a dark wood, and"
-"""What the steps that are measured consist of."""
+SAMPLE = "a"
+"""What the steps that are measured consist of, over and over; every context has room for it."""
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 logger = logging.getLogger("tokenflume.worker")

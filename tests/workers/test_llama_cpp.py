@@ -423,6 +423,18 @@ def test_ten_thousand_short_requests_leave_memory_flat(llama_gguf: Path) -> None
     assert last - first < 4 * 2**20
 
 
+def test_the_smallest_context_is_served(llama_gguf: Path) -> None:
+    async def step(pool: WorkerPool) -> Finished:
+        end = end_of(await collect(pool, pool.submit("a", GREEDY)))
+        assert isinstance(end, Finished)
+        return end
+
+    given = model_settings("llama_cpp", llama_gguf, context=8)
+    end = with_pool(pool_settings(given), step)
+    assert end.reason == "length"
+    assert end.usage.prompt_tokens + end.usage.completion_tokens == 8
+
+
 def test_streams_that_arrive_together_all_get_their_texts(llama_gguf: Path) -> None:
     params = replace(GREEDY, num_predict=40)
 

@@ -12,6 +12,7 @@ import ctypes
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import llama_cpp as lib
@@ -28,6 +29,7 @@ from shared.sampling import SamplingParams
 from shared.settings import KvType, ModelSettings
 from workers.engine import Feed, Interrupted
 from workers.engines.llama_cpp_sampling import SamplerChain, build_chain
+from workers.gguf_header import read_gguf_header
 
 BATCH = 512
 """Tokens of a step at the most. Larger ones bring nothing: the weights are read once for all."""
@@ -55,7 +57,9 @@ def load(settings: ModelSettings, threads: int) -> LlamaCppEngine:
     log = NativeLog()
     lib.llama_backend_init()
     model = load_model(settings, log)
-    slots = settings.slots or slots_for(model, settings)
+    slot_bytes = kv_bytes_per_token(model, settings) * settings.context
+    slots = settings.slots or slots_for(settings.kv_memory, slot_bytes)
+    check_memory(settings, slots, slot_bytes)
     context = make_context(model, settings, slots, threads, log)
     engine = LlamaCppEngine(model, context, settings, slots, log)
     engine.warm_up()
@@ -109,37 +113,47 @@ def why_unfit(model: Any) -> str:
     return ""
 
 
-def kv_bytes_per_token(model: Any, kv_type: KvType) -> float:
-    """Bytes of one token's keys and values over all layers; an estimate for unusual models."""
-    head = lib.llama_model_n_embd(model) / max(1, lib.llama_model_n_head(model))
-    elements: float = 2 * lib.llama_model_n_layer(model) * lib.llama_model_n_head_kv(model) * head
-    return elements * KV_TYPES[kv_type][1]
+def kv_bytes_per_token(model: Any, settings: ModelSettings) -> float:
+    """Bytes of one token's keys and values over all layers: what the file's header says.
+
+    Where it does not, as when layers differ, as if each were as wide as the model: the most.
+    """
+    element: float = KV_TYPES[settings.kv_type][1]
+    said = read_gguf_header(Path(str(settings.path))).kv_bytes_per_token(element)
+    widest: float = 2 * lib.llama_model_n_layer(model) * lib.llama_model_n_embd(model) * element
+    return widest if said is None else said
 
 
-def slots_for(model: Any, settings: ModelSettings) -> int:
+def slots_for(kv_memory: int | None, slot_bytes: float) -> int:
     """As many as the memory for keys and values allows, from 1 to MOST_SLOTS."""
-    if settings.kv_memory is None:
+    if kv_memory is None:
         return MOST_SLOTS
-    slot = kv_bytes_per_token(model, settings.kv_type) * settings.context
-    return max(1, min(MOST_SLOTS, int(settings.kv_memory / max(1, slot))))
+    return max(1, min(MOST_SLOTS, int(kv_memory / slot_bytes)))
+
+
+def check_memory(settings: ModelSettings, slots: int, slot_bytes: float) -> None:
+    """Raise ConfigurationError for a cache that llama.cpp cannot count or the memory not hold."""
+    what = (
+        f"{slots} slots × {settings.context} tokens of context need about"
+        f" {slots * slot_bytes / 2**20:,.0f} MiB for keys and values"
+    )
+    if cells_for(settings, slots) > MOST_CELLS:
+        raise ConfigurationError(f"{what}: llama.cpp has at most {MOST_CELLS} tokens for all slots")
+    if settings.kv_memory is not None and slots * slot_bytes > 2 * settings.kv_memory:
+        raise ConfigurationError(f"{what}: {2 * settings.kv_memory / 2**20:,.0f} MiB are left")
+
+
+def cells_for(settings: ModelSettings, slots: int) -> int:
+    """Tokens that the KV cache holds, for all slots."""
+    return -(-slots * settings.context // PADDING) * PADDING
 
 
 def make_context(
     model: Any, settings: ModelSettings, slots: int, threads: int, log: NativeLog
 ) -> Any:
     """llama.cpp's context with its KV cache. Raises ConfigurationError."""
-    cells = -(-slots * settings.context // PADDING) * PADDING
-    wanted = kv_bytes_per_token(model, settings.kv_type) * cells
-    what = (
-        f"{slots} slots × {settings.context} tokens of context need about"
-        f" {wanted / 2**20:,.0f} MiB for keys and values"
-    )
-    if cells > MOST_CELLS:
-        raise ConfigurationError(f"{what}: llama.cpp has at most {MOST_CELLS} tokens for all slots")
-    if settings.kv_memory is not None and wanted > 2 * settings.kv_memory:
-        raise ConfigurationError(f"{what}: {2 * settings.kv_memory / 2**20:,.0f} MiB are left")
     params = lib.llama_context_default_params()
-    params.n_ctx = cells
+    params.n_ctx = cells_for(settings, slots)
     params.n_batch = params.n_ubatch = BATCH
     params.n_seq_max = slots
     params.n_outputs_max = slots
@@ -150,7 +164,7 @@ def make_context(
     params.no_perf = True
     context = lib.llama_init_from_model(model, params)
     if not context:
-        raise ConfigurationError(f"llama.cpp cannot make a context: {log.first_error} ({what})")
+        raise ConfigurationError(f"llama.cpp cannot make a context: {log.first_error}")
     return context
 
 

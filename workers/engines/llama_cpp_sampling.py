@@ -75,8 +75,8 @@ def _samplers(
             params.frequency_penalty,
             params.presence_penalty,
         )
-    if params.dry_multiplier > 0 and _dry_window(params, context):
-        yield _dry(params, vocab, _dry_window(params, context))
+    if dry_window := _dry_window(params, context):
+        yield _dry(params, vocab, dry_window)
     if params.temp == 0:
         yield lib.llama_sampler_init_greedy()
     elif params.mirostat:
