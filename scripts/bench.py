@@ -5,7 +5,7 @@
     python scripts/bench.py                         # everything, some minutes
     python scripts/bench.py front latency           # no model needed
     python scripts/bench.py pool -m model.gguf --json pool.json
-    python scripts/bench.py llama llama-small stall leave \\
+    python scripts/bench.py llama llama-small stall leave step \\
         --llama-server "$(python scripts/build_llama_server.py)"
 
 front          tokens/s that one front process sends: the echo engine at full speed, 32 clients
@@ -18,6 +18,8 @@ ctransformers  tokens/s of decoding of one stream, over those of ctransformers' 
                any server, on the same cores and threads, with the same prompt and sampling.
 pool           tokens/s of two streams at once, two workers of one thread each over one worker
                of two threads.
+step           milliseconds that our Python adds to a decode step of 16 streams, beside what
+               llama.cpp's functions take: scheduling, batch, text, frame. 24 million weights.
 
 And four against llama-server of the same llama.cpp, with the same model, threads, slots, context,
 prompts and sampling (they need --llama-server):
@@ -94,6 +96,7 @@ from bench_report import (
 )
 from bench_servers import ServerProcess, tokenflume
 from bench_stamps import read_stamps
+from bench_step import measure_step
 from shared.errors import ConfigurationError
 from workers.machine import Machine, read_machine
 from workers.topology import make_plan
@@ -315,6 +318,7 @@ MEASUREMENTS: dict[str, Callable[[Job], Figure]] = {
     "llama-small": measure_llama_small,
     "stall": measure_stall,
     "leave": measure_leave,
+    "step": measure_step,
 }
 
 

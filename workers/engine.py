@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from shared.errors import ConfigurationError
 from shared.messages import Logprobs, ModelInfo
@@ -29,9 +29,11 @@ CTRANSFORMERS_TENSORS = frozenset((0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14, 1
 """ggml's numbers of the tensor types it knows: F32 and F16, Q4_0 to Q8_1, Q2_K to Q8_K."""
 
 
-@dataclass(frozen=True, slots=True)
-class Feed:
-    """Tokens to process next in `slot`; the first of them stands at `position` of its sequence."""
+class Feed(NamedTuple):
+    """Tokens to process next in `slot`; the first of them stands at `position` of its sequence.
+
+    A tuple, because a step makes one for every sequence.
+    """
 
     slot: int
     tokens: Sequence[int]
@@ -77,10 +79,12 @@ class Engine(Protocol):
         Raises InvalidRequest for parameters that do not fit the model.
         """
 
-    def decode(self, feeds: Sequence[Feed]) -> None:
-        """Process the feeds, at most one a slot.
+    def decode(self, feeds: Sequence[Feed], *, interruptible: bool = False, width: int = 0) -> None:
+        """Process the feeds, at most one a slot: a token of each sequence, or chunks of prompts.
 
-        Raises EngineFailed, for all of them, and Interrupted after `interrupt`.
+        `width`: single tokens of so many sequences are best computed together, so idle slots may
+        be computed along, where the engine can do that without a trace.
+        Raises EngineFailed, for all of them; Interrupted, only if it may.
         """
 
     def sample(self, slot: int, sampler: Sampler) -> int:
@@ -96,7 +100,13 @@ class Engine(Protocol):
         """The slot's sequence is over; another may begin at position 0."""
 
     def interrupt(self) -> None:
-        """Make a running decode return early, if it can. The one method for other threads."""
+        """Until `resume`, let decodes that may be interrupted return early, where it can.
+
+        The one method for other threads.
+        """
+
+    def resume(self) -> None:
+        """Take back an `interrupt`."""
 
 
 @dataclass(frozen=True, slots=True)

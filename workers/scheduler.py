@@ -2,27 +2,30 @@
 
     waiting ──(a slot is free, first come first served)──▶ prefill ──▶ decode ──▶ over
 
-Every step carries the last token of each sequence that decodes. What room is left goes to
-prompts, first come first served, in chunks: while a stream runs, so much that the step stays
-within `max_stall_s`; while none does, as much as is fastest. Sequences join and leave between
-any two steps. A cancel takes effect at the next one, in prompt processing too, and a long step
-that carries only prompts can be interrupted for it.
+A step is of one of two kinds. A decode step carries the last token of every sequence that
+decodes. A prefill step carries chunks of prompts, first come first served. While there are both,
+the two take turns: a prompt's chunk is so large that both steps together stay within
+`max_stall_s`. While no stream runs, it is as large as is fastest. Sequences join and leave between
+any two steps. A cancel takes effect at the next one, and a long prefill step can be interrupted
+for it.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from shared.errors import ContextTooShort, ServingError
 from shared.messages import Failed, Finished, Generate, Message, Timings, Token, Tokens, Usage
 from workers.engine import Engine, Feed, Interrupted
 from workers.sequence import Sequence
-from workers.step_cost import StepCost
+from workers.step_cost import Curve, StepCost
 
-SMALLEST_CHUNK = 8
-"""Prompt tokens that a step carries in any case. The weights are read for one as for eight, so
-fewer would starve the prompt and spare the streams little, on machines too slow for the limit."""
+SMALLEST_CHUNK = 16
+"""Prompt tokens that a prefill step carries in any case: a tile of the kernels. Half as many take
+nearly as long, so on a machine that is too slow for the limit they would starve the prompt and
+spare the streams little."""
 LONGEST_STEP_S = 2.0
 """Of a step that stalls nobody: far below any deadline for progress."""
 
@@ -30,8 +33,8 @@ LONGEST_STEP_S = 2.0
 class Scheduler:
     """Runs requests on an engine. `clock` tells the time in seconds.
 
-    `cost`: what steps take; None: always about the same. `max_stall_s`: the longest step that
-    may carry both a running stream and a prompt, unless SMALLEST_CHUNK tokens take longer.
+    `cost`: what steps take; None: always about the same. `max_stall_s`: the longest time that a
+    decode step and a prefill step may take together, unless SMALLEST_CHUNK tokens take longer.
     """
 
     def __init__(
@@ -42,14 +45,16 @@ class Scheduler:
         self._cost = cost
         self._max_stall_s = max_stall_s
         self._waiting: deque[Generate] = deque()
-        self._running: dict[int, Sequence] = {}  # by slot, in the order of admission
-        self._free_slots = list(range(engine.info.slots))
-        self.interruptible: frozenset[int] = frozenset()
-        """Requests whose cancel is worth an interrupt of the running step; for other threads."""
+        self._prefilling: dict[int, Sequence] = {}  # by slot, in the order of admission
+        self._decoding: dict[int, Sequence] = {}
+        self._free_slots = list(range(engine.info.slots))  # a heap: engines like low ones
+        self._prompts_are_next = False
+        self.decoding: set[int] = set()
+        """Ids of the requests whose streams have begun. Other threads may look something up."""
 
     @property
     def is_idle(self) -> bool:
-        return not self._waiting and not self._running
+        return not (self._waiting or self._prefilling or self._decoding)
 
     def submit(self, request: Generate) -> None:
         """Run the request as soon as a slot is free."""
@@ -61,33 +66,100 @@ class Scheduler:
             if request.id == request_id:
                 self._waiting.remove(request)
                 return [Finished(request_id, "cancelled", Usage(0, 0, 0), Timings(0.0, 0.0))]
-        for slot, sequence in self._running.items():
+        for sequence in (*self._prefilling.values(), *self._decoding.values()):
             if sequence.id == request_id:
-                self._release(slot)
+                self._release(sequence)
                 return [sequence.finished("cancelled", self._clock())]
         return []
 
     def step(self) -> list[Message]:
-        """Feed the running sequences once; return what that brought, tokens first."""
+        """Run the next step; return what it brought, tokens first."""
         failures = self._admit()
-        feeds = self._feeds()
-        if not feeds:
-            return failures
+        if self._decoding and not (self._prefilling and self._prompts_are_next):
+            self._prompts_are_next = True
+            return failures + self._decode()
+        if self._prefilling:
+            self._prompts_are_next = False
+            return failures + self._prefill()
+        return failures
+
+    # ---------------------------------------------------------------- the two kinds of steps
+
+    def _decode(self) -> list[Message]:
+        sequences = list(self._decoding.values())
+        feeds = [sequence.next_token() for sequence in sequences]
+        if self._cost is None:
+            return self._run(sequences, feeds, None)
+        width = self._cost.width(len(feeds))
+        return self._run(sequences, feeds, self._cost.decode, width=width)
+
+    def _prefill(self) -> list[Message]:
+        sequences: list[Sequence] = []
+        feeds: list[Feed] = []
+        room, batch = self._room_for_prompts(), self._engine.info.batch
+        for sequence in self._prefilling.values():
+            if room <= 0:
+                break
+            sequences.append(sequence)
+            feeds.append(sequence.next_chunk(room, batch))
+            room -= len(feeds[-1].tokens)
+        curve = self._cost.prefill if self._cost else None
+        return self._run(sequences, feeds, curve, interruptible=True)
+
+    def _room_for_prompts(self) -> int:
+        """Prompt tokens that the next prefill step may carry."""
+        most = self._engine.max_batch
+        if self._cost is None:
+            return most
+        limit_s = LONGEST_STEP_S
+        if self._decoding:
+            limit_s = self._max_stall_s - self._cost.decode.expected(len(self._decoding))
+        return min(most, max(self._cost.prefill.most_within(limit_s, most), SMALLEST_CHUNK))
+
+    def _run(
+        self,
+        sequences: list[Sequence],
+        feeds: list[Feed],
+        curve: Curve | None,
+        *,
+        interruptible: bool = False,
+        width: int = 0,
+    ) -> list[Message]:
+        """Feed the sequences, and sample where their prompts are done."""
         started = self._clock()
         try:
-            self._decode(feeds)
+            self._engine.decode(feeds, interruptible=interruptible, width=width)
         except Interrupted:
-            return failures
+            return []
         except ServingError as error:
-            return [*failures, *(self._fail(feed.slot, error) for feed in feeds)]
-        events = self._collect(feeds)
-        self._learn(feeds, self._clock() - started)
-        return [*failures, *events]
+            return [self._fail(sequence, error) for sequence in sequences]
+        now = self._clock()
+        if curve is not None:
+            curve.observe(sum(len(feed.tokens) for feed in feeds), now - started)
+        for sequence, feed in zip(sequences, feeds, strict=True):
+            sequence.fed(feed)
+        done = zip(sequences, feeds, strict=True)
+        return self._sample((sequence for sequence, feed in done if feed.wants_logits), now)
 
-    def _learn(self, feeds: list[Feed], seconds: float) -> None:
-        if self._cost is not None:
-            tokens = sum(len(feed.tokens) for feed in feeds)
-            self._cost.observe(tokens, sum(feed.wants_logits for feed in feeds), seconds)
+    def _sample(self, sequences: Iterable[Sequence], now: float) -> list[Message]:
+        """The next token of each; end what has come to its end."""
+        tokens: list[Token] = []
+        over: list[Message] = []
+        for sequence in sequences:
+            try:
+                tokens += sequence.sample(self._engine, now)
+            except ServingError as error:
+                over.append(self._fail(sequence, error))
+                continue
+            if sequence.finish_reason is not None:
+                self._release(sequence)
+                over.append(sequence.finished(sequence.finish_reason, self._clock()))
+            elif self._prefilling.pop(sequence.slot, None) is not None:
+                self._decoding[sequence.slot] = sequence
+                self.decoding.add(sequence.id)
+        return [Tokens(tuple(tokens)), *over] if tokens else over
+
+    # ---------------------------------------------------------------- joining and leaving
 
     def _admit(self) -> list[Message]:
         """Move waiting requests into free slots; those that cannot run fail here."""
@@ -95,14 +167,14 @@ class Scheduler:
         while self._waiting and self._free_slots:
             request = self._waiting.popleft()
             try:
-                sequence = self._begin(request)
+                sequence = self._begin(request, self._free_slots[0])
             except ServingError as error:
                 failures.append(Failed(request.id, error.code, error.message))
             else:
-                self._running[self._free_slots.pop()] = sequence
+                self._prefilling[heapq.heappop(self._free_slots)] = sequence
         return failures
 
-    def _begin(self, request: Generate) -> Sequence:
+    def _begin(self, request: Generate, slot: int) -> Sequence:
         now, context = self._clock(), self._engine.info.context
         prompt = self._engine.tokenize(request.prompt)
         if len(prompt) >= context:
@@ -111,66 +183,15 @@ class Scheduler:
                 " of which one must be left for the answer"
             )
         sampler = self._engine.sampler(request.sampling, prompt)
-        return Sequence(request, prompt, sampler, now)
+        return Sequence(request, slot, prompt, sampler, now)
 
-    def _feeds(self) -> list[Feed]:
-        """What each sequence gets in the next step; nothing for prompts that must wait."""
-        decoding = sum(not sequence.is_prefilling for sequence in self._running.values())
-        room, batch = self._room_for_prompts(decoding), self._engine.info.batch
-        feeds = []
-        for slot, sequence in self._running.items():
-            if not sequence.is_prefilling:
-                feeds.append(sequence.next_feed(slot, 1, batch))
-            elif room > 0:
-                feeds.append(sequence.next_feed(slot, room, batch))
-                room -= len(feeds[-1].tokens)
-        return feeds
+    def _fail(self, sequence: Sequence, error: ServingError) -> Failed:
+        self._release(sequence)
+        return Failed(sequence.id, error.code, error.message)
 
-    def _room_for_prompts(self, decoding: int) -> int:
-        """Prompt tokens that the next step may carry beside the decoding sequences."""
-        if decoding == len(self._running):
-            return 0
-        most = self._engine.max_batch - decoding
-        if self._cost is None:
-            return most
-        limit_s = self._max_stall_s if decoding else LONGEST_STEP_S
-        within = self._cost.tokens_within(limit_s, self._engine.max_batch, decoding) - decoding
-        return min(most, max(within, SMALLEST_CHUNK))
-
-    def _decode(self, feeds: list[Feed]) -> None:
-        sequences = [self._running[feed.slot] for feed in feeds]
-        if all(sequence.is_prefilling for sequence in sequences):
-            self.interruptible = frozenset(sequence.id for sequence in sequences)
-        try:
-            self._engine.decode(feeds)
-        finally:
-            self.interruptible = frozenset()
-
-    def _collect(self, feeds: list[Feed]) -> list[Message]:
-        """Sample where the engine has logits, and end what has come to its end."""
-        tokens: list[Token] = []
-        over: list[Message] = []
-        for feed in feeds:
-            sequence = self._running[feed.slot]
-            sequence.fed(feed)
-            if not feed.wants_logits:
-                continue
-            try:
-                tokens += sequence.sample(feed.slot, self._engine, self._clock)
-            except ServingError as error:
-                over.append(self._fail(feed.slot, error))
-                continue
-            if sequence.finish_reason is not None:
-                self._release(feed.slot)
-                over.append(sequence.finished(sequence.finish_reason, self._clock()))
-        return [Tokens(tuple(tokens)), *over] if tokens else over
-
-    def _fail(self, slot: int, error: ServingError) -> Failed:
-        failed = Failed(self._running[slot].id, error.code, error.message)
-        self._release(slot)
-        return failed
-
-    def _release(self, slot: int) -> None:
-        del self._running[slot]
-        self._free_slots.append(slot)
-        self._engine.forget(slot)
+    def _release(self, sequence: Sequence) -> None:
+        self._prefilling.pop(sequence.slot, None)
+        self._decoding.pop(sequence.slot, None)
+        self.decoding.discard(sequence.id)
+        heapq.heappush(self._free_slots, sequence.slot)
+        self._engine.forget(sequence.slot)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from shared.messages import (
     Finished,
     FinishReason,
@@ -20,44 +18,48 @@ from workers.text_assembly import Piece, TextAssembler
 class Sequence:
     """A request in a slot. It knows what to feed next and what each sampled token means."""
 
-    def __init__(self, request: Generate, prompt: list[int], sampler: Sampler, now: float) -> None:
+    def __init__(
+        self, request: Generate, slot: int, prompt: list[int], sampler: Sampler, now: float
+    ) -> None:
         self.id = request.id
-        self.sampler = sampler
+        self.slot = slot
         self.finish_reason: FinishReason | None = None
+        self._sampler = sampler
         self._params = request.sampling
         self._assembler = TextAssembler(request.sampling.stop)
-        self._unfed = prompt
-        self._prompt_tokens = len(prompt)
+        self._tokens = prompt
+        """Of the prompt, then of the answer; the engine has processed all before `_position`."""
         self._position = 0
+        self._prompt_tokens = len(prompt)
         self._completion_tokens = 0
         self._sent = 0
         self._received_at = now
         self._first_token_at: float | None = None
 
-    @property
-    def is_prefilling(self) -> bool:
-        """Its prompt is not processed yet: nobody sees its tokens stall."""
-        return self._first_token_at is None
+    def next_chunk(self, room: int, batch: int) -> Feed:
+        """The next part of the prompt: at most `room` tokens, and at most `batch` where the
+        request does not say."""
+        end = min(self._position + min(room, self._params.n_batch or batch), self._prompt_tokens)
+        chunk = self._tokens[self._position : end]
+        return Feed(self.slot, chunk, self._position, wants_logits=end == self._prompt_tokens)
 
-    def next_feed(self, slot: int, room: int, batch: int) -> Feed:
-        """What the engine must process next: a chunk of the prompt, or the last token.
-
-        A chunk has at most `room` tokens, and at most `batch` where the request does not say.
-        """
-        chunk = self._unfed[: min(room, self._params.n_batch or batch)]
-        return Feed(slot, chunk, self._position, wants_logits=len(chunk) == len(self._unfed))
+    def next_token(self) -> Feed:
+        """The token that was sampled last."""
+        return Feed(self.slot, self._tokens[-1:], self._position, wants_logits=True)
 
     def fed(self, feed: Feed) -> None:
         """The engine has processed `feed`."""
-        del self._unfed[: len(feed.tokens)]
         self._position += len(feed.tokens)
 
-    def sample(self, slot: int, engine: Engine, clock: Callable[[], float]) -> list[Token]:
-        """Choose the next token; return what may now be sent. Raises EngineFailed."""
-        token = engine.sample(slot, self.sampler)
+    def sample(self, engine: Engine, now: float) -> list[Token]:
+        """Choose the next token; return what may now be sent. Raises EngineFailed.
+
+        May set `finish_reason`.
+        """
+        token = engine.sample(self.slot, self._sampler)
         top = self._params.logprobs
-        logprobs = None if top is None else engine.logprobs(slot, token, top)
-        return self.sampled(token, engine, clock(), logprobs)
+        logprobs = None if top is None else engine.logprobs(self.slot, token, top)
+        return self.sampled(token, engine, now, logprobs)
 
     def sampled(
         self, token: int, engine: Engine, now: float, logprobs: Logprobs | None = None
@@ -68,6 +70,7 @@ class Sequence:
         if engine.is_end(token):
             self.finish_reason = "stop"
             return self._numbered(self._assembler.flush())
+        self._tokens.append(token)
         self._completion_tokens += 1
         released = self._numbered(self._assembler.push(token, engine.piece(token), logprobs))
         if self._assembler.stopped:
@@ -75,8 +78,6 @@ class Sequence:
         elif self._is_full(engine):
             self.finish_reason = "length"
             released += self._numbered(self._assembler.flush())
-        else:
-            self._unfed.append(token)
         return released
 
     def finished(self, reason: FinishReason, now: float) -> Finished:
@@ -90,8 +91,8 @@ class Sequence:
         )
 
     def _is_full(self, engine: Engine) -> bool:
-        used = self._prompt_tokens + self._completion_tokens
-        return self._completion_tokens >= self._params.num_predict or used >= engine.info.context
+        is_long = self._completion_tokens >= self._params.num_predict
+        return is_long or len(self._tokens) >= engine.info.context
 
     def _numbered(self, pieces: list[Piece]) -> list[Token]:
         first = self._sent

@@ -1,9 +1,10 @@
-"""How long a step takes, by the tokens that it carries: measured, then kept up to date.
+"""How long a step takes, by what it carries: measured, then kept up to date.
 
-The shape of the curve is the model's on this machine: it is measured once, when a worker has
-loaded. It is no straight line: the first tokens share the reading of the weights, and kernels
-work in tiles of 4, 8 or 16. Its height moves with the length of the contexts, with other
-programs, with the CPU's heat: each step that is observed corrects it.
+A step carries a token each of some sequences that decode, or a chunk of a prompt: two curves.
+Their shapes are the model's on this machine, and are measured once, when a worker has loaded.
+They are no straight lines: the first tokens share the reading of the weights, and kernels work
+in tiles of 4, 8 or 16. Their heights move with the length of the contexts, with other programs,
+with the CPU's heat: each step that is observed corrects its curve.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from workers.engine import Engine, Feed
 
-SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+PREFILL_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+DECODE_SIZES = (1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 128, 256)
+"""Whole tiles, and one less: a tile that is not full is often computed row by row."""
 REPEATS = 3
 """Of each measurement the fastest one counts: disturbances only ever slow a step down."""
 ENOUGH_S = 0.1
 """Time for the repeats of one measurement: what takes longer is disturbed less, relatively."""
 TILES = 1.3
 """How much worse than in proportion a size may be, because it begins another tile."""
-SEQUENCES = 4
-"""With so many at once it is measured what a sequence adds to a step."""
 SHORTEST_S = 1e-9
 """No step takes less: what is measured is divided by."""
 LEARNING_RATE = 0.2
@@ -31,15 +33,10 @@ LARGEST_SURPRISE = 4.0
 """A step that took longer than so many times what was expected counts as this."""
 
 
-class StepCost:
-    """Expected seconds of a step.
+class Curve:
+    """Expected seconds of a step of some size, ≥ 1. `measured`: size to seconds, at least one."""
 
-    `measured`: tokens of one sequence to seconds, at least one pair. `each_sequence_s`: what
-    every further sequence adds, for its own attention and its own row of logits.
-    """
-
-    def __init__(self, measured: Mapping[int, float], each_sequence_s: float = 0.0) -> None:
-        self._each_sequence_s = each_sequence_s
+    def __init__(self, measured: Mapping[int, float]) -> None:
         self._sizes = sorted(measured)
         self._seconds = [measured[self._sizes[0]]]
         for smaller, size in itertools.pairwise(self._sizes):
@@ -48,45 +45,81 @@ class StepCost:
 
     def __str__(self) -> str:
         times = zip(self._sizes, self._seconds, strict=True)
-        curve = ", ".join(f"{size} tokens {seconds * 1000:.1f} ms" for size, seconds in times)
-        return f"{curve}; each further sequence {self._each_sequence_s * 1000:.1f} ms"
+        return ", ".join(f"{size}: {seconds * 1000:.1f} ms" for size, seconds in times)
 
-    def expected(self, tokens: int, sequences: int) -> float:
-        """Seconds of a step of so many tokens, ≥ 1, of so many sequences that want logits."""
-        return self._measured(tokens, sequences) * self._correction
+    def expected(self, size: int) -> float:
+        """Seconds of a step of that size; of none, 0."""
+        return self._measured(size) * self._correction if size else 0.0
 
-    def observe(self, tokens: int, sequences: int, seconds: float) -> None:
+    def observe(self, size: int, seconds: float) -> None:
         """Such a step took so long. One beyond the measured sizes tells nothing."""
-        if tokens > self._sizes[-1]:
+        if size > self._sizes[-1]:
             return
-        surprise = seconds / self._measured(tokens, sequences)
+        surprise = seconds / self._measured(size)
         surprise = min(surprise, LARGEST_SURPRISE * self._correction)
         self._correction += LEARNING_RATE * (surprise - self._correction)
 
-    def tokens_within(self, seconds: float, most: int, sequences: int) -> int:
-        """The most tokens, up to `most`, whose step is expected to take no longer; may be 0."""
+    def most_within(self, seconds: float, most: int) -> int:
+        """The largest size, up to `most`, that is expected to take no longer; may be 0."""
         low, high = 0, most
         while low < high:
             middle = (low + high + 1) // 2
-            if self.expected(middle, sequences) <= seconds:
+            if self.expected(middle) <= seconds:
                 low = middle
             else:
                 high = middle - 1
         return low
 
-    def _measured(self, tokens: int, sequences: int) -> float:
-        return self._curve(tokens) + self._each_sequence_s * max(0, sequences - 1)
+    def _measured(self, size: int) -> float:
+        return _on_lines(self._sizes, self._seconds, size)
 
-    def _curve(self, tokens: int) -> float:
-        """Between two measured sizes on the line through them; beyond the last, in proportion."""
-        place = bisect_left(self._sizes, tokens)
-        if place == 0:
-            return self._seconds[0]
-        if place == len(self._sizes):
-            return self._seconds[-1] * tokens / self._sizes[-1]
-        low, high = self._sizes[place - 1 : place + 1]
-        share = (tokens - low) / (high - low)
-        return self._seconds[place - 1] * (1 - share) + self._seconds[place] * share
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What the two kinds of steps are expected to take."""
+
+    decode: Curve
+    """By the sequences that get a token each."""
+    prefill: Curve
+    """By the prompt tokens of the chunk."""
+    widths: tuple[int, ...] = ()
+    """At n - 1: how many sequences a decode step of n is best computed with, idle ones included;
+    beyond the end, n."""
+
+    def __str__(self) -> str:
+        return f"decode {self.decode}; prefill {self.prefill}"
+
+    def width(self, sequences: int) -> int:
+        """How many sequences a decode step of so many is best computed with."""
+        return self.widths[sequences - 1] if sequences <= len(self.widths) else sequences
+
+
+def decode_cost(measured: Mapping[int, float]) -> tuple[Curve, tuple[int, ...]]:
+    """The curve and the widths of decode steps that took so long for these numbers of sequences.
+
+    16 sequences may take less time than 15: then 15 are computed as 16, and take as long.
+    """
+    sizes = sorted(measured)
+    seconds = [measured[size] for size in sizes]
+    widths = []
+    for size in range(1, sizes[-1] + 1):
+        own = _on_lines(sizes, seconds, size)
+        least, width = min((measured[wider], wider) for wider in sizes if wider >= size)
+        widths.append(width if least < own else size)
+    best = {size: min(seconds[place:]) for place, size in enumerate(sizes)}
+    return Curve(best), tuple(widths)
+
+
+def _on_lines(sizes: Sequence[int], seconds: Sequence[float], size: int) -> float:
+    """Between two measured sizes on the line through them; beyond the last, in proportion."""
+    place = bisect_left(sizes, size)
+    if place == 0:
+        return seconds[0]
+    if place == len(sizes):
+        return seconds[-1] * size / sizes[-1]
+    low, high = sizes[place - 1 : place + 1]
+    share = (size - low) / (high - low)
+    return seconds[place - 1] * (1 - share) + seconds[place] * share
 
 
 def _plausible(seconds: float, before: float, growth: float) -> float:
@@ -100,25 +133,35 @@ def _plausible(seconds: float, before: float, growth: float) -> float:
 def measure(
     engine: Engine, clock: Callable[[], float], text: Sequence[int], limit_s: float
 ) -> StepCost:
-    """Time the engine on ever larger steps, until one takes longer than `limit_s` seconds.
+    """Time the engine on ever larger steps, of both kinds until one takes over `limit_s` seconds.
 
     `text`: tokens to feed, over and over, in slots that are empty before and after.
     """
-    measured: dict[int, float] = {}
-    for size in SIZES:
-        if size > min(engine.max_batch, engine.info.context):
-            break
+
+    def decode(size: int) -> list[Feed]:
+        return [Feed(slot, text[:1], 0, wants_logits=True) for slot in range(size)]
+
+    def prefill(size: int) -> list[Feed]:
         tokens = [text[i % len(text)] for i in range(size)]
-        measured[size] = _time_step(engine, clock, [Feed(0, tokens, 0, wants_logits=True)])
-        if measured[size] > limit_s:
-            break
-    alone = StepCost(measured)
-    together = min(engine.info.slots, SEQUENCES, engine.max_batch)
-    if together == 1:
-        return alone
-    feeds = [Feed(slot, text[:1], 0, wants_logits=True) for slot in range(together)]
-    extra = _time_step(engine, clock, feeds) - alone.expected(together, 1)
-    return StepCost(measured, max(0.0, extra / (together - 1)))
+        return [Feed(0, tokens, 0, wants_logits=False)]
+
+    def times(
+        feeds: Callable[[int], list[Feed]], sizes: Sequence[int], most: int
+    ) -> dict[int, float]:
+        measured: dict[int, float] = {}
+        for size in sizes:
+            if size > most:
+                break
+            measured[size] = _time_step(engine, clock, feeds(size))
+            if measured[size] > limit_s:
+                break
+        return measured
+
+    curve, widths = decode_cost(
+        times(decode, DECODE_SIZES, min(engine.info.slots, engine.max_batch))
+    )
+    most = min(engine.info.context, engine.max_batch)
+    return StepCost(curve, Curve(times(prefill, PREFILL_SIZES, most)), widths)
 
 
 def _time_step(engine: Engine, clock: Callable[[], float], feeds: Sequence[Feed]) -> float:

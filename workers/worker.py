@@ -82,12 +82,13 @@ def serve(
     """The loop. Returns on Shutdown; raises EOFError or BrokenPipeError without a front."""
 
     def interrupt_for(request_id: int) -> None:
-        if request_id in scheduler.interruptible:
+        if request_id not in scheduler.decoding:  # so its prompt is in the step, or is to come
             engine.interrupt()
 
     inbox = Inbox(receiver, interrupt_for)
     last_sent = time.monotonic()
     while True:
+        engine.resume()  # a Cancel that comes after this is taken here, or interrupts the step
         events: list[Message] = []
         for message in inbox.take(HEARTBEAT_S if scheduler.is_idle else 0):
             match message:

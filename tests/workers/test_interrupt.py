@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor, wait
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
 
-from shared.messages import Finished
+from shared.messages import Cancel, Finished, Generate, Shutdown
+from shared.queues import RequestReceiver, TokenSender
 from shared.sampling import SamplingParams
+from shared.wire import encode_frame
 from support import (
     collect,
     echo_options,
@@ -23,7 +29,9 @@ from support import (
 )
 from workers.engine import Feed, Interrupted, load_engine
 from workers.pool import WorkerPool
+from workers.scheduler import Scheduler
 from workers.stream import Event, RequestStream
+from workers.worker import serve
 
 FULL = SamplingParams(num_predict=1000)
 LONG = "[[prefill print]][[prefill sleep 30]]"
@@ -84,12 +92,40 @@ def test_the_same_feed_can_be_given_to_the_echo_engine_again() -> None:
     engine = load_engine(model_settings(slots=1), threads=1)
     feed = Feed(0, engine.tokenize("[[prefill sleep 30]]"), 0, True)
     for _ in range(2):  # it sleeps again, so it has the text again
+        engine.resume()
         with ThreadPoolExecutor(1) as thread:
-            decoding = thread.submit(engine.decode, [feed])
-            while not decoding.done():  # the first may come before the decode, and is lost
-                engine.interrupt()
-                wait([decoding], timeout=0.01)
+            decoding = thread.submit(engine.decode, [feed], interruptible=True)
+            engine.interrupt()
         assert isinstance(decoding.exception(), Interrupted)
+
+
+def test_a_cancel_that_comes_just_before_the_step_begins_is_not_lost(tmp_path: Path) -> None:
+    """The loop had looked for messages already when it came, and the step had not begun."""
+    engine = load_engine(model_settings(path=echo_options(tmp_path, slots=1)), threads=1)
+    begun, asked = threading.Event(), threading.Event()
+    real_tokenize = engine.tokenize
+
+    def tokenize(text: str) -> list[int]:
+        begun.set()
+        assert asked.wait(SOON_S)
+        return real_tokenize(text)
+
+    engine.tokenize = tokenize  # type: ignore[method-assign]
+    scheduler = Scheduler(engine, time.monotonic, None, 1.0)
+    requests_out, requests_in = Pipe(duplex=False)
+    tokens_out, tokens_in = Pipe(duplex=False)
+    with ThreadPoolExecutor(1) as thread:
+        serving = thread.submit(
+            serve, engine, scheduler, RequestReceiver(requests_out), TokenSender(tokens_in)
+        )
+        os.write(requests_in.fileno(), encode_frame([Generate(1, "[[prefill sleep 30]]", FULL)]))
+        assert begun.wait(SOON_S)
+        os.write(requests_in.fileno(), encode_frame([Cancel(1)]))
+        assert engine._interruption.wait(SOON_S)  # type: ignore[attr-defined]
+        asked.set()
+        assert tokens_out.poll(SOON_S), "the step was not interrupted"
+        os.write(requests_in.fileno(), encode_frame([Shutdown()]))
+        serving.result(SOON_S)
 
 
 @pytest.mark.parametrize("comes_first", [False, True], ids=["after it", "before it"])

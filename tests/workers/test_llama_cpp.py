@@ -187,8 +187,9 @@ def test_a_running_decode_can_be_interrupted_and_leaves_no_trace(tmp_path: Path)
     interrupted = 0
     try:
         for _ in range(50):
+            engine.resume()
             try:
-                engine.decode([run.feed()])
+                engine.decode([run.feed()], interruptible=True)
             except Interrupted:
                 interrupted += 1
             else:
@@ -203,9 +204,110 @@ def test_a_running_decode_can_be_interrupted_and_leaves_no_trace(tmp_path: Path)
     assert run.tokens == expected
 
 
-def test_an_interrupt_before_a_decode_does_not_touch_it(engine: Engine) -> None:
+def test_an_interrupt_before_a_decode_meets_it_until_it_is_taken_back(engine: Engine) -> None:
+    run = Run(engine, 0, PROMPT, GREEDY)
+    engine.interrupt()
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            engine.decode([run.feed()], interruptible=True)
+    engine.resume()
+    engine.decode([run.feed()], interruptible=True)
+    engine.forget(0)
+
+
+def test_a_decode_that_may_not_be_interrupted_is_not(engine: Engine) -> None:
     engine.interrupt()
     assert len(generate(engine, GREEDY, 3)) == 3
+    engine.resume()
+
+
+def test_an_interrupt_between_the_parts_of_a_step_leaves_no_part_behind(llama_gguf: Path) -> None:
+    """Sequences of different lengths are computed one part after the other."""
+    engine = load_engine(model_settings("llama_cpp", llama_gguf), threads=1)
+    expected = generate(engine, GREEDY, text="The fox ran. " * 9)
+    stop = threading.Event()
+
+    def interrupt() -> None:
+        while not stop.is_set():
+            engine.interrupt()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    runs = [Run(engine, slot, "The fox ran. " * (9 - slot), GREEDY) for slot in range(4)]
+    interrupted = 0
+    try:
+        for _ in range(100):
+            engine.resume()
+            try:
+                engine.decode([run.feed() for run in runs], interruptible=True)
+            except Interrupted:
+                interrupted += 1
+            else:
+                for run in runs:
+                    engine.forget(run.slot)
+    finally:
+        stop.set()
+        thread.join()
+    assert interrupted
+    while len(runs[0].tokens) < len(expected):
+        step(engine, runs)
+    for run in runs:
+        engine.forget(run.slot)
+    assert runs[0].tokens == expected
+
+
+# ---------------------------------------------------------------- gaps between slots
+
+
+@pytest.mark.parametrize("slots", [(0, 2), (1, 3, 4, 9), (0, 15), (2, 5, 6, 7, 11)])
+def test_slots_with_gaps_between_them_have_the_text_of_slots_without(
+    engine: Engine, slots: tuple[int, ...]
+) -> None:
+    """Idle slots between those that decode are fed along; one of them holds a half fed prompt,
+    which must not notice."""
+    expected = generate(engine, GREEDY)
+    half_fed = Run(engine, 8, PROMPT, GREEDY)
+    half_fed.unfed, rest = half_fed.unfed[:2], half_fed.unfed[2:]
+    engine.decode([Feed(8, half_fed.unfed, 0, False)])
+    half_fed.unfed, half_fed.position = rest, 2
+    runs = [Run(engine, slot, PROMPT, GREEDY) for slot in slots]
+    while len(runs[0].tokens) < len(expected):
+        step(engine, runs)
+    while len(half_fed.tokens) < len(expected):
+        step(engine, [half_fed])
+    for run in (*runs, half_fed):
+        engine.forget(run.slot)
+        assert run.tokens == expected
+
+
+@pytest.mark.parametrize("slots", [(0,), (15,), (3, 5), (0, 1, 2)])
+def test_idle_slots_that_widen_a_step_leave_no_trace(
+    engine: Engine, slots: tuple[int, ...]
+) -> None:
+    expected = generate(engine, GREEDY)
+    runs = [Run(engine, slot, PROMPT, GREEDY) for slot in slots]
+    engine.decode([run.feed() for run in runs])
+    while True:
+        for run in runs:
+            run.fed(run.feed())
+        if len(runs[0].tokens) == len(expected):
+            break
+        engine.decode([run.feed() for run in runs], width=16)
+    for run in runs:
+        engine.forget(run.slot)
+        assert run.tokens == expected
+    assert generate(engine, GREEDY) == expected
+
+
+def test_a_full_slot_in_a_gap_is_left_alone(llama_gguf: Path) -> None:
+    engine = load_engine(model_settings("llama_cpp", llama_gguf, slots=3), threads=1)
+    expected = generate(engine, GREEDY)
+    full = (engine.tokenize(PROMPT) * 200)[:256]
+    engine.decode([Feed(1, full, 0, False)])
+    runs = [Run(engine, slot, PROMPT, GREEDY) for slot in (0, 2)]
+    while len(runs[0].tokens) < len(expected):
+        step(engine, runs)
+    assert [run.tokens for run in runs] == [expected] * 2
 
 
 # ---------------------------------------------------------------- tokens

@@ -184,13 +184,7 @@ def test_the_end_is_in_the_text_of_no_token(engine: Engine, family: Family) -> N
     assert {pieces[token] for token in ends} == {b""}
 
 
-LONG_FACTORS = pytest.mark.xfail(
-    reason="llama.cpp takes all cells of a unified cache for the context of each sequence,"
-    " and so the rotary factors of long contexts"
-)
-
-
-@pytest.mark.parametrize("original", [None, 4096, pytest.param(256, marks=LONG_FACTORS)])
+@pytest.mark.parametrize("original", [None, 4096, 256])
 def test_the_number_of_slots_never_changes_the_text(original: int | None, tmp_path: Path) -> None:
     path = models.build_phi3_gguf(tmp_path / "phi3.gguf", original_context=original)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ from shared.messages import (
 from shared.sampling import SamplingParams
 from workers.engine import Feed, Interrupted
 from workers.scheduler import LONGEST_STEP_S, Scheduler
-from workers.step_cost import StepCost
+from workers.step_cost import Curve, StepCost, decode_cost
 
 END = 0
 ALL = SamplingParams(num_predict=1000)
@@ -42,11 +43,13 @@ class Clock:
 class CountingEngine:
     """Continues a prompt of n letters with n, n + 1, … as letters, ends after "z"."""
 
-    max_batch = 16
+    max_batch = 32
 
     def __init__(self, clock: Clock, slots: int = 2, context: int = 64, batch: int = 4) -> None:
         self.info = ModelInfo("counting", "counting", context, 128, slots, batch, ())
         self.steps: list[list[Feed]] = []
+        self.may_be_interrupted: list[bool] = []
+        self.widths: list[int] = []
         self.fails_on: int | None = None
         self.interrupts = 0
         self.step_s: Callable[[int], float] = lambda tokens: 0.010
@@ -67,11 +70,13 @@ class CountingEngine:
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> list[int]:
         return [ord("a") + len(prompt)]
 
-    def decode(self, feeds: Sequence[Feed]) -> None:
+    def decode(self, feeds: Sequence[Feed], *, interruptible: bool = False, width: int = 0) -> None:
         assert len({feed.slot for feed in feeds}) == len(feeds)
         assert all(feed.tokens for feed in feeds)
         assert sum(len(feed.tokens) for feed in feeds) <= self.max_batch
-        self.steps.append([replace(feed, tokens=list(feed.tokens)) for feed in feeds])
+        self.steps.append([feed._replace(tokens=list(feed.tokens)) for feed in feeds])
+        self.may_be_interrupted.append(interruptible)
+        self.widths.append(width)
         self.during_decode()
         self._clock.now += self.step_s(sum(len(feed.tokens) for feed in feeds))
         if self.interrupts:
@@ -98,6 +103,9 @@ class CountingEngine:
 
     def interrupt(self) -> None:
         raise AssertionError("the scheduler runs in one thread, and interrupts nothing")
+
+    def resume(self) -> None:
+        raise AssertionError("what interrupts also resumes")
 
 
 class Bench:
@@ -169,21 +177,39 @@ def test_n_batch_decides_the_chunk(n_batch: int, sizes: list[int]) -> None:
 
 def test_n_batch_is_bounded_by_what_the_engine_can_take() -> None:
     bench = Bench()
-    bench.submit(1, "a" * 20, replace(ALL, num_predict=1, n_batch=1000))
+    bench.submit(1, "a" * 40, replace(ALL, num_predict=1, n_batch=1000))
     bench.run()
-    assert [len(feeds[0].tokens) for feeds in bench.engine.steps] == [16, 4]
+    assert [len(feeds[0].tokens) for feeds in bench.engine.steps] == [32, 8]
 
 
-def test_a_prompt_shares_its_steps_with_a_running_stream() -> None:
-    """The running stream gets a token in each step of the other's prompt."""
+def test_a_prompt_takes_turns_with_a_running_stream() -> None:
+    """The running stream gets a token between any two chunks of the other's prompt."""
     bench = Bench()
     bench.submit(1, "a")
     bench.step(2)
     bench.submit(2, "b" * 20)
     before = len(bench.text(1))
-    bench.step(5)
+    bench.step(10)
     assert len(bench.text(1)) == before + 5
-    assert len(bench.text(2)) == 1
+    assert [len(feeds[0].tokens) for feeds in bench.engine.steps[-10:]] == [4, 1] * 5
+    assert len(bench.text(2)) == 2
+
+
+def test_streams_that_decode_share_every_step() -> None:
+    bench = Bench(slots=3)
+    for request_id in (1, 2, 3):
+        bench.submit(request_id, "a")
+    bench.step(3)
+    assert [[feed.slot for feed in feeds] for feeds in bench.engine.steps] == [[0, 1, 2]] * 3
+
+
+def test_the_lowest_free_slot_is_taken() -> None:
+    """llama.cpp computes neighbours together."""
+    bench = Bench(slots=3)
+    for request_id, length in ((1, 3), (2, 9), (3, 9), (4, 9)):
+        bench.submit(request_id, "a", replace(ALL, num_predict=length))
+    bench.step(5)
+    assert sorted(feed.slot for feed in bench.engine.steps[-1]) == [0, 1, 2]
 
 
 def test_requests_run_first_come_first_served_when_slots_are_few() -> None:
@@ -358,7 +384,8 @@ def sizes(bench: Bench, request_slot: int, since: int = 0) -> list[int]:
 
 
 def linear(seconds_a_token: float) -> StepCost:
-    return StepCost({size: size * seconds_a_token for size in (1, 2, 4, 8, 16)})
+    measured = {size: size * seconds_a_token for size in (1, 2, 4, 8, 16, 32)}
+    return StepCost(decode=Curve(measured), prefill=Curve(measured))
 
 
 def timed(seconds_a_token: float = 0.1, **options: float) -> Bench:
@@ -369,79 +396,89 @@ def timed(seconds_a_token: float = 0.1, **options: float) -> Bench:
 
 
 def test_a_prompt_gets_what_a_running_stream_leaves_of_the_stall_limit() -> None:
-    bench = timed(max_stall_s=1.05, batch=16)
+    bench = timed(max_stall_s=2.05, batch=32)
     bench.submit(1, "a")
-    bench.step()
-    bench.submit(2, "b" * 19)
-    bench.step(3)
-    assert sizes(bench, 0, since=1) == [9, 9, 1]  # with the stream's own token 10, within 1.05 s
-    assert sizes(bench, 1, since=1) == [1, 1, 1]
+    bench.step(2)
+    bench.submit(2, "b" * 39)
+    bench.step(5)
+    assert sizes(bench, 1, since=2) == [19, 19, 1]  # with the stream's own token 20, within 2.05 s
+    assert sizes(bench, 0, since=2) == [1, 1]
 
 
 def test_a_prompt_goes_on_even_where_the_limit_is_too_short_for_any() -> None:
-    bench = timed(max_stall_s=0.001, batch=16)
+    bench = timed(max_stall_s=0.001, batch=32)
     bench.submit(1, "a")
-    bench.step()
-    bench.submit(2, "b" * 19)
-    bench.step(3)
-    assert sizes(bench, 0, since=1) == [8, 8, 3]
-    assert len(bench.text(2)) == 1
+    bench.step(2)
+    bench.submit(2, "b" * 35)
+    bench.step(5)
+    assert sizes(bench, 1, since=2) == [16, 16, 3]
+    assert isinstance(bench.end(2), Finished)  # so far into the alphabet, its text is empty
 
 
 def test_a_prompt_alone_is_fed_as_much_as_is_fastest() -> None:
-    bench = timed(0.001, max_stall_s=0.002, batch=16)
-    bench.submit(1, "a" * 20, replace(ALL, num_predict=1))
+    bench = timed(0.001, max_stall_s=0.002, batch=32)
+    bench.submit(1, "a" * 40, replace(ALL, num_predict=1))
     bench.run()
-    assert sizes(bench, 1) == [16, 4]
+    assert sizes(bench, 0) == [32, 8]
 
 
 def test_no_step_takes_long_even_when_it_stalls_nobody() -> None:
-    bench = timed(LONGEST_STEP_S / 9, batch=16)
-    bench.submit(1, "a" * 20, replace(ALL, num_predict=1))
+    bench = timed(LONGEST_STEP_S / 20, batch=32)
+    bench.submit(1, "a" * 42, replace(ALL, num_predict=1))
     bench.run()
-    assert sizes(bench, 1) == [9, 9, 2]
+    assert sizes(bench, 0) == [20, 20, 2]
 
 
 def test_prompts_are_processed_first_come_first_served() -> None:
     """The second gets what the first leaves of a step."""
-    bench = timed(0.1, max_stall_s=1.15, batch=16, slots=3)
+    bench = timed(0.1, max_stall_s=2.15, batch=32, slots=3)
     bench.submit(1, "a")
-    bench.step()
-    bench.submit(2, "b" * 14)
-    bench.submit(3, "c" * 14)
-    bench.step(3)
-    assert sizes(bench, 1, since=1) == [10, 4, 1]
-    assert sizes(bench, 0, since=1) == [6, 8]
+    bench.step(2)
+    bench.submit(2, "b" * 24)
+    bench.submit(3, "c" * 24)
+    bench.step(5)
+    assert sizes(bench, 1, since=2) == [20, 4, 1]
+    assert sizes(bench, 2, since=2) == [16, 8]
+
+
+def test_the_more_streams_run_the_less_is_left_for_a_prompt() -> None:
+    bench = timed(0.1, max_stall_s=2.35, batch=32, slots=4)
+    for request_id in (1, 2, 3):
+        bench.submit(request_id, "a")
+    bench.step(2)
+    bench.submit(4, "b" * 40)
+    bench.step(2)
+    assert sizes(bench, 3) == [20]
 
 
 def test_n_batch_caps_the_chunk_beside_a_stream_too() -> None:
     bench = timed(max_stall_s=1.25, batch=16)
     bench.submit(1, "a")
-    bench.step()
+    bench.step(2)
     bench.submit(2, "b" * 7, replace(ALL, n_batch=3))
-    bench.step(3)
-    assert sizes(bench, 0, since=1) == [3, 3, 1]
+    bench.step(5)
+    assert sizes(bench, 1, since=2) == [3, 3, 1]
 
 
 def test_the_chunk_follows_what_steps_really_take() -> None:
     """The engine has become three times as slow as it was measured."""
-    bench = timed(0.1, max_stall_s=3.15, batch=16, context=2000)
+    bench = timed(0.1, max_stall_s=6.15, batch=32, context=2000)
     bench.engine.step_s = lambda tokens: tokens * 0.3
     bench.submit(1, "a")
     bench.step(4)
-    bench.submit(2, "b" * 400)
-    bench.step(20)
-    assert sizes(bench, 0, since=20)[-1] in (9, 10)  # tokens of 0.3 s, and one is the stream's
+    bench.submit(2, "b" * 800)
+    bench.step(40)
+    assert sizes(bench, 1)[-1] in (19, 20)  # tokens of 0.3 s, and one is the stream's
 
 
 @given(
     st.lists(st.tuples(st.integers(1, 60), st.integers(0, 30)), min_size=1, max_size=8),
-    st.sampled_from([0.15, 0.3, 0.7]),
+    st.sampled_from([0.2, 0.3, 0.7]),
 )
 def test_no_stream_ever_waits_longer_than_the_limit_while_prompts_come(
     prompts: list[tuple[int, int]], max_stall_s: float
 ) -> None:
-    bench = timed(0.01, max_stall_s=max_stall_s, slots=4, context=2000, batch=16)
+    bench = timed(0.01, max_stall_s=max_stall_s, slots=4, context=2000, batch=32)
     bench.submit(0, "a")
     bench.step()
     arrivals = sorted(enumerate(prompts, start=1), key=lambda item: item[1][1])
@@ -465,10 +502,10 @@ def test_an_interrupted_step_is_done_again_and_nothing_is_lost() -> None:
     bench.engine.interrupts = 2
     real_decode = bench.engine.decode
 
-    def decode(feeds: Sequence[Feed]) -> None:
+    def decode(feeds: Sequence[Feed], **options: Any) -> None:
         before = dict(bench.engine._lengths)
         try:
-            real_decode(feeds)
+            real_decode(feeds, **options)
         except Interrupted:
             bench.engine._lengths.update(before)
             raise
@@ -477,18 +514,39 @@ def test_an_interrupted_step_is_done_again_and_nothing_is_lost() -> None:
     bench.submit(1, "a" * 10, replace(ALL, num_predict=3))
     bench.run()
     assert bench.text(1) == "klm"
-    assert sizes(bench, 1) == [4, 4, 4, 4, 2, 1, 1]
+    assert sizes(bench, 0) == [4, 4, 4, 4, 2, 1, 1]
 
 
-def test_only_steps_without_running_streams_may_be_interrupted() -> None:
+def test_only_steps_of_prompts_may_be_interrupted() -> None:
     bench = Bench(slots=3, batch=4)
-    seen: list[frozenset[int]] = []
-    bench.engine.during_decode = lambda: seen.append(bench.scheduler.interruptible)
-    bench.submit(1, "a" * 6)
-    bench.submit(2, "a" * 20)
+    bench.submit(1, "a" * 4)
+    bench.submit(2, "a" * 9)
+    bench.step(4)
+    assert [len(feeds) for feeds in bench.engine.steps] == [2, 1, 1, 1]
+    assert bench.engine.may_be_interrupted == [True, False, True, False]
+
+
+def test_a_decode_step_is_as_wide_as_is_fastest() -> None:
+    curve, widths = decode_cost({1: 0.04, 2: 0.06, 3: 0.09, 4: 0.07})
+    bench = Bench(StepCost(curve, curve, widths), slots=4)
+    for request_id in (1, 2, 3):
+        bench.submit(request_id, "a")
     bench.step(3)
-    assert seen == [{1, 2}, {1, 2}, frozenset()]
-    assert bench.scheduler.interruptible == frozenset()
+    bench.scheduler.cancel(3)
+    bench.step()
+    assert bench.engine.widths == [0, 4, 4, 2]
+
+
+def test_it_tells_which_streams_have_begun() -> None:
+    bench = Bench(slots=2, batch=4)
+    bench.submit(1, "a" * 4, replace(ALL, num_predict=2))
+    bench.submit(2, "a" * 9)
+    seen: list[set[int]] = []
+    bench.engine.during_decode = lambda: seen.append(set(bench.scheduler.decoding))
+    bench.step(5)
+    assert seen == [set(), {1}, set(), set(), {2}]
+    bench.scheduler.cancel(2)
+    assert bench.scheduler.decoding == set()
 
 
 # ---------------------------------------------------------------- log probabilities

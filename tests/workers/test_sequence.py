@@ -35,19 +35,21 @@ class Run:
 
     def __post_init__(self) -> None:
         tokens = self.engine.tokenize(self.prompt)
-        sampler = self.engine.sampler(self.params, tokens)
+        self.sampler = self.engine.sampler(self.params, tokens)
         request = Generate(5, self.prompt, self.params)
-        self.sequence = Sequence(request, tokens, sampler, self.now)
+        self.sequence = Sequence(request, SLOT, tokens, self.sampler, self.now)
 
     def step(self) -> None:
-        room, batch = self.engine.max_batch, self.engine.info.batch
-        feed = self.sequence.next_feed(SLOT, room, batch)
+        if self.sampled:
+            feed = self.sequence.next_token()
+        else:
+            feed = self.sequence.next_chunk(self.engine.max_batch, self.engine.info.batch)
         self.feeds.append(feed)
         self.engine.decode([feed])
         self.now += 1
         self.sequence.fed(feed)
         if feed.wants_logits:
-            token = self.engine.sample(SLOT, self.sequence.sampler)
+            token = self.engine.sample(SLOT, self.sampler)
             self.sampled.append(token)
             self.sent.append(self.sequence.sampled(token, self.engine, self.now))
 
@@ -302,7 +304,7 @@ def test_times_run_from_the_start_to_the_first_token_and_from_there_to_the_end()
 
 def test_the_end_token_as_the_first_one_has_a_time_too() -> None:
     run = started("abc")
-    run.sequence.sampler.position = 3  # the echo is over before it begins
+    run.sampler.position = 3  # the echo is over before it begins
 
     run.to_its_end()
 

@@ -1,4 +1,4 @@
-"""What steps are expected to take: the measured curve, its correction, and its measuring."""
+"""What steps are expected to take: the measured curves, their correction, and their measuring."""
 
 from __future__ import annotations
 
@@ -11,117 +11,143 @@ from hypothesis import strategies as st
 
 from shared.messages import ModelInfo
 from workers.engine import Feed
-from workers.step_cost import LARGEST_SURPRISE, LEARNING_RATE, TILES, StepCost, measure
+from workers.step_cost import (
+    LARGEST_SURPRISE,
+    LEARNING_RATE,
+    TILES,
+    Curve,
+    StepCost,
+    decode_cost,
+    measure,
+)
 
-CURVE = {1: 0.04, 4: 0.06, 8: 0.11, 16: 0.15}
+MEASURED = {1: 0.04, 4: 0.06, 8: 0.11, 16: 0.15}
 
 
 def test_a_measured_size_is_expected_as_measured_and_others_on_the_line_between() -> None:
-    cost = StepCost(CURVE)
-    assert [cost.expected(size, 1) for size in CURVE] == list(CURVE.values())
-    assert cost.expected(12, 1) == pytest.approx(0.13)
-    assert cost.expected(64, 1) == pytest.approx(0.60)  # in proportion to the largest
+    curve = Curve(MEASURED)
+    assert [curve.expected(size) for size in MEASURED] == list(MEASURED.values())
+    assert curve.expected(12) == pytest.approx(0.13)
+    assert curve.expected(64) == pytest.approx(0.60)  # in proportion to the largest
 
 
-def test_every_further_sequence_adds_its_own() -> None:
-    cost = StepCost(CURVE, each_sequence_s=0.005)
-    assert cost.expected(4, 4) == pytest.approx(0.075)
-    assert cost.expected(4, 0) == cost.expected(4, 1) == 0.06
+def test_a_step_that_carries_nothing_takes_no_time() -> None:
+    assert Curve(MEASURED).expected(0) == 0.0
 
 
 def test_a_measurement_that_was_disturbed_is_made_plausible() -> None:
-    cost = StepCost({1: 0.04, 2: 9.0, 4: 0.01})
-    assert cost.expected(2, 1) == pytest.approx(0.04 * 2 * TILES)
-    assert cost.expected(4, 1) == cost.expected(2, 1)  # more tokens never take less
+    curve = Curve({1: 0.04, 2: 9.0, 4: 0.01})
+    assert curve.expected(2) == pytest.approx(0.04 * 2 * TILES)
+    assert curve.expected(4) == curve.expected(2)  # more tokens never take less
 
 
-@given(st.floats(0.0, 3.0), st.integers(1, 600), st.integers(0, 16), st.floats(0.3, 3.0))
-def test_the_tokens_within_a_time_are_the_most_that_are_expected_to_fit(
-    seconds: float, most: int, sequences: int, drift: float
+@given(st.floats(0.0, 3.0), st.integers(1, 600), st.floats(0.3, 3.0))
+def test_the_size_within_a_time_is_the_largest_that_is_expected_to_fit(
+    seconds: float, most: int, drift: float
 ) -> None:
-    cost = StepCost(CURVE, each_sequence_s=0.005)
-    cost.observe(4, 1, 0.06 * drift)
-    tokens = cost.tokens_within(seconds, most, sequences)
-    assert 0 <= tokens <= most
-    assert tokens == 0 or cost.expected(tokens, sequences) <= seconds
-    assert tokens == most or cost.expected(tokens + 1, sequences) > seconds
+    curve = Curve(MEASURED)
+    curve.observe(4, 0.06 * drift)
+    size = curve.most_within(seconds, most)
+    assert 0 <= size <= most
+    assert size == 0 or curve.expected(size) <= seconds
+    assert size == most or curve.expected(size + 1) > seconds
 
 
 TABLES = st.dictionaries(st.integers(1, 600), st.floats(1e-6, 10.0), min_size=1, max_size=8)
 
 
-@given(TABLES, st.integers(1, 1200), st.integers(0, 300), st.integers(0, 8))
-def test_whatever_was_measured_more_tokens_are_never_expected_to_take_less(
-    measured: dict[int, float], tokens: int, more: int, sequences: int
+@given(TABLES, st.integers(1, 1200), st.integers(0, 300))
+def test_whatever_was_measured_a_larger_size_is_never_expected_to_take_less(
+    measured: dict[int, float], size: int, more: int
 ) -> None:
-    cost = StepCost(measured, each_sequence_s=0.005)
-    least = cost.expected(tokens, sequences) * (1 - 1e-9)  # but for rounding
-    assert cost.expected(tokens + more, sequences) >= least
-    assert cost.expected(tokens, sequences + 1) >= least
+    curve = Curve(measured)
+    assert curve.expected(size + more) >= curve.expected(size) * (1 - 1e-9)  # but for rounding
 
 
 @given(TABLES)
 def test_whatever_was_measured_no_size_is_much_worse_than_in_proportion(
     measured: dict[int, float],
 ) -> None:
-    cost = StepCost(measured)
+    curve = Curve(measured)
     sizes = sorted(measured)
     for smaller, size in itertools.pairwise(sizes):
-        in_proportion = cost.expected(smaller, 1) * size / smaller
-        assert cost.expected(size, 1) <= in_proportion * TILES * (1 + 1e-9)
-    assert cost.expected(sizes[0], 1) == measured[sizes[0]]
+        in_proportion = curve.expected(smaller) * size / smaller
+        assert curve.expected(size) <= in_proportion * TILES * (1 + 1e-9)
+    assert curve.expected(sizes[0]) == measured[sizes[0]]
 
 
 def test_a_measurement_within_reason_is_left_as_it_is() -> None:
-    cost = StepCost({1: 0.04, 2: 0.04 * 2 * TILES - 0.001})
-    assert cost.expected(2, 1) == 0.04 * 2 * TILES - 0.001
+    curve = Curve({1: 0.04, 2: 0.04 * 2 * TILES - 0.001})
+    assert curve.expected(2) == 0.04 * 2 * TILES - 0.001
 
 
-def test_no_tokens_fit_into_less_than_the_smallest_step() -> None:
-    assert StepCost(CURVE).tokens_within(0.039, 512, 1) == 0
+def test_nothing_fits_into_less_than_the_smallest_step() -> None:
+    assert Curve(MEASURED).most_within(0.039, 512) == 0
 
 
 @pytest.mark.parametrize("factor", [0.4, 3.0])
 def test_it_follows_a_machine_that_becomes_slower_or_faster(factor: float) -> None:
-    cost = StepCost(CURVE)
+    curve = Curve(MEASURED)
     for _ in range(40):
-        cost.observe(8, 1, 0.11 * factor)
-    assert cost.expected(16, 1) == pytest.approx(0.15 * factor, rel=0.05)
+        curve.observe(8, 0.11 * factor)
+    assert curve.expected(16) == pytest.approx(0.15 * factor, rel=0.05)
 
 
 def test_one_wild_step_moves_it_by_a_bounded_factor() -> None:
-    cost = StepCost(CURVE)
-    cost.observe(8, 1, 1000.0)
+    curve = Curve(MEASURED)
+    curve.observe(8, 1000.0)
     bound = 1 + LEARNING_RATE * (LARGEST_SURPRISE - 1)
-    assert cost.expected(8, 1) == pytest.approx(0.11 * bound)
+    assert curve.expected(8) == pytest.approx(0.11 * bound)
 
 
 def test_one_step_that_took_no_time_moves_it_by_a_bounded_factor() -> None:
-    cost = StepCost(CURVE)
-    cost.observe(8, 1, 0.0)
-    assert cost.expected(8, 1) == pytest.approx(0.11 * (1 - LEARNING_RATE))
+    curve = Curve(MEASURED)
+    curve.observe(8, 0.0)
+    assert curve.expected(8) == pytest.approx(0.11 * (1 - LEARNING_RATE))
 
 
 def test_an_outlier_is_forgotten_within_some_steps() -> None:
-    cost = StepCost(CURVE)
-    cost.observe(8, 1, 1000.0)
+    curve = Curve(MEASURED)
+    curve.observe(8, 1000.0)
     for _ in range(15):
-        cost.observe(8, 1, 0.11)
-    assert cost.expected(8, 1) == pytest.approx(0.11, rel=0.05)
-
-
-def test_steps_of_several_sequences_teach_as_much_as_those_of_one() -> None:
-    cost = StepCost(CURVE, each_sequence_s=0.005)
-    for _ in range(40):
-        cost.observe(4, 4, 0.075 * 2)
-    assert cost.expected(4, 4) == pytest.approx(0.075 * 2, rel=0.01)
-    assert cost.expected(16, 1) == pytest.approx(0.15 * 2, rel=0.01)
+        curve.observe(8, 0.11)
+    assert curve.expected(8) == pytest.approx(0.11, rel=0.05)
 
 
 def test_a_step_beyond_the_measured_sizes_teaches_nothing() -> None:
-    cost = StepCost(CURVE)
-    cost.observe(17, 1, 100.0)
-    assert cost.expected(8, 1) == 0.11
+    curve = Curve(MEASURED)
+    curve.observe(17, 100.0)
+    assert curve.expected(8) == 0.11
+
+
+def test_fewer_sequences_than_a_tile_are_computed_as_a_whole_one_where_that_is_faster() -> None:
+    """Times of a CPU with AVX-512: 16 rows are one tile, 15 are 12 and 3 single ones."""
+    curve, widths = decode_cost({1: 43, 2: 64, 3: 84, 4: 72, 7: 131, 8: 137, 15: 229, 16: 182})
+    assert widths == (1, 2, 4, 4, 5, 6, 7, 8, 9, 10, 11, 16, 16, 16, 16, 16)
+    assert curve.expected(3) == curve.expected(4) == 72
+    assert curve.expected(15) == curve.expected(16) == 182
+    assert curve.expected(8) == 137
+
+
+def test_beyond_what_was_measured_nothing_is_computed_along() -> None:
+    curve = Curve({1: 0.04})
+    cost = StepCost(curve, curve, widths=(1, 2, 4))
+    assert [cost.width(n) for n in (1, 2, 3, 4, 9)] == [1, 2, 4, 4, 9]
+
+
+@given(TABLES)
+def test_a_width_is_never_less_than_the_sequences_nor_slower(measured: dict[int, float]) -> None:
+    curve, widths = decode_cost(measured)
+    for size, width in enumerate(widths, start=1):
+        assert width == size or (width > size and width in measured)
+    assert all(width in (size, max(widths)) or width in measured
+               for size, width in enumerate(widths, start=1))  # fmt: skip
+    assert curve.expected(max(measured)) <= measured[max(measured)] * (1 + 1e-9)
+
+
+def test_the_two_kinds_of_steps_are_told_apart_in_the_log() -> None:
+    cost = StepCost(decode=Curve({1: 0.04}), prefill=Curve({8: 0.11, 16: 0.15}))
+    assert str(cost) == "decode 1: 40.0 ms; prefill 8: 110.0 ms, 16: 150.0 ms"
 
 
 class TimedEngine:
@@ -132,8 +158,13 @@ class TimedEngine:
     def __init__(self, slots: int = 8, context: int = 512) -> None:
         self.info = ModelInfo("timed", "timed", context, 10, slots, 64, ())
         self.now = 0.0
-        self.sizes: list[int] = []
+        self.steps: list[tuple[int, int]] = []
+        """(sequences, tokens) of each."""
         self.held: set[int] = set()
+
+    @property
+    def sizes(self) -> list[int]:
+        return [tokens for _, tokens in self.steps]
 
     def clock(self) -> float:
         return self.now
@@ -141,9 +172,9 @@ class TimedEngine:
     def decode(self, feeds: Sequence[Feed]) -> None:
         assert not self.held, "a slot was not empty"
         self.held = {feed.slot for feed in feeds}
-        size = sum(len(feed.tokens) for feed in feeds)
-        self.now += 0.010 * size + 0.005 * len(feeds) + (0.007 if size not in self.sizes else 0)
-        self.sizes.append(size)
+        step = len(feeds), sum(len(feed.tokens) for feed in feeds)
+        self.now += 0.010 * step[1] + 0.005 * step[0] + (0.007 if step not in self.steps else 0)
+        self.steps.append(step)
 
     def forget(self, slot: int) -> None:
         self.held.discard(slot)
@@ -153,9 +184,15 @@ def test_measuring_takes_the_fastest_and_stops_after_the_first_size_over_the_lim
     engine = TimedEngine()
     cost = measure(engine, engine.clock, [1, 2, 3], 0.1)  # type: ignore[arg-type]
     assert max(engine.sizes) == 12  # 125 ms
-    assert cost.expected(4, 1) == pytest.approx(0.045)
-    assert cost.expected(4, 3) == pytest.approx(0.055)
+    assert cost.prefill.expected(4) == pytest.approx(0.045)
+    assert cost.decode.expected(4) == pytest.approx(0.060)
     assert not engine.held
+
+
+def test_decoding_is_measured_up_to_all_slots() -> None:
+    engine = TimedEngine(slots=5)
+    measure(engine, engine.clock, [1], 100)  # type: ignore[arg-type]
+    assert max(sequences for sequences, _ in engine.steps) == 4  # the largest size below
 
 
 def test_measuring_keeps_within_the_batch_and_the_context() -> None:
@@ -168,9 +205,10 @@ def test_measuring_keeps_within_the_batch_and_the_context() -> None:
 
 
 def test_a_step_that_takes_long_is_not_repeated() -> None:
-    engine = TimedEngine()
+    engine = TimedEngine(slots=1)
     measure(engine, engine.clock, [1], 0.1)  # type: ignore[arg-type]
-    assert [engine.sizes.count(size) for size in (1, 2, 8, 12)] == [3, 3, 2, 1]
+    # The first is of both kinds: of one sequence, and of one token.
+    assert [engine.sizes.count(size) for size in (1, 2, 8, 12)] == [6, 3, 2, 1]
 
 
 def test_measuring_stays_within_a_batch_that_is_smaller_than_the_sequences() -> None:
@@ -184,4 +222,4 @@ def test_measuring_stays_within_a_batch_that_is_smaller_than_the_sequences() -> 
 def test_an_engine_of_one_slot_is_measured_too() -> None:
     engine = TimedEngine(slots=1)
     cost = measure(engine, engine.clock, [1], 0.1)  # type: ignore[arg-type]
-    assert cost.expected(1, 1) == pytest.approx(0.015)
+    assert cost.decode.expected(1) == pytest.approx(0.015)

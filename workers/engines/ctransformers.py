@@ -164,7 +164,7 @@ class CtransformersEngine:
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> CtransformersSampler:
         return CtransformersSampler(params, prompt, self._vocabulary)
 
-    def decode(self, feeds: Sequence[Feed]) -> None:
+    def decode(self, feeds: Sequence[Feed], *, interruptible: bool = False, width: int = 0) -> None:
         (feed,) = feeds
         count = len(feed.tokens)
         tokens = (ctypes.c_int * count)(*feed.tokens)
@@ -195,6 +195,9 @@ class CtransformersEngine:
 
     def interrupt(self) -> None:
         """It cannot: its chunks are short instead."""
+
+    def resume(self) -> None:
+        """Nothing to take back."""
 
     def forget(self, slot: int) -> None:
         """Nothing to do: the next sequence overwrites the context from position 0."""

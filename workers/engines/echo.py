@@ -138,13 +138,12 @@ class EchoEngine:
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> EchoSampler:
         return EchoSampler(bytes(prompt), params.ignore_eos)
 
-    def decode(self, feeds: Sequence[Feed]) -> None:
-        self._interruption.clear()
+    def decode(self, feeds: Sequence[Feed], *, interruptible: bool = False, width: int = 0) -> None:
         if self._step_s:
             time.sleep(self._step_s)
         for feed in feeds:
             if feed.position == len(self._prefilled[feed.slot]):
-                self._prefill(feed)
+                self._prefill(feed, interruptible)
 
     def sample(self, slot: int, sampler: EchoSampler) -> int:
         self._prefilled[slot].clear()
@@ -163,10 +162,13 @@ class EchoEngine:
         """Ends the sleep of a `[[prefill sleep S]]`."""
         self._interruption.set()
 
+    def resume(self) -> None:
+        self._interruption.clear()
+
     def forget(self, slot: int) -> None:
         self._prefilled[slot].clear()
 
-    def _prefill(self, feed: Feed) -> None:
+    def _prefill(self, feed: Feed, interruptible: bool) -> None:
         """Keep the prompt's text; act on the directives that this chunk completes."""
         text = self._prefilled[feed.slot]
         known = len(text)
@@ -175,7 +177,7 @@ class EchoEngine:
         for found in list(DIRECTIVE.finditer(text, max(0, known - LONGEST_DIRECTIVE))):
             if not found[1] or found.end() <= known:
                 continue
-            if found[2] != b"sleep":
+            if found[2] != b"sleep" or not interruptible:
                 act(found[2], found[3])
             elif self._interruption.wait(float(found[3] or 0)):
                 del text[known:]

@@ -1,14 +1,14 @@
 """Every current GGUF, many sequences at once, through llama.cpp's own C interface.
 
 llama-cpp-python's bindings are used, one to one with llama.h; its high-level class is not: it
-runs one sequence and is not safe with threads. A slot is a llama.cpp sequence id. All slots
-share one unified KV cache of slots × context cells, so one decode can carry a chunk of one
-sequence's prompt and the last tokens of the others.
+runs one sequence and is not safe with threads. A slot is a llama.cpp sequence id, with KV cells
+of its own, so no sequence looks at the cells of another.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -33,11 +33,17 @@ from workers.gguf_header import read_gguf_header
 
 BATCH = 512
 """Tokens of a step at the most. Larger ones bring nothing: the weights are read once for all."""
+ATTENTION_BYTES = 128 * 2**20
+"""For the attention scores of all heads; what a step carries is computed in parts that fit."""
+SMALLEST_PART = 32
+MOST_FILLERS = 4
+"""Idle slots between two that decode which are fed along: as many tokens cost less than reading
+the weights once more."""
 MOST_SLOTS = 16
 """Slots of a worker that is not told how many. More would be slower for each stream."""
 MOST_CELLS = 2**31 - 1
 PADDING = 256
-"""llama.cpp rounds a context up to so many tokens."""
+"""llama.cpp rounds the context of a sequence up to so many tokens."""
 KV_TYPES: dict[KvType, tuple[int, float]] = {
     "f16": (1, 2),
     "f32": (0, 4),
@@ -67,13 +73,15 @@ def load(settings: ModelSettings, threads: int) -> LlamaCppEngine:
 
 
 class NativeLog:
-    """Takes what llama.cpp logs. Must live as long as the library may log."""
+    """Takes what llama.cpp logs, until another one does."""
 
     def __init__(self) -> None:
         self.first_error = ""
         """The one that tells the reason; those that follow tell what it led to."""
         self._callback = lib.llama_log_callback(self._log)
         lib.llama_log_set(self._callback, ctypes.c_void_p(0))
+        # The library may log as long as the process lives, also when no engine is left.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._callback))
 
     def _log(self, level: int, text: bytes, _: ctypes.c_void_p) -> None:
         line = text.decode(errors="replace").strip()
@@ -145,7 +153,7 @@ def check_memory(settings: ModelSettings, slots: int, slot_bytes: float) -> None
 
 def cells_for(settings: ModelSettings, slots: int) -> int:
     """Tokens that the KV cache holds, for all slots."""
-    return -(-slots * settings.context // PADDING) * PADDING
+    return slots * -(-settings.context // PADDING) * PADDING
 
 
 def make_context(
@@ -153,19 +161,33 @@ def make_context(
 ) -> Any:
     """llama.cpp's context with its KV cache. Raises ConfigurationError."""
     params = lib.llama_context_default_params()
-    params.n_ctx = cells_for(settings, slots)
-    params.n_batch = params.n_ubatch = BATCH
+    params.n_ctx = cells = cells_for(settings, slots)
+    params.n_batch = BATCH
+    params.n_ubatch = part_for(lib.llama_model_n_head(model) * cells // slots)
     params.n_seq_max = slots
     params.n_outputs_max = slots
     params.n_threads = params.n_threads_batch = threads
     params.type_k = params.type_v = KV_TYPES[settings.kv_type][0]
-    params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-    params.kv_unified = True
+    # On CPUs it is slower for all but large chunks of deep prompts; quantized values need it.
+    params.flash_attn_type = (
+        lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        if settings.kv_type == "q8_0"
+        else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    )
+    params.kv_unified = False
     params.no_perf = True
     context = lib.llama_init_from_model(model, params)
     if not context:
         raise ConfigurationError(f"llama.cpp cannot make a context: {log.first_error}")
     return context
+
+
+def part_for(scores: int) -> int:
+    """Tokens that are computed at once, when each has so many attention scores: a power of two."""
+    part = BATCH
+    while part > SMALLEST_PART and part * scores * ctypes.sizeof(ctypes.c_float) > ATTENTION_BYTES:
+        part //= 2
+    return part
 
 
 class LlamaCppEngine:
@@ -188,6 +210,11 @@ class LlamaCppEngine:
         )
         self._pieces: list[bytes | None] = [None] * self._vocabulary
         self._batch = Batch(BATCH, slots)
+        self._lengths = [0] * slots
+        self._cells: int = lib.llama_n_ctx_seq(context)
+        self._can_take_back = not (
+            lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
+        )
         self._abort = AbortFlag(context)
         self.info = ModelInfo(
             engine="llama_cpp",
@@ -233,14 +260,22 @@ class LlamaCppEngine:
             params, prompt, vocab=self._vocab, context=self.info.context, ends=self._ends
         )
 
-    def decode(self, feeds: Sequence[Feed]) -> None:
-        batch = self._batch.fill(feeds)
-        self._abort.clear()
+    def decode(self, feeds: Sequence[Feed], *, interruptible: bool = False, width: int = 0) -> None:
+        feeds = sorted(feeds)  # by slot: llama.cpp takes neighbours together, in their order
+        fillers = self._fillers(feeds, width)
+        batch = self._batch.fill(sorted(feeds + fillers) if fillers else feeds)
+        self._abort.watch(interruptible and self._can_take_back)
         status = lib.llama_decode(self._context, batch)
+        for filler in fillers:
+            self._cut(filler.slot, filler.position)
         if status == ABORTED:
+            for feed in feeds:  # it may have processed a part of them
+                self._cut(feed.slot, feed.position)
             raise Interrupted
         if status != 0:
             raise EngineFailed(f"the model failed to process these tokens (status {status})")
+        for slot, tokens, position, _ in feeds:
+            self._lengths[slot] = position + len(tokens)
 
     def sample(self, slot: int, sampler: SamplerChain) -> int:
         token: int = lib.llama_sampler_sample(
@@ -260,10 +295,14 @@ class LlamaCppEngine:
         )
 
     def forget(self, slot: int) -> None:
-        lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        self._lengths[slot] = 0
+        self._cut(slot, 0)
 
     def interrupt(self) -> None:
         self._abort.set()
+
+    def resume(self) -> None:
+        self._abort.clear()
 
     def warm_up(self) -> None:
         """Run one token through the model: buffers get their size, a damaged file shows itself.
@@ -275,6 +314,36 @@ class LlamaCppEngine:
         if not np.isfinite(logits.sum()) or logits.min() == logits.max():
             raise ConfigurationError(f"{self._name} is damaged: the model computes no numbers")
         self.forget(0)
+
+    def _fillers(self, feeds: Sequence[Feed], width: int) -> list[Feed]:
+        """Tokens of idle slots to compute along, and to take back.
+
+        llama.cpp computes sequences together, with one reading of the weights, only if their
+        numbers follow each other without a gap and each has equally many tokens.
+        """
+        first, last = feeds[0].slot, feeds[-1].slot
+        is_gapless = last - first + 1 == len(feeds)
+        if is_gapless and len(feeds) >= width:
+            return []
+        if not self._can_take_back or any(len(feed.tokens) > 1 for feed in feeds):
+            return []
+        slots = [
+            slot
+            for before, after in itertools.pairwise(feeds)
+            if after.slot - before.slot - 1 <= MOST_FILLERS
+            for slot in range(before.slot + 1, after.slot)
+        ]
+        beside = [*range(last + 1, len(self._lengths)), *range(first - 1, -1, -1)]
+        slots += beside[: max(0, width - len(feeds) - len(slots))]
+        return [
+            Feed(slot, feeds[0].tokens, self._lengths[slot], wants_logits=False)
+            for slot in slots
+            if self._lengths[slot] < self._cells
+        ]
+
+    def _cut(self, slot: int, length: int) -> None:
+        """Let the slot's sequence have so many tokens."""
+        lib.llama_memory_seq_rm(self._memory, slot, length, -1)
 
     def _logits(self, index: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The logits of a place in the batch, where llama.cpp has them: not a copy."""
@@ -317,22 +386,33 @@ class Batch:
 
     def fill(self, feeds: Iterable[Feed]) -> Any:
         """The feeds as one llama_batch, which stays valid until the next call."""
-        end = 0
-        for feed in feeds:
-            start, end = end, end + len(feed.tokens)
-            last = feed.position + end - start
-            self._tokens[start:end] = list(feed.tokens)
-            self._positions[start:end] = list(range(feed.position, last))
-            self._sequences[start:end] = [self._slot_pointers[feed.slot]] * (end - start)
-            self._wants[start:end] = [0] * (end - start)
-            self._wants[end - 1] = feed.wants_logits
-            self.logits_at[feed.slot] = end - 1
-        self._batch.n_tokens = end
+        tokens: list[Any] = []
+        positions: list[Any] = []
+        sequences: list[Any] = []
+        wants: list[Any] = []
+        for slot, more, position, wants_logits in feeds:
+            if len(more) == 1:
+                tokens.append(more[0])
+                positions.append(position)
+                sequences.append(self._slot_pointers[slot])
+                wants.append(wants_logits)
+            else:
+                tokens += more
+                positions += range(position, position + len(more))
+                sequences += [self._slot_pointers[slot]] * len(more)
+                wants += [0] * (len(more) - 1)
+                wants.append(wants_logits)
+            self.logits_at[slot] = len(tokens) - 1
+        end = self._batch.n_tokens = len(tokens)
+        self._tokens[:end] = tokens
+        self._positions[:end] = positions
+        self._sequences[:end] = sequences
+        self._wants[:end] = wants
         return self._batch
 
 
 class AbortFlag:
-    """Makes a running decode return early, at no cost while it is not set.
+    """Makes a running decode return early, or the next one at once; costs nothing until set.
 
     llama.cpp asks its abort callback before each operation of a decode, some hundred times. A
     Python function would cost more than the operations; strlen on a buffer that holds "" or "x"
@@ -340,11 +420,18 @@ class AbortFlag:
     """
 
     def __init__(self, context: Any) -> None:
+        self._context = context
         self._text = ctypes.create_string_buffer(2)
+        self._never = ctypes.create_string_buffer(1)
         self._strlen = ctypes.cast(ctypes.CDLL(None).strlen, lib.ggml_abort_callback)
-        lib.llama_set_abort_callback(
-            context, self._strlen, ctypes.cast(self._text, ctypes.c_void_p)
-        )
+        self._is_watched: bool | None = None
+
+    def watch(self, interruptible: bool) -> None:
+        """Whether the flag counts in the next decode."""
+        if interruptible != self._is_watched:
+            self._is_watched = interruptible
+            text = self._text if interruptible else self._never
+            lib.llama_set_abort_callback(self._context, self._strlen, ctypes.addressof(text))
 
     def set(self) -> None:
         self._text[0] = b"x"
