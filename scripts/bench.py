@@ -5,7 +5,7 @@
     python scripts/bench.py                         # everything, some minutes
     python scripts/bench.py front latency           # no model needed
     python scripts/bench.py pool -m model.gguf --json pool.json
-    python scripts/bench.py llama llama-small stall leave step \\
+    python scripts/bench.py llama llama-deep llama-small stall leave step \\
         --llama-server "$(python scripts/build_llama_server.py)"
 
 front          tokens/s that one front process sends: the echo engine at full speed, 32 clients
@@ -21,11 +21,12 @@ pool           tokens/s of two streams at once, two workers of one thread each o
 step           milliseconds that our Python adds to a decode step of 16 streams, beside what
                llama.cpp's functions take: scheduling, batch, text, frame. 24 million weights.
 
-And four against llama-server of the same llama.cpp, with the same model, threads, slots, context,
+And five against llama-server of the same llama.cpp, with the same model, threads, slots, context,
 prompts and sampling (they need --llama-server):
 
 llama          tokens/s of 1, 8 and 16 streams at once, of a model of 1.1 billion weights on two
                threads. From the first request to the last token, requests included.
+llama-deep     the same of 8 streams with prompts of 300 words: tokens look back at many others.
 llama-small    the same of 16 streams of a model of 24 million weights on one thread.
 stall          three streams decode when a prompt of 900 words arrives: the longest time between
                two tokens of any of the three until the prompt's first token, and how long the
@@ -82,7 +83,13 @@ from bench_dialects import SAMPLING
 from bench_direct import DirectLoop
 from bench_errors import BenchError, Skipped
 from bench_job import FULL, QUICK, Job, Sizes, ratios, repeat, take_turns
-from bench_llama import measure_leave, measure_llama, measure_llama_small, measure_stall
+from bench_llama import (
+    measure_leave,
+    measure_llama,
+    measure_llama_deep,
+    measure_llama_small,
+    measure_stall,
+)
 from bench_models import MODELS
 from bench_report import (
     Aim,
@@ -315,6 +322,7 @@ MEASUREMENTS: dict[str, Callable[[Job], Figure]] = {
     "ctransformers": measure_ctransformers,
     "pool": measure_pool,
     "llama": measure_llama,
+    "llama-deep": measure_llama_deep,
     "llama-small": measure_llama_small,
     "stall": measure_stall,
     "leave": measure_leave,

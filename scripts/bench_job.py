@@ -30,6 +30,9 @@ class LlamaSizes:
     """Of a request."""
     words: int = 10
     """Of its prompt."""
+    deep_words: int = 300
+    """Of a prompt of the deep ones."""
+    deep_streams: int = 8
     small_shape: str = "small-24m"
     small_streams: int = 16
     long_words: int = 900
@@ -88,6 +91,8 @@ QUICK = Sizes(
         threads=1,
         streams=(1, 2),
         tokens=8,
+        deep_words=60,
+        deep_streams=2,
         small_shape="tiny",
         small_streams=2,
         long_words=100,

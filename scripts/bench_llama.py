@@ -8,6 +8,7 @@ same sampling; an idle server takes no CPU time.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import time
@@ -81,7 +82,17 @@ def measure_llama(job: Job) -> Figure:
     aims = {1: Aim("at least", 1.0)}
     others = Aim("at least", 1.15)
     rounds = {streams: aims.get(streams, others) for streams in sizes.streams}
-    return compare_rates("llama", job, model, threads, rounds)
+    return compare_rates("llama", job, model, threads, rounds, sizes)
+
+
+def measure_llama_deep(job: Job) -> Figure:
+    """The same with long prompts, so that every token looks back at many others."""
+    sizes = job.sizes.llama
+    model = job.model(sizes.shape, sizes.kind)
+    threads = job.threads or sizes.threads
+    rounds = {sizes.deep_streams: Aim("at least", 1.15)}
+    deep = dataclasses.replace(sizes, words=sizes.deep_words, requests=1, tokens=2 * sizes.tokens)
+    return compare_rates("llama-deep", job, model, threads, rounds, deep)
 
 
 def measure_llama_small(job: Job) -> Figure:
@@ -89,12 +100,14 @@ def measure_llama_small(job: Job) -> Figure:
     sizes = job.sizes.llama
     model = make_model(job.models, sizes.small_shape, "F16")
     rounds = {sizes.small_streams: Aim("at least", 1.3)}
-    return compare_rates("llama-small", job, model, 1, rounds)
+    return compare_rates("llama-small", job, model, 1, rounds, sizes)
 
 
-def compare_rates(name: str, job: Job, model: Path, threads: int, rounds: dict[int, Aim]) -> Figure:
+def compare_rates(
+    name: str, job: Job, model: Path, threads: int, rounds: dict[int, Aim], sizes: LlamaSizes
+) -> Figure:
     """A figure with three series for each number of streams, the last with its aim."""
-    sizes, runs = job.sizes.llama, job.sizes.runs
+    runs = job.sizes.runs
     series: list[Series] = []
     tokens = 0
     context = room(sizes.words + sizes.tokens)
@@ -113,7 +126,10 @@ def compare_rates(name: str, job: Job, model: Path, threads: int, rounds: dict[i
                 Series(f"{label}: B, tokenflume", "tokens/s", b, 2),
                 Series(f"{label}: B/A", "", ratios(b, a), 3, aim),
             ]
-    requests = f"{count(sizes.requests, 'request')} a stream, {sizes.tokens} tokens each"
+    requests = (
+        f"{count(sizes.requests, 'request')} a stream,"
+        f" {sizes.words} words in and {sizes.tokens} tokens out each"
+    )
     return Figure(
         title=f"{name}: {model.name}, {count(threads, 'thread')}, {requests}",
         series=series,

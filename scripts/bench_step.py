@@ -168,4 +168,4 @@ def timed_worker(
     with mock.patch.object(workers.worker, "TokenSender", TimedSender):
         workers.worker.run_worker(settings, requests, tokens)
     most = max(sent for sent, _ in TimedSender.steps)
-    report.send([tuple(step) for sent, step in TimedSender.steps if sent == most])
+    report.send([step for sent, step in TimedSender.steps if sent == most])

@@ -72,6 +72,13 @@ def test_ctransformers_is_measured_with_and_without_the_server(tmp_path: Path) -
     assert (tmp_path / "tiny-Q4_0.gguf").exists()
 
 
+def test_a_step_is_taken_apart_into_the_parts_of_llama_cpp_and_ours(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    (figure,) = figures_of(tmp_path, "step", "--models", tmp_path).values()
+    for part in ("llama.cpp decodes", "llama.cpp samples", "our Python"):
+        assert min(values_of(figure, part)) > 0
+
+
 def test_a_server_that_does_not_start_is_a_failure_with_its_own_words(tmp_path: Path) -> None:
     done = run_bench("--quick", "ctransformers", "-t", "1", "-m", tmp_path / "no-such.gguf")
     assert done.returncode == 1

@@ -94,15 +94,22 @@ class Scheduler:
         return self._run(sequences, feeds, self._cost.decode, width=width)
 
     def _prefill(self) -> list[Message]:
+        """Feed the first prompt, and as much of each further one for which there is room.
+
+        Chunks of one length are computed together; others would be read the weights for again.
+        """
         sequences: list[Sequence] = []
         feeds: list[Feed] = []
         room, batch = self._room_for_prompts(), self._engine.info.batch
         for sequence in self._prefilling.values():
-            if room <= 0:
+            feed = sequence.next_chunk(len(feeds[0].tokens) if feeds else room, batch)
+            if feeds and len(feed.tokens) < len(feeds[0].tokens):
+                continue
+            if len(feed.tokens) > room:
                 break
             sequences.append(sequence)
-            feeds.append(sequence.next_chunk(room, batch))
-            room -= len(feeds[-1].tokens)
+            feeds.append(feed)
+            room -= len(feed.tokens)
         curve = self._cost.prefill if self._cost else None
         return self._run(sequences, feeds, curve, interruptible=True)
 

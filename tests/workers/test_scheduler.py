@@ -430,7 +430,7 @@ def test_no_step_takes_long_even_when_it_stalls_nobody() -> None:
 
 
 def test_prompts_are_processed_first_come_first_served() -> None:
-    """The second gets what the first leaves of a step."""
+    """The second gets as much as the first, if the step has room."""
     bench = timed(0.1, max_stall_s=2.15, batch=32, slots=3)
     bench.submit(1, "a")
     bench.step(2)
@@ -438,7 +438,18 @@ def test_prompts_are_processed_first_come_first_served() -> None:
     bench.submit(3, "c" * 24)
     bench.step(5)
     assert sizes(bench, 1, since=2) == [20, 4, 1]
-    assert sizes(bench, 2, since=2) == [16, 8]
+    assert sizes(bench, 2, since=2) == [4, 19]
+
+
+def test_prompts_share_a_step_in_chunks_of_one_length() -> None:
+    """Those of other lengths would need the weights to be read once more."""
+    bench = Bench(slots=4, batch=16)
+    for request_id, length in enumerate((6, 9, 3, 6)):
+        bench.submit(request_id, "a" * length)
+    bench.step()
+    assert [(feed.slot, len(feed.tokens)) for feed in bench.engine.steps[0]] == [
+        (0, 6), (1, 6), (3, 6),
+    ]  # fmt: skip
 
 
 def test_the_more_streams_run_the_less_is_left_for_a_prompt() -> None:
