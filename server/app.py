@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from server import health
+from server import cache, health
 from server.dialects import DIALECTS
 from server.errors import error_body, error_response
 from server.middleware import PageSecurity
@@ -32,7 +32,13 @@ def create_app(pool: WorkerPool, defaults: SamplingParams) -> Starlette:
     ]
     page = PageSecurity(StaticFiles(directory=UI, html=True))
     return Starlette(
-        routes=[*generations, *health.routes(pool), Mount("/ui", page), Route("/", page)],
+        routes=[
+            *generations,
+            *health.routes(pool),
+            *cache.routes(pool),
+            Mount("/ui", page),
+            Route("/", page),
+        ],
         exception_handlers={HTTPException: _on_http_exception},
     )
 

@@ -14,18 +14,29 @@ from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.logs import configure_logging
 from shared.sampling import SamplingParams
-from shared.settings import EngineName, ModelSettings, PoolSettings, Settings, WorkerSettings
+from shared.settings import (
+    CacheSettings,
+    EngineName,
+    ModelSettings,
+    PoolSettings,
+    Settings,
+    WorkerSettings,
+)
 from workers.cpu_features import cpu_features, cpu_model
 from workers.engine import ENGINES, INSTALL_LLAMA_CPP, choose_engine, has_llama_cpp
 from workers.machine import node_of_cpus, read_machine
 from workers.memory import available_memory
 from workers.plan_text import explain
+from workers.prompt_files import clean
+from workers.save_prompt import process_and_save
 from workers.topology import make_plan
 
 EXIT_OK = 0
 EXIT_CONFIGURATION = 3
 EXIT_CANNOT_LISTEN = 4
 BACKLOG = 2048
+CACHE_LIMIT = 2**30
+"""Bytes of saved prompts, where nobody says."""
 
 logger = logging.getLogger("tokenflume")
 
@@ -40,6 +51,9 @@ def run(arguments: list[str]) -> int:
         settings = build_settings(options)
         if options.plan:
             print(settings.plan)
+            return EXIT_OK
+        if options.cache_prompt or options.prompt_file:
+            print(cache_prompt(settings, options.cache_prompt, options.prompt_file))
             return EXIT_OK
         configure_logging(settings.log_level)
         listener = listen(settings.host, settings.port)
@@ -75,6 +89,7 @@ def build_settings(options: argparse.Namespace) -> Settings:
         mlock=options.mlock == "on",
         repack=workers == 1 if options.repack == "auto" else options.repack == "on",
     )
+    cache = _cache_settings(options, model, workers)
     return Settings(
         host=options.host,
         port=options.port,
@@ -87,6 +102,7 @@ def build_settings(options: argparse.Namespace) -> Settings:
                     log_level=options.log_level,
                     max_stall_s=options.max_stall / 1000,
                     node=node_of_cpus(machine, cpus),
+                    cache=cache,
                 )
                 for index, cpus in enumerate(plan.workers)
             ),
@@ -105,6 +121,21 @@ def build_settings(options: argparse.Namespace) -> Settings:
         plan=explain(machine, plan),
         log_level=options.log_level,
     )
+
+
+def cache_prompt(settings: Settings, path: Path | None, text_file: Path | None) -> str:
+    """Process a text, write its state; return what was done, in words. ConfigurationError."""
+    if path is None or text_file is None:
+        raise ConfigurationError("--cache-prompt and --prompt-file go together")
+    try:
+        text = text_file.read_bytes().decode()
+    except OSError as error:
+        raise ConfigurationError(f"{text_file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{text_file} is no text in UTF-8") from None
+    configure_logging(settings.log_level)
+    tokens, seconds = process_and_save(settings.pool.workers[0], text, path)
+    return f"{tokens} tokens processed in {seconds:.1f} s; their state is in {path}"
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -168,6 +199,27 @@ def _kv_memory(path: Path | None, workers: int) -> int | None:
     if path is None or available is None:
         return None
     return max(0, available - path.stat().st_size) // 2 // workers
+
+
+def _cache_settings(
+    options: argparse.Namespace, model: ModelSettings, workers: int
+) -> CacheSettings:
+    """Make the folder, and share the memory out. Raises ConfigurationError."""
+    memory = disk = options.cache_limit
+    if memory is None:
+        memory = disk = CACHE_LIMIT
+        if model.kv_memory is not None:
+            memory = min(memory, model.kv_memory * workers // 4)
+    folder: Path | None = options.cache_dir
+    if folder is not None:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            clean(folder)
+        except OSError as error:
+            raise ConfigurationError(f"{folder} cannot be used: {error.strerror}") from None
+        folder = folder.absolute()
+    restore = options.restore_prompt
+    return CacheSettings(memory // workers, folder, disk, restore and restore.absolute())
 
 
 def _fail(status: int, sentence: str) -> int:

@@ -16,6 +16,8 @@ from shared.validation import integer, number
 SAMPLING = SamplingParams()
 BUNDLED_MODEL = Path(__file__).parent.parent / "workers" / "bundled" / "fairy-tales.gguf"
 
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
 EXIT_STATUS = """exit status:
   0  it was asked to end, and has
   2  a flag or an environment variable is wrong
@@ -78,6 +80,13 @@ def _float_or_text(value: str) -> float | str:
         return float(value)
     except ValueError:
         return value
+
+
+def _bytes(value: str) -> int:
+    digits, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
+    if unit not in UNITS or not (digits.isascii() and digits.isdecimal() and len(digits) <= 15):
+        raise InvalidRequest("--cache-limit must be a number of bytes, such as 1000000, 500M or 2G")
+    return int(digits) * UNITS[unit]
 
 
 def _sampling(flags: tuple[str, ...], field: str, text: str, metavar: str) -> Option:
@@ -165,6 +174,41 @@ OPTIONS: tuple[Option, ...] = (
         ("on", "off", "auto"),
         bare="on",
     ),
+    Option(
+        ("-R", "--restore-prompt"),
+        "FILE",
+        "a prompt saved by --cache-prompt, or under an id: every request continues from it",
+        None,
+        Path,
+        "prompts",
+    ),
+    Option(
+        ("--cache-dir",),
+        "DIR",
+        "where prompts are saved that requests give an id with `cache` (default: in memory only)",
+        None,
+        Path,
+        "prompts",
+    ),
+    Option(
+        ("--cache-limit",),
+        "BYTES",
+        "saved prompts, in the memory of all workers together and, once more, in --cache-dir;"
+        " such as 500M or 2G (default: 1G, and in memory at most a quarter of what is left for"
+        " keys and values)",
+        None,
+        _bytes,
+        "prompts",
+    ),
+    Option(
+        ("--cache-prompt",),
+        "FILE",
+        "process the text of --prompt-file once, write its state to this file, and exit",
+        None,
+        Path,
+        "prompts",
+    ),
+    Option(("--prompt-file",), "FILE", "a text in UTF-8", None, Path, "prompts"),
     Option(("--host",), "ADDRESS", "address to listen on", "127.0.0.1", str, "server"),
     Option(
         ("-P", "--port"),

@@ -61,7 +61,7 @@ class GenerationEndpoint:
     async def _generate(self, call: Call, receive: Receive, send: Send) -> None:
         """Raises ServingError only while nothing has been sent."""
         started = time.monotonic()
-        stream = self._pool.submit(call.prompt, call.sampling)
+        stream = self._pool.submit(call.prompt, call.sampling, call.cache)
         watcher = asyncio.create_task(abandon_on_disconnect(stream, receive))
         outcome = "client left"
         try:

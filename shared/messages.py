@@ -1,7 +1,8 @@
 """The messages between the front and a worker: a closed set, one frozen noun each.
 
-Down, on a worker's request queue:  Generate, Cancel, Shutdown.
-Up, on its token queue:             Ready, LoadFailed, Tokens, Finished, Failed, Heartbeat.
+Down, on a worker's request queue:  Generate, Cancel, DropPrompt, Shutdown.
+Up, on its token queue:             Ready, LoadFailed, Tokens, Finished, Failed, PromptSaved,
+                                    PromptDropped, Heartbeat.
 
 A request's life is one Generate, any number of Tokens, then exactly one
 Finished or Failed. Cancel asks for a Finished with reason "cancelled".
@@ -24,6 +25,8 @@ class Generate:
     id: int
     prompt: str
     sampling: SamplingParams
+    cache: int = 0
+    """The client's name for the prompt, under which its state is saved; 0: it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,13 @@ class Cancel:
     """Nobody waits for request `id` any more."""
 
     id: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropPrompt:
+    """Forget what was saved under `cache`."""
+
+    cache: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,8 @@ class ModelInfo:
     """Prompt tokens fed at a time when a request does not say."""
     sampling: tuple[str, ...]
     """Names of the SamplingParams fields that the engine honours."""
+    saves_states: bool = False
+    """A processed prompt can be saved and loaded; else it can only be gone on from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +161,38 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptSaved:
+    """The state of a prompt of so many tokens is in the worker's memory, under `cache`."""
+
+    cache: int
+    tokens: int
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptDropped:
+    """What was saved under `cache` is no more in the worker's memory."""
+
+    cache: int
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """The worker's loop went round. Sent by the loop itself, so a stuck engine sends none."""
 
 
-Message = Generate | Cancel | Shutdown | Ready | LoadFailed | Tokens | Finished | Failed | Heartbeat
+Message = (
+    Generate
+    | Cancel
+    | DropPrompt
+    | Shutdown
+    | Ready
+    | LoadFailed
+    | Tokens
+    | Finished
+    | Failed
+    | PromptSaved
+    | PromptDropped
+    | Heartbeat
+)

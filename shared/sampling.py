@@ -10,6 +10,7 @@ from typing import Any
 from shared.errors import InvalidRequest
 from shared.validation import boolean, integer, number, texts
 
+MAX_CACHE_ID = 2**63 - 1
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
 MAX_DRY_BREAKERS = 16

@@ -37,6 +37,20 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """Where processed prompts are kept."""
+
+    memory: int = 0
+    """Bytes that each worker may take for saved prompts."""
+    folder: Path | None = None
+    """For prompts that clients name; None: they are in memory only."""
+    disk: int = 0
+    """Bytes that the folder's files may have together."""
+    restore: Path | None = None
+    """A saved prompt from which every request continues."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerSettings:
     """All that one worker process is told."""
 
@@ -49,6 +63,7 @@ class WorkerSettings:
     """Longest step, in seconds, that may carry both a running stream and a prompt."""
     node: int | None = None
     """The NUMA node to take memory from; None: wherever the kernel does."""
+    cache: CacheSettings = CacheSettings()
 
 
 @dataclass(frozen=True, slots=True)

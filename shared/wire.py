@@ -23,19 +23,22 @@ from shared import messages
 from shared.errors import FrameError
 from shared.messages import Candidate, Logprobs, Message, Token
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAME = 8 * 1024 * 1024
 """Bytes. A prompt is at most 1 MiB; a step of 256 sequences with 100 candidates each is below."""
 
 MESSAGES: tuple[type[Any], ...] = (
     messages.Generate,
     messages.Cancel,
+    messages.DropPrompt,
     messages.Shutdown,
     messages.Ready,
     messages.LoadFailed,
     messages.Tokens,
     messages.Finished,
     messages.Failed,
+    messages.PromptSaved,
+    messages.PromptDropped,
     messages.Heartbeat,
 )
 

@@ -60,8 +60,12 @@ class Engine(Protocol):
     def max_batch(self) -> int:
         """The most tokens that the feeds of one decode may hold together."""
 
-    def tokenize(self, text: str) -> list[int]:
-        """The text's tokens, with a leading BOS where the model wants one.
+    @property
+    def state_format(self) -> str:
+        """What its saved states fit to, besides the model file; empty: it can save none."""
+
+    def tokenize(self, text: str, *, is_start: bool = True) -> list[int]:
+        """The text's tokens; at the start of a sequence with a BOS where the model wants one.
 
         Raises ContextTooShort when it can tell, without the work, that the text
         cannot fit into the context; InvalidRequest when the text has no tokens.
@@ -96,8 +100,18 @@ class Engine(Protocol):
         Only asked of an engine whose `info.sampling` names "logprobs".
         """
 
-    def forget(self, slot: int) -> None:
-        """The slot's sequence is over; another may begin at position 0."""
+    def keep(self, slot: int, length: int) -> int:
+        """Cut the slot's sequence to so many tokens, or fewer; return how many it has now.
+
+        What follows is fed at that position. 0: the slot is empty, and has no sequence.
+        """
+
+    def save(self, slot: int) -> bytearray:
+        """The state behind the slot's tokens, for any slot. Raises EngineFailed."""
+
+    def load(self, slot: int, state: bytearray) -> None:
+        """Put a saved state in the place of what the slot holds. EngineFailed: it does not fit,
+        and the slot is empty."""
 
     def interrupt(self) -> None:
         """Until `resume`, let decodes that may be interrupted return early, where it can.

@@ -11,17 +11,22 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import signal
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 
 from shared.errors import ConfigurationError, FrameError, WorkerDied
 from shared.messages import (
     Cancel,
+    DropPrompt,
     Failed,
     Finished,
     Heartbeat,
     LoadFailed,
     Message,
+    PromptDropped,
+    PromptSaved,
     Ready,
     Shutdown,
     Token,
@@ -32,6 +37,17 @@ from shared.settings import WorkerSettings
 from shared.wire import PROTOCOL
 from workers.stream import RequestStream
 from workers.worker import run_worker
+
+
+@dataclass(slots=True)
+class HeldPrompt:
+    """A saved prompt in a worker's memory."""
+
+    tokens: int
+    size: int
+    """Bytes."""
+    used_at: float
+    """Seconds since 1970."""
 
 
 class WorkerHandle:
@@ -50,6 +66,8 @@ class WorkerHandle:
         self.ended: asyncio.Future[str] = loop.create_future()
         self.last_heard = loop.time()
         self.pid = 0
+        self.prompts: dict[int, HeldPrompt] = {}
+        """By id, those whose states are in the worker's memory."""
         self.late_messages = 0
         """Tokens and ends of requests that nobody waits for; dropped."""
         self._loop = loop
@@ -109,6 +127,10 @@ class WorkerHandle:
         if request_id in self._in_flight:
             self._sender.send(Cancel(request_id))
 
+    def drop_prompt(self, prompt_id: int) -> None:
+        """Ask the worker to forget a saved prompt."""
+        self._sender.send(DropPrompt(prompt_id))
+
     def kill(self, reason: str) -> None:
         """End the process at once, whatever it does; `reason` goes into the cause of death."""
         if not self.ended.done():
@@ -133,6 +155,10 @@ class WorkerHandle:
                         self._deliver(token)
                 case Finished() | Failed():
                     self._finish(message)
+                case PromptSaved(cache=prompt_id, tokens=tokens_saved, size=size):
+                    self.prompts[prompt_id] = HeldPrompt(tokens_saved, size, time.time())
+                case PromptDropped(cache=prompt_id):
+                    self.prompts.pop(prompt_id, None)
                 case Heartbeat():
                     pass
                 case Ready():

@@ -16,11 +16,18 @@ from shared.queues import RequestReceiver
 
 
 class Inbox:
-    """Reads `receiver` to its end. `on_cancel` runs in the thread, after the message is in."""
+    """Reads `receiver` to its end. Both functions run in the thread: `prepare` before a message
+    is in, for what should not hold up the loop, `on_cancel` after a Cancel is."""
 
-    def __init__(self, receiver: RequestReceiver, on_cancel: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        receiver: RequestReceiver,
+        on_cancel: Callable[[int], None],
+        prepare: Callable[[Message], None] | None = None,
+    ) -> None:
         self._receiver = receiver
         self._on_cancel = on_cancel
+        self._prepare = prepare
         self._messages: queue.SimpleQueue[Message | EOFError | FrameError] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
@@ -48,6 +55,8 @@ class Inbox:
         try:
             while True:
                 for message in self._receiver.receive(None):
+                    if self._prepare is not None:
+                        self._prepare(message)
                     self._messages.put(message)
                     if isinstance(message, Cancel):
                         self._on_cancel(message.id)

@@ -1,6 +1,6 @@
 """The pool of workers: the one door for the front.
 
-    submit ─▶ waiting (bounded, first come first served) ─▶ the least loaded worker
+    submit ─▶ waiting (bounded, first come first served) ─▶ a worker: see workers.routing
 
 A request waits here, in the front, until a worker has a free slot: a waiting
 request survives any worker's death, and one whose client leaves never reaches
@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections import deque
+from pathlib import Path
 
 from shared.errors import ConfigurationError, NotReady, QueueFull, Unsupported
 from shared.messages import Failed, Generate, ModelInfo
 from shared.sampling import SamplingParams
 from shared.settings import PoolSettings
 from workers.handle import WorkerHandle
+from workers.prompt_files import SavedPromptInfo, delete_prompt, prompts_in
+from workers.routing import Router
 from workers.stream import RequestStream
 from workers.supervisor import Supervisor
 
@@ -40,6 +44,7 @@ class WorkerPool:
         self._ids = itertools.count(1)
         self._supervisor: Supervisor
         self._is_draining = False
+        self._router: Router[WorkerHandle] = Router()
 
     async def __aenter__(self) -> WorkerPool:
         self._supervisor = Supervisor(self._settings, self._dispatch)
@@ -49,7 +54,7 @@ class WorkerPool:
     async def __aexit__(self, *_: object) -> None:
         await self._supervisor.stop(STOP_GRACE_S)
 
-    def submit(self, prompt: str, sampling: SamplingParams) -> RequestStream:
+    def submit(self, prompt: str, sampling: SamplingParams, cache: int = 0) -> RequestStream:
         """Take a request, or raise before anything is done: NotReady, Unsupported, QueueFull.
 
         Whoever takes the stream's events calls `release` at the end, however it came.
@@ -62,7 +67,7 @@ class WorkerPool:
             raise QueueFull(
                 f"every slot is taken, and {len(self._waiting)} requests wait, as many as may"
             )
-        stream = RequestStream(Generate(next(self._ids), prompt, sampling))
+        stream = RequestStream(Generate(next(self._ids), prompt, sampling, cache))
         self._open.add(stream)
         self._none_open.clear()
         self._waiting.append(stream)
@@ -72,6 +77,8 @@ class WorkerPool:
     def release(self, stream: RequestStream) -> None:
         """Nobody takes this stream's events any more; a request still running is cancelled."""
         stream.abandon()
+        if stream.finished is not None:
+            self._router.learn(stream.request.prompt, stream.finished)
         self._open.discard(stream)
         if not self._open:
             self._none_open.set()
@@ -112,6 +119,37 @@ class WorkerPool:
         """Requests that wait for a slot."""
         return len(self._waiting)
 
+    async def saved_prompts(self) -> list[SavedPromptInfo]:
+        """What clients have saved under ids, in memory and in files; by id."""
+        in_memory: dict[int, list[WorkerHandle]] = {}
+        for handle in self._ready_handles():
+            for prompt_id in handle.prompts:
+                in_memory.setdefault(prompt_id, []).append(handle)
+        found: dict[int, SavedPromptInfo] = {}
+        if self._folder is not None:
+            found = await asyncio.to_thread(prompts_in, self._folder)
+        for prompt_id, handles in in_memory.items():
+            held = max((h.prompts[prompt_id] for h in handles), key=lambda held: held.used_at)
+            found[prompt_id] = SavedPromptInfo(
+                prompt_id, held.tokens, held.size, held.used_at, len(handles), prompt_id in found
+            )
+        return [found[prompt_id] for prompt_id in sorted(found)]
+
+    async def drop_prompt(self, prompt_id: int) -> bool:
+        """Forget what was saved under the id, everywhere; whether there was something."""
+        handles = self._ready_handles()
+        is_known = any(prompt_id in handle.prompts for handle in handles)
+        for handle in handles:
+            handle.prompts.pop(prompt_id, None)
+            handle.drop_prompt(prompt_id)
+        if self._folder is not None:
+            is_known |= await asyncio.to_thread(delete_prompt, self._folder, prompt_id)
+        return is_known
+
+    @property
+    def _folder(self) -> Path | None:
+        return self._settings.workers[0].cache.folder
+
     async def load_failure(self) -> ConfigurationError:
         """Returns when a model turns out not to be loadable at start: there is nothing to serve."""
         return await asyncio.shield(self._supervisor.load_failure)
@@ -151,19 +189,33 @@ class WorkerPool:
 
     def _least_loaded(self) -> WorkerHandle | None:
         """Of the workers with a free slot, the one with the fewest requests."""
-        free = [handle for handle in self._ready_handles() if handle.has_free_slot]
-        return min(free, key=lambda handle: handle.in_flight, default=None)
+        return min(self._free(), key=lambda handle: handle.in_flight, default=None)
+
+    def _free(self) -> list[WorkerHandle]:
+        return [handle for handle in self._ready_handles() if handle.has_free_slot]
 
     def _dispatch(self) -> None:
         """Give waiting requests to free slots; called whenever either may have appeared."""
-        while self._waiting and (handle := self._least_loaded()) is not None:
+        while self._waiting and (free := self._free()):
             stream = self._waiting.popleft()
+            handle = self._choose(free, stream.request)
             self._at[stream.request.id] = handle
             stream.dispatched()
             handle.submit(stream)
         if self._waiting and all(place.given_up for place in self._supervisor.places):
             self._fail(list(self._waiting), self.why_not_ready() or "")
             self._waiting.clear()
+
+    def _choose(self, free: list[WorkerHandle], request: Generate) -> WorkerHandle:
+        """The worker that has the request's prompt, or the beginning of it, unless too busy."""
+        self._router.keep_only(self._ready_handles())
+        having = [handle for handle in free if request.cache in handle.prompts]
+        for handle in having:
+            handle.prompts[request.cache].used_at = time.time()
+        busy = {handle: handle.in_flight for handle in having or free}
+        handle = self._router.choose(busy, request.prompt)
+        self._router.sent(handle, request.prompt)
+        return handle
 
     @staticmethod
     def _fail(streams: list[RequestStream], reason: str) -> None:

@@ -7,18 +7,19 @@ decodes. A prefill step carries chunks of prompts, first come first served. Whil
 the two take turns: a prompt's chunk is so large that both steps together stay within
 `max_stall_s`. While no stream runs, it is as large as is fastest. Sequences join and leave between
 any two steps. A cancel takes effect at the next one, and a long prefill step can be interrupted
-for it.
+for it. A prompt begins behind the tokens of it that have been processed before.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from shared.errors import ContextTooShort, ServingError
 from shared.messages import Failed, Finished, Generate, Message, Timings, Token, Tokens, Usage
 from workers.engine import Engine, Feed, Interrupted
+from workers.prompt_cache import PromptCache, SavedPrompt
+from workers.reuse import Reuse
 from workers.sequence import Sequence
 from workers.step_cost import Curve, StepCost
 
@@ -35,10 +36,17 @@ class Scheduler:
 
     `cost`: what steps take; None: always about the same. `max_stall_s`: the longest time that a
     decode step and a prefill step may take together, unless SMALLEST_CHUNK tokens take longer.
+    `cache`: saved prompts. `root`: tokens that stand before every prompt.
     """
 
     def __init__(
-        self, engine: Engine, clock: Callable[[], float], cost: StepCost | None, max_stall_s: float
+        self,
+        engine: Engine,
+        clock: Callable[[], float],
+        cost: StepCost | None,
+        max_stall_s: float,
+        cache: PromptCache | None = None,
+        root: Collection[int] = (),
     ) -> None:
         self._engine = engine
         self._clock = clock
@@ -47,7 +55,9 @@ class Scheduler:
         self._waiting: deque[Generate] = deque()
         self._prefilling: dict[int, Sequence] = {}  # by slot, in the order of admission
         self._decoding: dict[int, Sequence] = {}
-        self._free_slots = list(range(engine.info.slots))  # a heap: engines like low ones
+        self._reuse = Reuse(engine, cache or PromptCache(0))
+        self._root = list(root)
+        self._saved: list[SavedPrompt] = []
         self._prompts_are_next = False
         self.decoding: set[int] = set()
         """Ids of the requests whose streams have begun. Other threads may look something up."""
@@ -59,6 +69,23 @@ class Scheduler:
     def submit(self, request: Generate) -> None:
         """Run the request as soon as a slot is free."""
         self._waiting.append(request)
+
+    def remember(self, saved: SavedPrompt) -> None:
+        """A prompt that was saved before, for requests to begin from."""
+        self._reuse.remember(saved)
+
+    def drop(self, prompt_id: int) -> None:
+        """Forget the prompt that clients named so."""
+        self._reuse.drop(prompt_id)
+
+    def preload(self, tokens: list[int]) -> None:
+        """The engine's first slot holds these tokens. Before the first request."""
+        self._reuse.slots.release(0, tokens)
+
+    def take_saved(self) -> list[SavedPrompt]:
+        """The prompts that were saved under a client's name since the last call."""
+        saved, self._saved = self._saved, []
+        return saved
 
     def cancel(self, request_id: int) -> list[Message]:
         """Stop the request; no token of it follows. An unknown id has ended already: no news."""
@@ -73,15 +100,15 @@ class Scheduler:
         return []
 
     def step(self) -> list[Message]:
-        """Run the next step; return what it brought, tokens first."""
-        failures = self._admit()
+        """Run the next step; return what it brought."""
+        events = self._admit()
         if self._decoding and not (self._prefilling and self._prompts_are_next):
             self._prompts_are_next = True
-            return failures + self._decode()
-        if self._prefilling:
+            events += self._decode()
+        elif self._prefilling:
             self._prompts_are_next = False
-            return failures + self._prefill()
-        return failures
+            events += self._prefill()
+        return events + self._reuse.take_news()
 
     # ---------------------------------------------------------------- the two kinds of steps
 
@@ -101,7 +128,9 @@ class Scheduler:
         sequences: list[Sequence] = []
         feeds: list[Feed] = []
         room, batch = self._room_for_prompts(), self._engine.info.batch
-        for sequence in self._prefilling.values():
+        for sequence in list(self._prefilling.values()):
+            if not sequence.has_begun and not self._reuse.begin(sequence, self._in_order()):
+                continue
             feed = sequence.next_chunk(len(feeds[0].tokens) if feeds else room, batch)
             if feeds and len(feed.tokens) < len(feeds[0].tokens):
                 continue
@@ -143,10 +172,21 @@ class Scheduler:
         now = self._clock()
         if curve is not None:
             curve.observe(sum(len(feed.tokens) for feed in feeds), now - started)
+        ready: list[Sequence] = []
         for sequence, feed in zip(sequences, feeds, strict=True):
             sequence.fed(feed)
-        done = zip(sequences, feeds, strict=True)
-        return self._sample((sequence for sequence, feed in done if feed.wants_logits), now)
+            if feed.wants_logits:
+                ready.append(sequence)
+        self._save(ready)
+        return self._sample(ready, now)
+
+    def _save(self, sequences: Iterable[Sequence]) -> None:
+        """Keep the prompts that are done and have a name."""
+        for sequence in sequences:
+            if sequence.cache and sequence.is_prefilling:
+                saved = self._reuse.save(sequence)
+                if saved is not None:
+                    self._saved.append(saved)
 
     def _sample(self, sequences: Iterable[Sequence], now: float) -> list[Message]:
         """The next token of each; end what has come to its end."""
@@ -161,9 +201,8 @@ class Scheduler:
             if sequence.finish_reason is not None:
                 self._release(sequence)
                 over.append(sequence.finished(sequence.finish_reason, self._clock()))
-            elif self._prefilling.pop(sequence.slot, None) is not None:
-                self._decoding[sequence.slot] = sequence
-                self.decoding.add(sequence.id)
+            elif sequence.is_prefilling:
+                self._begin_decoding(sequence)
         return [Tokens(tuple(tokens)), *over] if tokens else over
 
     # ---------------------------------------------------------------- joining and leaving
@@ -171,34 +210,42 @@ class Scheduler:
     def _admit(self) -> list[Message]:
         """Move waiting requests into free slots; those that cannot run fail here."""
         failures: list[Message] = []
-        while self._waiting and self._free_slots:
+        while self._waiting and self._reuse.slots.has_free:
             request = self._waiting.popleft()
             try:
-                sequence = self._begin(request, self._free_slots[0])
+                sequence = self._begin(request)
             except ServingError as error:
                 failures.append(Failed(request.id, error.code, error.message))
             else:
-                self._prefilling[heapq.heappop(self._free_slots)] = sequence
+                self._prefilling[sequence.slot] = sequence
         return failures
 
-    def _begin(self, request: Generate, slot: int) -> Sequence:
+    def _begin(self, request: Generate) -> Sequence:
         now, context = self._clock(), self._engine.info.context
-        prompt = self._engine.tokenize(request.prompt)
+        prompt = self._root + self._engine.tokenize(request.prompt, is_start=not self._root)
         if len(prompt) >= context:
             raise ContextTooShort(
                 f"the prompt has {len(prompt)} tokens; the context holds {context},"
                 " of which one must be left for the answer"
             )
         sampler = self._engine.sampler(request.sampling, prompt)
-        return Sequence(request, slot, prompt, sampler, now)
+        return Sequence(request, self._reuse.slots.take(prompt), prompt, sampler, now)
+
+    def _in_order(self) -> Iterable[Sequence]:
+        """The running sequences; prompts that come first stand first."""
+        return (*self._prefilling.values(), *self._decoding.values())
+
+    def _begin_decoding(self, sequence: Sequence) -> None:
+        sequence.is_prefilling = False
+        self._decoding[sequence.slot] = self._prefilling.pop(sequence.slot)
+        self.decoding.add(sequence.id)
 
     def _fail(self, sequence: Sequence, error: ServingError) -> Failed:
-        self._release(sequence)
+        self._release(sequence, is_intact=False)
         return Failed(sequence.id, error.code, error.message)
 
-    def _release(self, sequence: Sequence) -> None:
+    def _release(self, sequence: Sequence, *, is_intact: bool = True) -> None:
         self._prefilling.pop(sequence.slot, None)
         self._decoding.pop(sequence.slot, None)
         self.decoding.discard(sequence.id)
-        heapq.heappush(self._free_slots, sequence.slot)
-        self._engine.forget(sequence.slot)
+        self._reuse.release(sequence, is_intact=is_intact)

@@ -22,34 +22,45 @@ class Sequence:
         self, request: Generate, slot: int, prompt: list[int], sampler: Sampler, now: float
     ) -> None:
         self.id = request.id
+        self.cache = request.cache
         self.slot = slot
+        self.tokens = prompt
+        """Of the prompt, then of the answer."""
+        self.position = 0
+        """The engine has processed all tokens before it."""
+        self.is_prefilling = True
+        self.has_begun = False
+        """It knows where to begin: behind what its slot already holds."""
         self.finish_reason: FinishReason | None = None
         self._sampler = sampler
         self._params = request.sampling
         self._assembler = TextAssembler(request.sampling.stop)
-        self._tokens = prompt
-        """Of the prompt, then of the answer; the engine has processed all before `_position`."""
-        self._position = 0
         self._prompt_tokens = len(prompt)
+        self._cached_tokens = 0
         self._completion_tokens = 0
         self._sent = 0
         self._received_at = now
         self._first_token_at: float | None = None
 
+    def begin(self, position: int) -> None:
+        """The slot holds so many of the prompt's tokens already, but not all."""
+        self.has_begun = True
+        self.position = self._cached_tokens = position
+
     def next_chunk(self, room: int, batch: int) -> Feed:
         """The next part of the prompt: at most `room` tokens, and at most `batch` where the
         request does not say."""
-        end = min(self._position + min(room, self._params.n_batch or batch), self._prompt_tokens)
-        chunk = self._tokens[self._position : end]
-        return Feed(self.slot, chunk, self._position, wants_logits=end == self._prompt_tokens)
+        end = min(self.position + min(room, self._params.n_batch or batch), self._prompt_tokens)
+        chunk = self.tokens[self.position : end]
+        return Feed(self.slot, chunk, self.position, wants_logits=end == self._prompt_tokens)
 
     def next_token(self) -> Feed:
         """The token that was sampled last."""
-        return Feed(self.slot, self._tokens[-1:], self._position, wants_logits=True)
+        return Feed(self.slot, self.tokens[-1:], self.position, wants_logits=True)
 
     def fed(self, feed: Feed) -> None:
         """The engine has processed `feed`."""
-        self._position += len(feed.tokens)
+        self.position += len(feed.tokens)
 
     def sample(self, engine: Engine, now: float) -> list[Token]:
         """Choose the next token; return what may now be sent. Raises EngineFailed.
@@ -70,7 +81,7 @@ class Sequence:
         if engine.is_end(token):
             self.finish_reason = "stop"
             return self._numbered(self._assembler.flush())
-        self._tokens.append(token)
+        self.tokens.append(token)
         self._completion_tokens += 1
         released = self._numbered(self._assembler.push(token, engine.piece(token), logprobs))
         if self._assembler.stopped:
@@ -86,13 +97,13 @@ class Sequence:
         return Finished(
             id=self.id,
             reason=reason,
-            usage=Usage(self._prompt_tokens, 0, self._completion_tokens),
+            usage=Usage(self._prompt_tokens, self._cached_tokens, self._completion_tokens),
             timings=Timings(first - self._received_at, now - first),
         )
 
     def _is_full(self, engine: Engine) -> bool:
         is_long = self._completion_tokens >= self._params.num_predict
-        return is_long or len(self._tokens) >= engine.info.context
+        return is_long or len(self.tokens) >= engine.info.context
 
     def _numbered(self, pieces: list[Piece]) -> list[Token]:
         first = self._sent

@@ -16,6 +16,7 @@ class RequestStream:
     def __init__(self, request: Generate) -> None:
         self.request = request
         self.is_abandoned = False
+        self.finished: Finished | None = None
         self.queued_s = 0.0
         """How long the request waited for a slot, in seconds."""
         self._submitted_at = time.monotonic()
@@ -28,6 +29,8 @@ class RequestStream:
 
     def put(self, event: Event) -> None:
         """Add an event; an abandoned stream takes none."""
+        if isinstance(event, Finished):
+            self.finished = event
         if not self.is_abandoned:
             self._events.append(event)
             self._wake_reader()

@@ -23,6 +23,7 @@ from shared.errors import ConfigurationError
 from shared.logs import configure_logging
 from shared.messages import (
     Cancel,
+    DropPrompt,
     Generate,
     Heartbeat,
     LoadFailed,
@@ -36,6 +37,9 @@ from shared.wire import PROTOCOL
 from workers.engine import ENGINES, Engine, load_engine
 from workers.inbox import Inbox
 from workers.numa import prefer_node
+from workers.prompt_cache import PromptCache
+from workers.prompt_store import PromptStore
+from workers.restore import read_identity, restore_prompt
 from workers.scheduler import Scheduler
 from workers.step_cost import StepCost, measure
 
@@ -44,6 +48,8 @@ CALIBRATION_STEP_S = 0.2
 """Steps longer than this are not measured when a worker starts: it is to be ready soon."""
 SAMPLE = "a"
 """What the steps that are measured consist of, over and over; every context has room for it."""
+WRITE_GRACE_S = 1.5
+"""For prompts that are still to be written when the worker ends."""
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 logger = logging.getLogger("tokenflume.worker")
@@ -56,16 +62,38 @@ def run_worker(settings: WorkerSettings, requests: Connection, tokens: Connectio
     started = time.monotonic()
     try:
         engine = load_engine(settings.model, threads=max(1, len(settings.cpus)))
+        scheduler, store = assemble(settings, engine)
     except ConfigurationError as error:
         sender.send([LoadFailed(str(error))])
         return
-    cost = step_cost(engine) if ENGINES[settings.model.engine].measured else None
-    scheduler = Scheduler(engine, time.monotonic, cost, settings.max_stall_s)
     sender.send([Ready(PROTOCOL, engine.info, time.monotonic() - started)])
     try:
-        serve(engine, scheduler, receiver, sender)
+        serve(engine, scheduler, receiver, sender, store)
     except (EOFError, BrokenPipeError):
         logger.info("worker %d: the front is gone", settings.index)
+
+
+def assemble(settings: WorkerSettings, engine: Engine) -> tuple[Scheduler, PromptStore | None]:
+    """What runs requests on the engine. Raises ConfigurationError."""
+    cost = step_cost(engine) if ENGINES[settings.model.engine].measured else None
+    cache, store, root = settings.cache, None, None
+    if cache.folder is not None or cache.restore is not None:
+        identity = read_identity(settings.model, engine)
+        if cache.folder is not None:
+            store = PromptStore(cache.folder, cache.disk, identity)
+        if cache.restore is not None:
+            root = restore_prompt(cache.restore, identity, engine)
+    scheduler = Scheduler(
+        engine,
+        time.monotonic,
+        cost,
+        settings.max_stall_s,
+        PromptCache(cache.memory, root if root and root.state else None),
+        root.tokens if root else (),
+    )
+    if root and not root.state:
+        scheduler.preload(root.tokens)
+    return scheduler, store
 
 
 def step_cost(engine: Engine) -> StepCost:
@@ -77,7 +105,11 @@ def step_cost(engine: Engine) -> StepCost:
 
 
 def serve(
-    engine: Engine, scheduler: Scheduler, receiver: RequestReceiver, sender: TokenSender
+    engine: Engine,
+    scheduler: Scheduler,
+    receiver: RequestReceiver,
+    sender: TokenSender,
+    store: PromptStore | None = None,
 ) -> None:
     """The loop. Returns on Shutdown; raises EOFError or BrokenPipeError without a front."""
 
@@ -85,20 +117,30 @@ def serve(
         if request_id not in scheduler.decoding:  # so its prompt is in the step, or is to come
             engine.interrupt()
 
-    inbox = Inbox(receiver, interrupt_for)
+    inbox = Inbox(receiver, interrupt_for, store.prepare if store else None)
     last_sent = time.monotonic()
     while True:
         engine.resume()  # a Cancel that comes after this is taken here, or interrupts the step
         events: list[Message] = []
         for message in inbox.take(HEARTBEAT_S if scheduler.is_idle else 0):
             match message:
-                case Generate():
+                case Generate(cache=prompt_id):
+                    if store and (saved := store.fetched(prompt_id)):
+                        scheduler.remember(saved)
                     scheduler.submit(message)
                 case Cancel(id=request_id):
                     events += scheduler.cancel(request_id)
+                case DropPrompt(cache=prompt_id):
+                    scheduler.drop(prompt_id)
+                    if store:
+                        store.delete(prompt_id)
                 case Shutdown():
+                    if store:
+                        store.close(WRITE_GRACE_S)
                     return
         events += scheduler.step()
+        if store:
+            store.keep_up(scheduler.take_saved(), events)
         now = time.monotonic()
         if not events and now - last_sent >= HEARTBEAT_S:
             events.append(Heartbeat())
@@ -115,6 +157,11 @@ def prepare_process(settings: WorkerSettings) -> None:
     end_with_parent()
     os.dup2(2, 1)  # native code may print, and standard output is not a log
     configure_logging(settings.log_level)
+    pin(settings)
+
+
+def pin(settings: WorkerSettings) -> None:
+    """Stay on the CPUs and near the memory of the settings. Before the engine is loaded."""
     if settings.cpus:
         psutil.Process().cpu_affinity(list(settings.cpus))
         # One thread of the engine on each CPU, for good. Left to itself the kernel may put two on

@@ -33,6 +33,8 @@ class Call:
     prompt: str
     sampling: SamplingParams
     renderer: Renderer
+    cache: int = 0
+    """The client's name for the prompt, to save its state under; 0: none."""
 
 
 Parse = Callable[[bytes, Mapping[str, str], SamplingParams], Call]

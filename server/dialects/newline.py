@@ -19,8 +19,8 @@ from server.errors import error_body
 from server.json_body import parse_object
 from shared.errors import InvalidRequest, ServingError
 from shared.messages import Candidate, Finished, Token
-from shared.sampling import SamplingParams
-from shared.validation import text
+from shared.sampling import MAX_CACHE_ID, SamplingParams
+from shared.validation import integer, text
 
 NDJSON = "application/x-ndjson"
 ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
@@ -32,12 +32,12 @@ def parse(body: bytes, headers: Mapping[str, str], defaults: SamplingParams) -> 
     if "prompt" not in fields:
         raise InvalidRequest("prompt is missing")
     prompt = text("prompt", fields.pop("prompt"))
-    _refuse_cache(fields.pop("cache", 0))
+    cache = integer("cache", fields.pop("cache", 0), 0, MAX_CACHE_ID)
     sampling = defaults.from_fields(fields)
     renderer = renderer_for(headers.get("accept", ""))
     if sampling.logprobs is not None and not isinstance(renderer, NdjsonRenderer):
         raise InvalidRequest(f"logprobs: plain text cannot show them; send `Accept: {NDJSON}`")
-    return Call(prompt, sampling, renderer)
+    return Call(prompt, sampling, renderer, cache)
 
 
 def renderer_for(accept: str) -> Renderer:
@@ -125,11 +125,6 @@ def _line(value: dict[str, Any]) -> bytes:
 
 def _milliseconds(seconds: float) -> float:
     return round(seconds * 1000, 3)
-
-
-def _refuse_cache(value: Any) -> None:
-    if type(value) is not int or value != 0:
-        raise InvalidRequest("cache must be 0: this version saves no prompts")
 
 
 DIALECT = Dialect(paths={"/stream": parse}, error_body=error_body)

@@ -49,8 +49,9 @@ def test_ndjson_has_every_token_and_ends_with_the_counts(server: RunningServer) 
     assert last["done"] is True
     assert last["finish_reason"] == "stop"
     size = len(TEXT.encode())
-    usage = {"prompt_tokens": size, "cached_tokens": 0, "completion_tokens": size}
-    assert last["usage"] == usage
+    cached = last["usage"].pop("cached_tokens")
+    assert 0 <= cached < size  # of a prompt that began alike
+    assert last["usage"] == {"prompt_tokens": size, "completion_tokens": size}
     assert set(last["timings"]) == {"queued_ms", "prefill_ms", "decode_ms"}
 
 
@@ -95,7 +96,7 @@ def test_tokens_arrive_while_the_rest_is_still_to_come(slow: RunningServer) -> N
         (b'{"prompt": "x", "num_predict": 0}', "num_predict must be an integer from 1"),
         (b'{"prompt": "x", "seed": 18446744073709551616}', "seed must be an integer"),
         (b'{"prompt": "x", "temprature": 1}', "unknown field: 'temprature'"),
-        (b'{"prompt": "x", "cache": 7}', "cache must be 0"),
+        (b'{"prompt": "x", "cache": -7}', "cache must be an integer from 0"),
         (b'{"num_predict": 1}', "prompt is missing"),
     ],
 )

@@ -68,6 +68,16 @@ CASES = (
     Case(("-b", "--batch-size"), None, {"1": 1, "512": 512}, (*NO_INTEGERS, "0", "-1")),
     Case(("--mlock",), "off", {"on": "on", "off": "off"}, ("", "yes", "auto")),
     Case(("--repack",), "auto", {"on": "on", "off": "off", "auto": "auto"}, ("", "yes")),
+    Case(("-R", "--restore-prompt"), None, {"a.prompt": Path("a.prompt"), "/b": Path("/b")}),
+    Case(("--cache-dir",), None, {"prompts": Path("prompts"), "/b": Path("/b")}),
+    Case(
+        ("--cache-limit",),
+        None,
+        {"0": 0, "1000": 1000, "2k": 2048, "500M": 500 * 2**20, "2G": 2**31, "1t": 2**40},
+        ("", " ", "x", "-1", "1.5G", "G", "1GB", "1 G", "٣", "9" * 16, "0x10"),
+    ),
+    Case(("--cache-prompt",), None, {"a.prompt": Path("a.prompt"), "/b": Path("/b")}),
+    Case(("--prompt-file",), None, {"a.txt": Path("a.txt"), "/b": Path("/b")}),
     Case(("--host",), "127.0.0.1", {"::1": "::1", "localhost": "localhost"}),
     Case(
         ("-P", "--port"),

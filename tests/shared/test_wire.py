@@ -20,6 +20,7 @@ from shared.errors import FrameError
 from shared.messages import (
     Cancel,
     Candidate,
+    DropPrompt,
     Failed,
     Finished,
     Generate,
@@ -28,6 +29,8 @@ from shared.messages import (
     Logprobs,
     Message,
     ModelInfo,
+    PromptDropped,
+    PromptSaved,
     Ready,
     Shutdown,
     Timings,
@@ -79,8 +82,11 @@ TOKEN = st.builds(
     logprobs=st.none() | LOGPROBS,
 )
 BY_KIND: dict[type, st.SearchStrategy[Any]] = {
-    Generate: st.builds(Generate, id=INTEGERS, prompt=TEXTS, sampling=SAMPLING),
+    Generate: st.builds(
+        Generate, id=INTEGERS, prompt=TEXTS, sampling=SAMPLING, cache=INTEGERS
+    ),
     Cancel: st.builds(Cancel, id=INTEGERS),
+    DropPrompt: st.builds(DropPrompt, cache=INTEGERS),
     Shutdown: st.just(Shutdown()),
     Ready: st.builds(Ready, protocol=INTEGERS, info=INFO, load_s=NUMBERS),
     LoadFailed: st.builds(LoadFailed, message=TEXTS),
@@ -95,6 +101,8 @@ BY_KIND: dict[type, st.SearchStrategy[Any]] = {
         timings=st.builds(Timings, prefill_s=NUMBERS, decode_s=NUMBERS),
     ),
     Failed: st.builds(Failed, id=INTEGERS, code=TEXTS, message=TEXTS),
+    PromptSaved: st.builds(PromptSaved, cache=INTEGERS, tokens=INTEGERS, size=INTEGERS),
+    PromptDropped: st.builds(PromptDropped, cache=INTEGERS),
     Heartbeat: st.just(Heartbeat()),
 }
 MESSAGE = st.one_of(*BY_KIND.values())
@@ -125,12 +133,15 @@ EXAMPLES: tuple[Message, ...] = (
         ),
     ),
     Cancel(2),
+    DropPrompt(7),
     Shutdown(),
     Ready(1, ModelInfo("echo", "echo", 256, 257, 4, 64, ("seed",)), 0.5),
     LoadFailed("no such tensor"),
     Tokens((Token(1, 257, 0, " upon"), Token(2, 9, 3, "", ONE_LOGPROB))),
     Finished(1, "stop", Usage(3, 0, 2), Timings(0.25, 0.5)),
     Failed(3, "engine_failed", "out of memory"),
+    PromptSaved(7, 900, 20_000_000),
+    PromptDropped(7),
     Heartbeat(),
 )
 PLACES = {field.name: place for place, field in enumerate(fields(SamplingParams))}
@@ -212,7 +223,7 @@ def test_what_is_never_chosen_arrives_as_minus_infinity() -> None:
 
 
 def test_a_number_that_is_not_a_number_arrives_too() -> None:
-    (arrived,) = FrameParser().feed(encode_frame([Ready(1, EXAMPLES[3].info, math.nan)]))
+    (arrived,) = FrameParser().feed(encode_frame([Ready(1, EXAMPLES[4].info, math.nan)]))
 
     assert math.isnan(arrived.load_s)
 
@@ -440,7 +451,7 @@ def test_a_field_too_many_or_too_few_is_a_frame_error(message: Message) -> None:
 
 @pytest.mark.parametrize("reason", ["", "Stop", "error"])
 def test_an_unknown_finish_reason_is_a_frame_error(reason: str) -> None:
-    value = plain(EXAMPLES[6])
+    value = plain(EXAMPLES[7])
 
     with pytest.raises(FrameError):
         feed_value([replaced(value, (2,), reason)])

@@ -12,7 +12,7 @@ import gguf
 import pytest
 
 import models
-from shared.errors import ConfigurationError, ContextTooShort, InvalidRequest
+from shared.errors import ConfigurationError, ContextTooShort, EngineFailed, InvalidRequest
 from shared.sampling import SamplingParams
 from shared.settings import ModelSettings
 from support import model_settings
@@ -64,7 +64,7 @@ def generate(
             break
         tokens.append(token)
         engine.decode([Feed(0, [token], len(prompt) + len(tokens) - 1, True)])
-    engine.forget(0)
+    engine.keep(0, 0)
     return tokens
 
 
@@ -104,8 +104,51 @@ def test_a_sequence_that_is_forgotten_half_way_leaves_no_trace(engine: Engine) -
     expected = generate(engine, PROMPT, GREEDY)
     prompt = engine.tokenize("a prompt that is cancelled while it is processed")
     engine.decode([Feed(0, prompt[:5], 0, False)])
-    engine.forget(0)
+    engine.keep(0, 0)
     assert generate(engine, PROMPT, GREEDY) == expected
+
+
+def test_a_sequence_may_go_on_behind_a_part_of_another_one(engine: Engine) -> None:
+    """As when a prompt begins like the one before it."""
+    expected = generate(engine, PROMPT, GREEDY)
+    prompt = engine.tokenize(PROMPT)
+    other = [*prompt[:9], *prompt[2:12]]
+    prefill(engine, other, 8)
+    assert engine.keep(0, 9) == 9
+    sampler = engine.sampler(GREEDY, prompt)
+    engine.decode([Feed(0, prompt[9:], 9, True)])
+    assert engine.sample(0, sampler) == expected[0]
+    assert engine.keep(0, 10**6) == len(prompt)
+    assert engine.keep(0, 0) == 0
+
+
+def test_a_saved_state_goes_on_in_any_slot(engine: Engine) -> None:
+    if not engine.state_format:
+        with pytest.raises(EngineFailed, match="cannot save"):
+            engine.save(0)
+        with pytest.raises(EngineFailed, match="cannot load"):
+            engine.load(0, bytearray(b"x"))
+        return
+    expected = generate(engine, PROMPT, GREEDY)
+    prompt = engine.tokenize(PROMPT)
+    engine.decode([Feed(0, prompt[:-1], 0, False)])
+    state = engine.save(0)
+    engine.keep(0, 0)
+    last = engine.info.slots - 1
+    for slot in {0, last}:
+        engine.decode([Feed(slot, prompt[3:8], 0, False)])  # which the state replaces
+        engine.load(slot, state)
+        sampler = engine.sampler(GREEDY, prompt)
+        engine.decode([Feed(slot, prompt[-1:], len(prompt) - 1, True)])
+        assert engine.sample(slot, sampler) == expected[0]
+        assert engine.keep(slot, 5) == 5
+        engine.keep(slot, 0)
+
+
+def test_only_the_start_of_a_sequence_has_the_token_of_a_start(engine: Engine) -> None:
+    whole, rest = engine.tokenize("The Wolf"), engine.tokenize("The Wolf", is_start=False)
+    assert whole[-len(rest) :] == rest
+    assert len(whole) - len(rest) in (0, 1)
 
 
 def test_a_prompt_longer_than_any_context_is_refused_without_work(engine: Engine) -> None:
@@ -152,7 +195,7 @@ def test_each_token_has_a_draw_of_its_own(model: Engine) -> None:
     prefill(model, prompt, 8)
     sampler = model.sampler(params, prompt)
     draws = {model.sample(0, sampler) for _ in range(50)}  # of one distribution
-    model.forget(0)
+    model.keep(0, 0)
     assert len(draws) > 5
 
 
@@ -201,7 +244,7 @@ def test_the_penalty_sees_the_prompt(model: Engine) -> None:
     penalised = replace(GREEDY, repeat_penalty=1000.0, repeat_last_n=64)
     sampler = model.sampler(penalised, [*prompt, favourite])
     assert model.sample(0, sampler) != favourite
-    model.forget(0)
+    model.keep(0, 0)
 
 
 def test_a_model_that_ends_at_once_ends(tmp_path: Path) -> None:

@@ -105,10 +105,10 @@ def test_a_cancel_that_comes_just_before_the_step_begins_is_not_lost(tmp_path: P
     begun, asked = threading.Event(), threading.Event()
     real_tokenize = engine.tokenize
 
-    def tokenize(text: str) -> list[int]:
+    def tokenize(text: str, *, is_start: bool = True) -> list[int]:
         begun.set()
         assert asked.wait(SOON_S)
-        return real_tokenize(text)
+        return real_tokenize(text, is_start=is_start)
 
     engine.tokenize = tokenize  # type: ignore[method-assign]
     scheduler = Scheduler(engine, time.monotonic, None, 1.0)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import models
 from server.options import BUNDLED_MODEL
-from shared.errors import ConfigurationError, ContextTooShort, InvalidRequest
+from shared.errors import ConfigurationError, ContextTooShort, EngineFailed, InvalidRequest
 from shared.messages import Finished
 from shared.sampling import LogitBias, SamplingParams
 from support import collect, end_of, model_settings, pool_settings, text_of, with_pool
@@ -78,7 +78,7 @@ def generate(
     run = Run(engine, 0, text, params)
     while len(run.tokens) < count:
         step(engine, [run])
-    engine.forget(0)
+    engine.keep(0, 0)
     return run.tokens
 
 
@@ -102,7 +102,7 @@ def test_sequences_that_share_their_steps_have_the_text_that_each_has_alone(
     while min(len(run.tokens) for run in runs) < 40:
         step(tales, runs, size=7)
     for run in runs:
-        tales.forget(run.slot)
+        tales.keep(run.slot, 0)
     same = 0
     for single, shared, gap in zip(alone, runs, gaps, strict=True):
         pairs = list(zip(single.tokens, shared.tokens, strict=False))
@@ -121,7 +121,7 @@ def run_to(engine: Engine, run: Run, count: int) -> list[float]:
         if len(run.tokens) > before:
             first, second = engine.logprobs(run.slot, run.tokens[-1], 2).top
             gaps.append(first.logprob - second.logprob)
-    engine.forget(run.slot)
+    engine.keep(run.slot, 0)
     return gaps
 
 
@@ -193,14 +193,14 @@ def test_a_running_decode_can_be_interrupted_and_leaves_no_trace(tmp_path: Path)
             except Interrupted:
                 interrupted += 1
             else:
-                engine.forget(0)
+                engine.keep(0, 0)
     finally:
         stop.set()
         thread.join()
     assert interrupted
     while len(run.tokens) < len(expected):
         step(engine, [run])
-    engine.forget(0)
+    engine.keep(0, 0)
     assert run.tokens == expected
 
 
@@ -212,7 +212,7 @@ def test_an_interrupt_before_a_decode_meets_it_until_it_is_taken_back(engine: En
             engine.decode([run.feed()], interruptible=True)
     engine.resume()
     engine.decode([run.feed()], interruptible=True)
-    engine.forget(0)
+    engine.keep(0, 0)
 
 
 def test_a_decode_that_may_not_be_interrupted_is_not(engine: Engine) -> None:
@@ -244,7 +244,7 @@ def test_an_interrupt_between_the_parts_of_a_step_leaves_no_part_behind(llama_gg
                 interrupted += 1
             else:
                 for run in runs:
-                    engine.forget(run.slot)
+                    engine.keep(run.slot, 0)
     finally:
         stop.set()
         thread.join()
@@ -252,8 +252,35 @@ def test_an_interrupt_between_the_parts_of_a_step_leaves_no_part_behind(llama_gg
     while len(runs[0].tokens) < len(expected):
         step(engine, runs)
     for run in runs:
-        engine.forget(run.slot)
+        engine.keep(run.slot, 0)
     assert runs[0].tokens == expected
+
+
+# ---------------------------------------------------------------- saved states
+
+
+def test_a_state_of_another_context_or_rubbish_is_refused_and_leaves_an_empty_slot(
+    engine: Engine, llama_gguf: Path
+) -> None:
+    given = model_settings("llama_cpp", llama_gguf, kv_type="f32")
+    other = load_engine(given, threads=1)
+    other.decode([Feed(0, other.tokenize(PROMPT), 0, False)])
+    expected = generate(engine, GREEDY)
+    for state in (other.save(0), bytearray(b"rubbish"), bytearray(2000), bytearray()):
+        engine.decode([Feed(0, engine.tokenize(PROMPT), 0, False)])
+        with pytest.raises(EngineFailed, match="could not load"):
+            engine.load(0, state)
+        assert engine.keep(0, 10) == 0
+        assert generate(engine, GREEDY) == expected
+
+
+def test_a_cut_state_is_refused(engine: Engine) -> None:
+    engine.decode([Feed(0, engine.tokenize(PROMPT), 0, False)])
+    state = engine.save(0)
+    engine.keep(0, 0)
+    with pytest.raises(EngineFailed, match="could not load"):
+        engine.load(0, state[: len(state) // 2])
+    assert engine.keep(0, 10) == 0
 
 
 # ---------------------------------------------------------------- gaps between slots
@@ -276,7 +303,7 @@ def test_slots_with_gaps_between_them_have_the_text_of_slots_without(
     while len(half_fed.tokens) < len(expected):
         step(engine, [half_fed])
     for run in (*runs, half_fed):
-        engine.forget(run.slot)
+        engine.keep(run.slot, 0)
         assert run.tokens == expected
 
 
@@ -294,7 +321,7 @@ def test_idle_slots_that_widen_a_step_leave_no_trace(
             break
         engine.decode([run.feed() for run in runs], width=16)
     for run in runs:
-        engine.forget(run.slot)
+        engine.keep(run.slot, 0)
         assert run.tokens == expected
     assert generate(engine, GREEDY) == expected
 
@@ -331,7 +358,7 @@ def test_log_probabilities_are_those_of_the_whole_vocabulary(engine: Engine) -> 
     run = Run(engine, 0, PROMPT, SAMPLED)
     step(engine, [run])
     everything = engine.logprobs(0, run.tokens[0], engine.info.vocabulary)
-    engine.forget(0)
+    engine.keep(0, 0)
     assert sum(math.exp(c.logprob) for c in everything.top) == pytest.approx(1.0, abs=1e-6)
     values = [candidate.logprob for candidate in everything.top]
     assert values == sorted(values, reverse=True)
@@ -343,7 +370,7 @@ def test_the_likeliest_token_is_the_one_that_greedy_chooses(engine: Engine) -> N
     step(engine, [run])
     (best,) = engine.logprobs(0, run.tokens[0], 1).top
     none = engine.logprobs(0, run.tokens[0], 0)
-    engine.forget(0)
+    engine.keep(0, 0)
     assert (best.id, best.piece) == (run.tokens[0], engine.piece(run.tokens[0]))
     assert none.top == ()
     assert none.logprob == best.logprob

@@ -44,6 +44,7 @@ class CountingEngine:
     """Continues a prompt of n letters with n, n + 1, … as letters, ends after "z"."""
 
     max_batch = 32
+    state_format = "counting"
 
     def __init__(self, clock: Clock, slots: int = 2, context: int = 64, batch: int = 4) -> None:
         self.info = ModelInfo("counting", "counting", context, 128, slots, batch, ())
@@ -55,10 +56,11 @@ class CountingEngine:
         self.step_s: Callable[[int], float] = lambda tokens: 0.010
         self.during_decode: Callable[[], None] = lambda: None
         self._clock = clock
-        self._lengths = dict.fromkeys(range(slots), 0)
+        self.memory: list[list[int]] = [[] for _ in range(slots)]
+        self.saves = self.loads = 0
         self._logits: set[int] = set()
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, *, is_start: bool = True) -> list[int]:
         return list(text.encode("ascii"))
 
     def piece(self, token: int) -> bytes:
@@ -84,8 +86,8 @@ class CountingEngine:
             raise Interrupted
         self._logits = {feed.slot for feed in feeds if feed.wants_logits}
         for feed in feeds:
-            assert feed.position == self._lengths[feed.slot], "a position was skipped"
-            self._lengths[feed.slot] += len(feed.tokens)
+            assert feed.position == len(self.memory[feed.slot]), "a position was skipped"
+            self.memory[feed.slot] += feed.tokens
         if self.fails_on in [feed.slot for feed in feeds]:
             raise EngineFailed("as told")
 
@@ -98,8 +100,17 @@ class CountingEngine:
     def logprobs(self, slot: int, token: int, top: int) -> Logprobs:
         return Logprobs(-1.0, (Candidate(token, b"x", -1.0),) * top)
 
-    def forget(self, slot: int) -> None:
-        self._lengths[slot] = 0
+    def keep(self, slot: int, length: int) -> int:
+        del self.memory[slot][length:]
+        return len(self.memory[slot])
+
+    def save(self, slot: int) -> bytearray:
+        self.saves += 1
+        return bytearray(self.memory[slot])
+
+    def load(self, slot: int, state: bytearray) -> None:
+        self.loads += 1
+        self.memory[slot] = list(state)
 
     def interrupt(self) -> None:
         raise AssertionError("the scheduler runs in one thread, and interrupts nothing")
@@ -514,11 +525,11 @@ def test_an_interrupted_step_is_done_again_and_nothing_is_lost() -> None:
     real_decode = bench.engine.decode
 
     def decode(feeds: Sequence[Feed], **options: Any) -> None:
-        before = dict(bench.engine._lengths)
+        before = [list(tokens) for tokens in bench.engine.memory]
         try:
             real_decode(feeds, **options)
         except Interrupted:
-            bench.engine._lengths.update(before)
+            bench.engine.memory = before
             raise
 
     bench.engine.decode = decode  # type: ignore[method-assign]

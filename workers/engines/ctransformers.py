@@ -111,12 +111,14 @@ class CtransformersEngine:
     """See the module's docstring."""
 
     max_batch = MAX_BATCH
+    state_format = ""
 
     def __init__(self, model: LLM, threads: int, batch: int) -> None:
         self._model = model
         self._lib: Any = model._lib
         self._llm = model._llm
         self._threads = threads
+        self._length = 0
         self._eos = model.eos_token_id
         self._vocabulary = model.vocab_size
         self._pieces = [self._detokenize(token) for token in range(self._vocabulary)]
@@ -142,7 +144,7 @@ class CtransformersEngine:
             ),
         )
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, *, is_start: bool = True) -> list[int]:
         data = text.encode()
         least = len(data) // self._longest_piece
         if least >= self.info.context:  # also spares the library texts that overflow its stack
@@ -150,7 +152,7 @@ class CtransformersEngine:
                 f"the prompt has at least {least} tokens; the context holds {self.info.context}"
             )
         parts = [data] if self._model.model_type in WHOLE_TEXT_TOKENIZERS else split_text(data)
-        tokens = [token for part in parts for token in self._tokenize(part)]
+        tokens = [token for part in parts for token in self._tokenize(part, is_start)]
         if not tokens:
             raise InvalidRequest("the prompt has no tokens in this model's vocabulary")
         return tokens
@@ -172,6 +174,7 @@ class CtransformersEngine:
             self._llm, tokens, count, feed.position, count, self._threads
         ):
             raise EngineFailed("the model failed to process these tokens")
+        self._length = feed.position + count
 
     def sample(self, slot: int, sampler: CtransformersSampler) -> int:
         if sampler.ignore_eos:
@@ -199,8 +202,16 @@ class CtransformersEngine:
     def resume(self) -> None:
         """Nothing to take back."""
 
-    def forget(self, slot: int) -> None:
-        """Nothing to do: the next sequence overwrites the context from position 0."""
+    def keep(self, slot: int, length: int) -> int:
+        """What is fed next overwrites the context from its position on."""
+        self._length = min(length, self._length)
+        return self._length
+
+    def save(self, slot: int) -> bytearray:
+        raise EngineFailed("the ctransformers engine cannot save what it has processed")
+
+    def load(self, slot: int, state: bytearray) -> None:
+        raise EngineFailed("the ctransformers engine cannot load what was processed before")
 
     def warm_up(self, name: str) -> None:
         """Run one token through the model: a cut file shows here, and buffers get their size.
@@ -212,10 +223,10 @@ class CtransformersEngine:
         if not math.isfinite(sum(logits)) or min(logits) == max(logits):
             raise ConfigurationError(f"{name} is damaged or cut: the model computes no numbers")
 
-    def _tokenize(self, data: bytes) -> list[int]:
+    def _tokenize(self, data: bytes, is_start: bool) -> list[int]:
         # Room for a token a byte, a BOS and a leading space: the library does not look.
         buffer = (ctypes.c_int * (len(data) + 8))()
-        wants_bos = self._model.model_type == "llama"
+        wants_bos = is_start and self._model.model_type == "llama"
         count = self._lib.ctransformers_llm_tokenize(self._llm, data, wants_bos, buffer)
         return buffer[:count]
 

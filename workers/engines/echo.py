@@ -117,13 +117,16 @@ class EchoEngine:
             sampling=tuple(
                 field.name for field in fields(SamplingParams) if field.name != "logprobs"
             ),
+            saves_states=True,
         )
         self.max_batch = MAX_BATCH
+        self.state_format = "echo"
         self._step_s = options.step_s
-        self._prefilled = [bytearray() for _ in range(options.slots)]
+        self._fed = [bytearray() for _ in range(options.slots)]
+        self._generates = [False] * options.slots
         self._interruption = threading.Event()
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, *, is_start: bool = True) -> list[int]:
         tokens = list(text.encode())
         if not tokens:
             raise InvalidRequest("the prompt has no tokens")
@@ -142,11 +145,15 @@ class EchoEngine:
         if self._step_s:
             time.sleep(self._step_s)
         for feed in feeds:
-            if feed.position == len(self._prefilled[feed.slot]):
+            fed = self._fed[feed.slot]
+            del fed[feed.position :]  # of an interrupted step
+            if self._generates[feed.slot]:
+                fed += bytes(feed.tokens)
+            else:
                 self._prefill(feed, interruptible)
 
     def sample(self, slot: int, sampler: EchoSampler) -> int:
-        self._prefilled[slot].clear()
+        self._generates[slot] = True
         start = sampler.position
         token = sampler.next()
         if token == ord("["):
@@ -165,12 +172,21 @@ class EchoEngine:
     def resume(self) -> None:
         self._interruption.clear()
 
-    def forget(self, slot: int) -> None:
-        self._prefilled[slot].clear()
+    def keep(self, slot: int, length: int) -> int:
+        self._generates[slot] = False
+        del self._fed[slot][length:]
+        return len(self._fed[slot])
+
+    def save(self, slot: int) -> bytearray:
+        return bytearray(self._fed[slot])
+
+    def load(self, slot: int, state: bytearray) -> None:
+        self._generates[slot] = False
+        self._fed[slot][:] = state
 
     def _prefill(self, feed: Feed, interruptible: bool) -> None:
         """Keep the prompt's text; act on the directives that this chunk completes."""
-        text = self._prefilled[feed.slot]
+        text = self._fed[feed.slot]
         known = len(text)
         text += bytes(feed.tokens)
         # A list: while the iterator lives, the text cannot be cut.

@@ -215,6 +215,7 @@ class LlamaCppEngine:
         self._can_take_back = not (
             lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
         )
+        self.state_format = f"llama.cpp {lib.__version__}, {settings.kv_type}"
         self._abort = AbortFlag(context)
         self.info = ModelInfo(
             engine="llama_cpp",
@@ -224,6 +225,7 @@ class LlamaCppEngine:
             slots=slots,
             batch=min(settings.batch or BATCH, BATCH),
             sampling=tuple(field.name for field in fields(SamplingParams)),
+            saves_states=True,
         )
         trained = lib.llama_model_n_ctx_train(model)
         if settings.context > trained:
@@ -232,12 +234,12 @@ class LlamaCppEngine:
                 " its thread beyond them", settings.context, trained,
             )  # fmt: skip
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, *, is_start: bool = True) -> list[int]:
         data = text.encode()
         # A text that has more tokens than the context holds is refused: no room for them needed.
         room = min(len(data) + 8, self.info.context)
         tokens = (ctypes.c_int32 * room)()
-        count: int = lib.llama_tokenize(self._vocab, data, len(data), tokens, room, True, True)
+        count: int = lib.llama_tokenize(self._vocab, data, len(data), tokens, room, is_start, True)
         if count < 0:
             raise ContextTooShort(
                 f"the prompt has {-count} tokens; the context holds {self.info.context}"
@@ -294,9 +296,29 @@ class LlamaCppEngine:
             tuple(Candidate(int(i), self.piece(int(i)), float(logits[i])) for i in likeliest),
         )
 
-    def forget(self, slot: int) -> None:
-        self._lengths[slot] = 0
-        self._cut(slot, 0)
+    def keep(self, slot: int, length: int) -> int:
+        if length < self._lengths[slot]:
+            if not self._can_take_back:
+                length = 0
+            self._cut(slot, length)
+            self._lengths[slot] = length
+        return self._lengths[slot]
+
+    def save(self, slot: int) -> bytearray:
+        size = lib.llama_state_seq_get_size(self._context, slot)
+        state = bytearray(size)
+        if lib.llama_state_seq_get_data(self._context, _bytes_of(state), size, slot) != size:
+            raise EngineFailed("llama.cpp could not save the state of a sequence")
+        return state
+
+    def load(self, slot: int, state: bytearray) -> None:
+        self.keep(slot, 0)
+        size = len(state)
+        read = lib.llama_state_seq_set_data(self._context, _bytes_of(state), size, slot)
+        if read != size or not size:
+            self._cut(slot, 0)
+            raise EngineFailed("llama.cpp could not load the state of a sequence")
+        self._lengths[slot] = lib.llama_memory_seq_pos_max(self._memory, slot) + 1
 
     def interrupt(self) -> None:
         self._abort.set()
@@ -313,7 +335,7 @@ class LlamaCppEngine:
         logits = self._logits(self._batch.logits_at[0])
         if not np.isfinite(logits.sum()) or logits.min() == logits.max():
             raise ConfigurationError(f"{self._name} is damaged: the model computes no numbers")
-        self.forget(0)
+        self.keep(0, 0)
 
     def _fillers(self, feeds: Sequence[Feed], width: int) -> list[Feed]:
         """Tokens of idle slots to compute along, and to take back.
@@ -438,6 +460,11 @@ class AbortFlag:
 
     def clear(self) -> None:
         self._text[0] = b"\0"
+
+
+def _bytes_of(state: bytearray) -> Any:
+    """The state's own memory, as ctypes wants it: no copy."""
+    return (ctypes.c_uint8 * len(state)).from_buffer(state)
 
 
 def metadata(model: Any, key: str) -> str:

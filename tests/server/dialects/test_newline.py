@@ -347,15 +347,23 @@ def test_a_seed_of_65_bits_is_refused() -> None:
     assert str(2**64 - 1) in refusal({"prompt": "x", "seed": 2**64})
 
 
-def test_a_cache_of_0_is_no_cache() -> None:
-    assert call({"prompt": "x", "cache": 0}).sampling == DEFAULTS
+@pytest.mark.parametrize("value", [0, 1, 7, 2**63 - 1])
+def test_a_cache_is_the_prompts_id(value: int) -> None:
+    assert call({"prompt": "x", "cache": value}).cache == value
+    assert call({"prompt": "x", "cache": value}).sampling == DEFAULTS
+
+
+def test_without_a_cache_the_prompt_has_no_id() -> None:
+    assert call({"prompt": "x"}).cache == 0
 
 
 @pytest.mark.parametrize(
-    "value", [1, -1, 2**64, False, True, 0.0, "0", "../../etc", None, [], {}], ids=repr
+    "value", [-1, 2**63, 2**64, False, True, 0.0, 1.0, "0", "../../etc", None, [], {}], ids=repr
 )
-def test_any_other_cache_is_refused_by_its_name(value: Any) -> None:
-    assert refusal({"prompt": "x", "cache": value}).startswith("cache must be ")
+def test_what_is_no_id_is_refused_with_the_range(value: Any) -> None:
+    assert refusal({"prompt": "x", "cache": value}) == (
+        f"cache must be an integer from 0 to {2**63 - 1}"
+    )
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"\xff", b'{"prompt": "x", "prompt": "y"}', b"{"])

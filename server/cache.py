@@ -1,0 +1,49 @@
+"""GET /cache: the prompts that clients saved under ids. DELETE /cache/{id}: forget one."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from server.errors import error_body, error_response
+from shared.errors import NotFound
+from shared.sampling import MAX_CACHE_ID
+from workers.pool import WorkerPool
+
+
+def routes(pool: WorkerPool) -> list[Route]:
+    """The two routes of `pool`."""
+
+    async def listing(_: Request) -> Response:
+        model = pool.model
+        return JSONResponse(
+            {
+                "prompts": [
+                    {
+                        "id": prompt.id,
+                        "tokens": prompt.tokens,
+                        "bytes": prompt.size,
+                        "last_used": prompt.used_at,
+                        "in_memory_of": prompt.workers,
+                        "on_disk": prompt.is_on_disk,
+                    }
+                    for prompt in await pool.saved_prompts()
+                ],
+                "saves_states": None if model is None else model.saves_states,
+            }
+        )
+
+    async def delete(request: Request) -> Response:
+        text = request.path_params["id"]
+        # Only a plain number is an id: nothing else ever becomes a file's name.
+        is_id = text.isascii() and text.isdecimal() and len(text) < 20
+        if is_id and 1 <= int(text) <= MAX_CACHE_ID and await pool.drop_prompt(int(text)):
+            return JSONResponse({"id": int(text), "deleted": True})
+        error = NotFound(f"no prompt is saved under {text!r:.40}")
+        return error_response(error, error_body(error))
+
+    return [
+        Route("/cache", listing),
+        Route("/cache/{id}", delete, methods=["DELETE"]),
+    ]

@@ -1,0 +1,140 @@
+"""Lets a sequence begin behind tokens that have been processed before.
+
+Where a prompt's beginning may be found, in a slot of its own memory each:
+
+    the slot that it takes       kept as it is, what follows is cut off
+    other slots, also running    copied
+    the prompt cache             loaded: what slots had to give up, and what clients named
+    a prompt that is underway    waited for, so that two that arrive together share the work
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from shared.errors import EngineFailed
+from shared.messages import Message, PromptDropped, PromptSaved
+from workers.engine import Engine
+from workers.prompt_cache import PromptCache, SavedPrompt
+from workers.sequence import Sequence
+from workers.slots import WORTH, Slots, common_prefix
+
+logger = logging.getLogger("tokenflume.worker")
+
+
+class Reuse:
+    """The slots of an engine, and the prompt cache behind them."""
+
+    def __init__(self, engine: Engine, cache: PromptCache) -> None:
+        self.slots = Slots(engine.info.slots)
+        self._engine = engine
+        self._cache = cache
+        self._can_save = bool(engine.state_format)
+        self._news: list[Message] = []
+
+    def begin(self, sequence: Sequence, others: Iterable[Sequence]) -> bool:
+        """Set where the sequence begins. False: not yet, another computes what it needs.
+
+        `others`: the running sequences, those whose prompts come first before this one.
+        """
+        prompt, most = sequence.tokens, len(sequence.tokens) - 1  # one must be fed, for its logits
+        own = min(common_prefix(self.slots.held(sequence.slot), prompt), most)
+        best, source = own, None
+        is_ahead, coming = True, 0
+        for other in others:
+            if other is sequence:
+                is_ahead = False
+                continue
+            common = min(common_prefix(other.tokens, prompt), most)
+            if is_ahead and other.is_prefilling:
+                coming = max(coming, common)
+            if min(common, other.position) > best:
+                best, source = min(common, other.position), other.slot
+        for slot in self.slots.idle():
+            common = min(common_prefix(self.slots.held(slot), prompt), most)
+            if common > best:
+                best, source = common, slot
+        saved_tokens, saved = self._cache.longest(prompt)
+        if coming >= max(best, saved_tokens) + WORTH:
+            return False
+        if saved is not None and min(saved_tokens, most) > best:
+            best, source = min(saved_tokens, most), None
+        else:
+            saved = None
+        if best < own + WORTH or not self._can_save:
+            self._give_up(sequence.slot, own)
+            best = own
+        elif saved is not None:
+            self._load(sequence.slot, saved.state, own)
+            self._cache.used(saved)
+        elif source is not None:
+            self._load(sequence.slot, self._engine.save(source), own)
+        sequence.begin(self._engine.keep(sequence.slot, best))
+        return True
+
+    def save(self, sequence: Sequence) -> SavedPrompt | None:
+        """Keep the prompt, just processed, under its client's id. None: that is known already."""
+        tokens = sequence.tokens[: sequence.position]
+        known = self._cache.get(sequence.cache)
+        if known is not None and known.tokens == tokens:
+            self._cache.used(known)
+            return None
+        try:
+            state = self._engine.save(sequence.slot) if self._can_save else bytearray()
+        except EngineFailed as error:
+            logger.warning("prompt %d is not saved: %s", sequence.cache, error)
+            return None
+        saved = SavedPrompt(tokens, state, sequence.cache)
+        self.remember(saved)
+        return saved
+
+    def remember(self, saved: SavedPrompt) -> None:
+        """Put a saved prompt into the cache, for sequences to begin from."""
+        if saved.id:
+            self._news.append(PromptSaved(saved.id, len(saved.tokens), saved.size))
+        self._news += map(PromptDropped, self._cache.put(saved))
+
+    def drop(self, prompt_id: int) -> None:
+        """Forget what a client named so."""
+        if self._cache.drop(prompt_id):
+            self._news.append(PromptDropped(prompt_id))
+
+    def take_news(self) -> list[Message]:
+        """What was saved under a client's id, and what had to go, since the last call."""
+        news, self._news = self._news, []
+        return news
+
+    def release(self, sequence: Sequence, *, is_intact: bool) -> None:
+        """The sequence is over. Its slot keeps its tokens, if the engine has not failed."""
+        if not is_intact:
+            self._engine.keep(sequence.slot, 0)
+            self.slots.release(sequence.slot, [])
+        elif sequence.has_begun:
+            self.slots.release(sequence.slot, sequence.tokens[: sequence.position])
+        else:
+            self.slots.release(sequence.slot, self.slots.held(sequence.slot))
+
+    def _load(self, slot: int, state: bytearray, own: int) -> None:
+        self._give_up(slot, own)
+        try:
+            self._engine.load(slot, state)
+        except EngineFailed as error:
+            logger.warning("a saved prompt is not used: %s", error)
+
+    def _give_up(self, slot: int, kept: int) -> None:
+        """Save what the slot loses when only its first `kept` tokens stay."""
+        held = self.slots.held(slot)
+        is_worth_it = len(held) >= kept + WORTH and self._can_save and not self._cache.is_off
+        if not is_worth_it or self._is_elsewhere(slot):
+            return
+        try:
+            self.remember(SavedPrompt(held, self._engine.save(slot)))
+        except EngineFailed as error:
+            logger.warning("what a slot held is lost: %s", error)
+
+    def _is_elsewhere(self, slot: int) -> bool:
+        """Whether all that the slot holds is in another idle slot, or in the cache."""
+        held = self.slots.held(slot)
+        others = (self.slots.held(other) for other in self.slots.idle() if other != slot)
+        return any(held == other[: len(held)] for other in others) or self._cache.holds(held)
