@@ -35,6 +35,15 @@ leave          a client leaves half a second after it sent a prompt of 900 words
                one slot: how soon the slot is free. Measured by the first token of a tiny request
                that is sent at that moment, less what such a request takes otherwise.
 
+And three about prompts that have been processed before:
+
+again          a prompt of 900 words is sent again, and, after a restart of the server, once more
+               with the `cache` id that it had: its first token, over that of the first time.
+chats          8 chats at once, of 10 turns each, that share a system prompt of 500 words: the
+               prompt tokens that were processed, over those that were new. A turn's prompt is the
+               chat so far. Against llama-server with its cache of prompts.
+new            requests in one slot that share nothing: what saving the last one's state costs.
+
 Each figure has a warm-up that does not count, then --runs runs; two things that are compared
 take turns. A figure is the median of the runs, in brackets the lowest and the highest. A ratio
 is the median of the ratios within each pair of turns.
@@ -78,6 +87,7 @@ from typing import Any
 # What is measured is this checkout, not what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench_cache import measure_again, measure_chats, measure_new
 from bench_client import Load, run_streams
 from bench_dialects import SAMPLING
 from bench_direct import DirectLoop
@@ -327,6 +337,9 @@ MEASUREMENTS: dict[str, Callable[[Job], Figure]] = {
     "stall": measure_stall,
     "leave": measure_leave,
     "step": measure_step,
+    "again": measure_again,
+    "chats": measure_chats,
+    "new": measure_new,
 }
 
 

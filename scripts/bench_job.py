@@ -33,6 +33,10 @@ class LlamaSizes:
     deep_words: int = 300
     """Of a prompt of the deep ones."""
     deep_streams: int = 8
+    chats: int = 8
+    turns: int = 10
+    system_words: int = 500
+    new_requests: int = 8
     small_shape: str = "small-24m"
     small_streams: int = 16
     long_words: int = 900
@@ -92,6 +96,10 @@ QUICK = Sizes(
         streams=(1, 2),
         tokens=8,
         deep_words=60,
+        chats=2,
+        turns=2,
+        system_words=50,
+        new_requests=2,
         deep_streams=2,
         small_shape="tiny",
         small_streams=2,

@@ -133,9 +133,18 @@ def tokenflume(*options: str, stamps: Path | None = None) -> ServerProcess:
 
 @contextlib.contextmanager
 def llama_server(
-    program: Path, model: Path, *, cpus: Sequence[int], slots: int, context: int
+    program: Path,
+    model: Path,
+    *,
+    cpus: Sequence[int],
+    slots: int,
+    context: int,
+    saves_prompts: bool = False,
 ) -> Iterator[ServerProcess]:
-    """llama-server with a thread for each of these CPUs, and so many tokens for each slot."""
+    """llama-server with a thread for each of these CPUs, and so many tokens for each slot.
+
+    `saves_prompts`: with its cache of prompts in memory, as it has by itself.
+    """
     threads = str(len(cpus))
     mask = f"{sum(1 << cpu for cpu in cpus):x}"
     command: list[str | Path] = [
@@ -145,9 +154,9 @@ def llama_server(
         *("--threads", threads, "--threads-batch", threads, "--cpu-mask", mask),
         # -c is the whole cache's, and a unified one would give all of it to any slot.
         *("--parallel", str(slots), "--ctx-size", str(slots * context), "--no-kv-unified"),
-        # No two prompts are alike: it would only copy keys and values to and fro.
-        *("--cache-ram", "0"),
     ]
+    if not saves_prompts:  # no two prompts are alike: it would only copy keys and values
+        command += ["--cache-ram", "0"]
     with ServerProcess(command, "/health") as server:
         # It computes in its first thread and a pool's, and the mask is for the pool's: a single
         # compute thread has none. Its HTTP threads are as free as tokenflume's front.

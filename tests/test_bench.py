@@ -79,6 +79,17 @@ def test_a_step_is_taken_apart_into_the_parts_of_llama_cpp_and_ours(tmp_path: Pa
         assert min(values_of(figure, part)) > 0
 
 
+def test_what_is_processed_again_is_measured(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    figures = figures_of(tmp_path, "again", "new", "--models", tmp_path)
+    again = figures["again"]
+    first, second = values_of(again, "the first time"), values_of(again, "again")
+    assert values_of(again, "again, over the first") == [
+        b / a for a, b in zip(first, second, strict=True)
+    ]
+    assert min(values_of(figures["new"], "B/A")) > 0
+
+
 def test_a_server_that_does_not_start_is_a_failure_with_its_own_words(tmp_path: Path) -> None:
     done = run_bench("--quick", "ctransformers", "-t", "1", "-m", tmp_path / "no-such.gguf")
     assert done.returncode == 1

@@ -47,6 +47,7 @@ def event(text: str, tokens: int | None = None) -> bytes:
     value: dict[str, Any] = {"choices": [{"text": text, "finish_reason": tokens and "length"}]}
     if tokens is not None:
         value["usage"] = {"completion_tokens": tokens}
+        value["timings"] = {"cache_n": 20, "prompt_n": 100}
     return b"data: " + json.dumps(value).encode() + b"\n\n"
 
 
@@ -125,7 +126,7 @@ def program(tmp_path: Path) -> Path:
 
 def test_both_servers_are_measured_in_pairs(tmp_path: Path, program: Path) -> None:
     pytest.importorskip("llama_cpp")
-    names = ["llama", "llama-deep", "llama-small", "stall", "leave"]
+    names = ["llama", "llama-deep", "llama-small", "stall", "leave", "chats"]
     figures = figures_of(tmp_path, *names, "--llama-server", program, "--models", tmp_path)
     assert list(figures) == names
     quick = bench.QUICK
@@ -138,6 +139,7 @@ def test_both_servers_are_measured_in_pairs(tmp_path: Path, program: Path) -> No
         assert values_of(figures["llama"], f"{streams}: B/A") == ratio
     requests = quick.runs * sum(SIZES.streams) * SIZES.requests
     assert figures["llama"]["tokens"] == 2 * requests * SIZES.tokens
+    assert min(values_of(figures["chats"], "processed / new: B, tokenflume")) > 0
     deep = quick.runs * SIZES.deep_streams * 2 * SIZES.tokens
     assert figures["llama-deep"]["tokens"] == 2 * deep
     assert min(values_of(figures["stall"], "first token: B/A")) > 0

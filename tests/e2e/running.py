@@ -101,6 +101,10 @@ class RunningServer:
             if re.search(pattern, line):
                 return line
 
+    def log_has(self, pattern: str) -> None:
+        """Fails unless some line of the log until now has `pattern` in it."""
+        assert any(re.search(pattern, line) for line in self.log), self.log
+
     def until_ready(self) -> None:
         self.until(lambda _: True)
 

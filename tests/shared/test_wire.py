@@ -82,9 +82,7 @@ TOKEN = st.builds(
     logprobs=st.none() | LOGPROBS,
 )
 BY_KIND: dict[type, st.SearchStrategy[Any]] = {
-    Generate: st.builds(
-        Generate, id=INTEGERS, prompt=TEXTS, sampling=SAMPLING, cache=INTEGERS
-    ),
+    Generate: st.builds(Generate, id=INTEGERS, prompt=TEXTS, sampling=SAMPLING, cache=INTEGERS),
     Cancel: st.builds(Cancel, id=INTEGERS),
     DropPrompt: st.builds(DropPrompt, cache=INTEGERS),
     Shutdown: st.just(Shutdown()),
