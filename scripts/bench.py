@@ -20,6 +20,9 @@ pool           tokens/s of two streams at once, two workers of one thread each o
                of two threads.
 step           milliseconds that our Python adds to a decode step of 16 streams, beside what
                llama.cpp's functions take: scheduling, batch, text, frame. 24 million weights.
+engine         milliseconds of llama.cpp alone, for steps of one and of many sequences and for a
+               chunk of a prompt, at two depths: as we run it, with flash attention, and with one
+               KV cache for all sequences.
 
 And five against llama-server of the same llama.cpp, with the same model, threads, slots, context,
 prompts and sampling (they need --llama-server):
@@ -91,6 +94,7 @@ from bench_cache import measure_again, measure_chats, measure_new
 from bench_client import Load, run_streams
 from bench_dialects import SAMPLING
 from bench_direct import DirectLoop
+from bench_engine import measure_engine
 from bench_errors import BenchError, Skipped
 from bench_job import FULL, QUICK, Job, Sizes, ratios, repeat, take_turns
 from bench_llama import (
@@ -337,6 +341,7 @@ MEASUREMENTS: dict[str, Callable[[Job], Figure]] = {
     "stall": measure_stall,
     "leave": measure_leave,
     "step": measure_step,
+    "engine": measure_engine,
     "again": measure_again,
     "chats": measure_chats,
     "new": measure_new,

@@ -33,6 +33,9 @@ class LlamaSizes:
     deep_words: int = 300
     """Of a prompt of the deep ones."""
     deep_streams: int = 8
+    depths: tuple[int, ...] = (100, 1200)
+    """Tokens before those of a step of `engine`."""
+    chunk: int = 16
     chats: int = 8
     turns: int = 10
     system_words: int = 500
@@ -95,6 +98,7 @@ QUICK = Sizes(
         threads=1,
         streams=(1, 2),
         tokens=8,
+        depths=(10,),
         deep_words=60,
         chats=2,
         turns=2,

@@ -74,9 +74,11 @@ def test_ctransformers_is_measured_with_and_without_the_server(tmp_path: Path) -
 
 def test_a_step_is_taken_apart_into_the_parts_of_llama_cpp_and_ours(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    (figure,) = figures_of(tmp_path, "step", "--models", tmp_path).values()
+    figures = figures_of(tmp_path, "step", "engine", "--models", tmp_path)
     for part in ("llama.cpp decodes", "llama.cpp samples", "our Python"):
-        assert min(values_of(figure, part)) > 0
+        assert min(values_of(figures["step"], part)) > 0
+    for kind in ("as we run it", "flash attention", "one cache for all"):
+        assert min(values_of(figures["engine"], f"10 deep, 2 sequences: {kind}")) > 0
 
 
 def test_what_is_processed_again_is_measured(tmp_path: Path) -> None:

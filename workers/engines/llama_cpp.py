@@ -67,7 +67,7 @@ def load(settings: ModelSettings, threads: int) -> LlamaCppEngine:
     slot_bytes = kv_bytes_per_token(model, settings) * settings.context
     slots = settings.slots or slots_for(settings.kv_memory, slot_bytes)
     check_memory(settings, slots, slot_bytes)
-    context = make_context(model, settings, slots, threads, log)
+    context = make_context(model, context_params(model, settings, slots, threads), log)
     engine = LlamaCppEngine(model, context, settings, slots, log)
     engine.warm_up()
     return engine
@@ -157,10 +157,8 @@ def cells_for(settings: ModelSettings, slots: int) -> int:
     return slots * -(-settings.context // PADDING) * PADDING
 
 
-def make_context(
-    model: Any, settings: ModelSettings, slots: int, threads: int, log: NativeLog
-) -> Any:
-    """llama.cpp's context with its KV cache. Raises ConfigurationError."""
+def context_params(model: Any, settings: ModelSettings, slots: int, threads: int) -> Any:
+    """llama.cpp's settings of a context for so many slots."""
     params = lib.llama_context_default_params()
     params.n_ctx = cells = cells_for(settings, slots)
     params.n_batch = BATCH
@@ -177,6 +175,11 @@ def make_context(
     )
     params.kv_unified = False
     params.no_perf = True
+    return params
+
+
+def make_context(model: Any, params: Any, log: NativeLog) -> Any:
+    """llama.cpp's context with its KV cache. Raises ConfigurationError."""
     context = lib.llama_init_from_model(model, params)
     if not context:
         raise ConfigurationError(f"llama.cpp cannot make a context: {log.first_error}")
