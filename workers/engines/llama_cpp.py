@@ -220,6 +220,7 @@ class LlamaCppEngine:
             lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
         )
         self.state_format = f"llama.cpp {lib.__version__}, {settings.kv_type}"
+        self._window: int = lib.llama_model_n_swa(model)
         self._abort = AbortFlag(context)
         self.info = ModelInfo(
             engine="llama_cpp",
@@ -305,6 +306,9 @@ class LlamaCppEngine:
             if not self._can_take_back:
                 length = 0
             self._cut(slot, length)
+            if length and self._misses_some(slot, length):
+                length = 0
+                self._cut(slot, 0)
             self._lengths[slot] = length
         return self._lengths[slot]
 
@@ -366,6 +370,12 @@ class LlamaCppEngine:
             for slot in slots
             if self._lengths[slot] < self._cells
         ]
+
+    def _misses_some(self, slot: int, length: int) -> bool:
+        """Whether the next token would look back at some that are not there any more: with a
+        sliding window llama.cpp neither keeps nor saves those that the last one does not see."""
+        first: int = lib.llama_memory_seq_pos_min(self._memory, slot)
+        return first < 0 or first > max(0, length - self._window)
 
     def _cut(self, slot: int, length: int) -> None:
         """Let the slot's sequence have so many tokens."""
