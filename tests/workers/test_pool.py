@@ -16,7 +16,7 @@ import pytest
 from shared.errors import NotReady, QueueFull, Unsupported
 from shared.messages import Failed, Finished, Token
 from shared.sampling import SamplingParams
-from shared.settings import RestartPolicy
+from shared.settings import CacheSettings, RestartPolicy
 from support import (
     QUICK_RESTART,
     collect,
@@ -458,3 +458,42 @@ def test_a_field_that_no_slot_would_ever_honour_is_not_told_to_come_back_later(
             pool.submit("x", replace(FULL, logprobs=0))
 
     with_pool(pool_settings(slow_echo(tmp_path, slots=1), queue=0), step)
+
+
+# ---------------------------------------------------------------- where prompts have been processed
+
+
+def test_a_chat_stays_where_its_history_is() -> None:
+    """Two chats on two workers, turn by turn: each turn begins behind the one before it."""
+    start = "A long beginning, which is worth something. "
+
+    async def step(pool: WorkerPool) -> None:
+        chats = [f"{number} {start}" for number in range(3)]
+        for turn in range(4):
+            for number, chat in enumerate(chats):
+                end = end_of(await collect(pool, pool.submit(chat, FULL)))
+                assert isinstance(end, Finished)
+                assert (end.usage.cached_tokens >= len(start)) == (turn > 0)
+                chats[number] = f"{chat}More {turn}. "
+
+    with_pool(pool_settings(workers=2), step)
+
+
+def test_an_id_goes_to_the_worker_that_has_it() -> None:
+    async def step(pool: WorkerPool) -> None:
+        for prompt_id in range(1, 5):
+            await collect(pool, pool.submit(f"{prompt_id} is a prompt of its own", FULL, prompt_id))
+        for prompt_id in range(1, 5):
+            prompt = f"{prompt_id} is a prompt of its own"
+            end = end_of(await collect(pool, pool.submit(prompt, FULL, prompt_id)))
+            assert isinstance(end, Finished)
+            assert end.usage.cached_tokens == len(prompt) - 1
+        assert [saved.id for saved in await pool.saved_prompts()] == [1, 2, 3, 4]
+        assert await pool.drop_prompt(2)
+        assert not await pool.drop_prompt(2)
+        assert [saved.id for saved in await pool.saved_prompts()] == [1, 3, 4]
+
+    cache = CacheSettings(memory=10**6)
+    settings = pool_settings(workers=2)
+    workers = tuple(replace(worker, cache=cache) for worker in settings.workers)
+    with_pool(replace(settings, workers=workers), step)

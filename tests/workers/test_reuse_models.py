@@ -96,7 +96,7 @@ def engine(request: pytest.FixtureRequest, model_folder: Path) -> Engine:
 
 
 @given(TURNS, st.sampled_from([0, 10**7]), st.integers(0, 8))
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_greedy_texts_are_those_of_a_worker_that_has_seen_nothing(
     engine: Engine, turns: list[tuple[int, str, int, int]], memory: int, dies_before: int
 ) -> None:
