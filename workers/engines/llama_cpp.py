@@ -88,7 +88,8 @@ class NativeLog:
         line = text.decode(errors="replace").strip()
         if level == ERROR_LEVEL and not self.first_error:
             self.first_error = line
-        if line.strip("."):  # it shows progress in dots
+        # It shows progress in dots; of a context beyond the training's the engine warns itself.
+        if line.strip(".") and "n_ctx_train" not in line:
             logger.log(LOG_LEVELS.get(level, logging.DEBUG), "%s", line)
 
 
