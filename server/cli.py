@@ -56,6 +56,7 @@ def run(arguments: list[str]) -> int:
             print(cache_prompt(settings, options.cache_prompt, options.prompt_file))
             return EXIT_OK
         configure_logging(settings.log_level)
+        _prepare_folder(settings.pool.workers[0].cache.folder)
         listener = listen(settings.host, settings.port)
     except ConfigurationError as error:
         return _fail(EXIT_CONFIGURATION, str(error))
@@ -133,6 +134,16 @@ def cache_prompt(settings: Settings, path: Path | None, text_file: Path | None) 
         raise ConfigurationError(f"{text_file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{text_file} is no text in UTF-8") from None
+    if "\0" in text:
+        raise ConfigurationError(f"{text_file} has a NUL, which no prompt may")
+    if settings.pool.workers[0].cache.restore is not None:
+        raise ConfigurationError(
+            "--cache-prompt makes what --restore-prompt reads: give one of them"
+        )
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigurationError(
+            f"{path} cannot be written: it is no file in a folder that is there"
+        )
     configure_logging(settings.log_level)
     tokens, seconds = process_and_save(settings.pool.workers[0], text, path)
     return f"{tokens} tokens processed in {seconds:.1f} s; their state is in {path}"
@@ -204,22 +215,30 @@ def _kv_memory(path: Path | None, workers: int) -> int | None:
 def _cache_settings(
     options: argparse.Namespace, model: ModelSettings, workers: int
 ) -> CacheSettings:
-    """Make the folder, and share the memory out. Raises ConfigurationError."""
+    """Where saved prompts go; the workers share the memory."""
     memory = disk = options.cache_limit
     if memory is None:
         memory = disk = CACHE_LIMIT
         if model.kv_memory is not None:
             memory = min(memory, model.kv_memory * workers // 4)
-    folder: Path | None = options.cache_dir
-    if folder is not None:
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            clean(folder)
-        except OSError as error:
-            raise ConfigurationError(f"{folder} cannot be used: {error.strerror}") from None
-        folder = folder.absolute()
-    restore = options.restore_prompt
-    return CacheSettings(memory // workers, folder, disk, restore and restore.absolute())
+    folder, restore = options.cache_dir, options.restore_prompt
+    return CacheSettings(
+        memory=memory // workers,
+        folder=folder and folder.absolute(),
+        disk=disk,
+        restore=restore and restore.absolute(),
+    )
+
+
+def _prepare_folder(folder: Path | None) -> None:
+    """Make the folder of saved prompts. Raises ConfigurationError."""
+    if folder is None:
+        return
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        clean(folder)
+    except OSError as error:
+        raise ConfigurationError(f"{folder} cannot be used: {error.strerror}") from None
 
 
 def _fail(status: int, sentence: str) -> int:

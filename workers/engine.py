@@ -106,6 +106,10 @@ class Engine(Protocol):
         What follows is fed at that position. 0: the slot is empty, and has no sequence.
         """
 
+    def stays(self, held: int, length: int) -> int:
+        """How many of the first `length` tokens stay when a saved state of `held` tokens is loaded
+        and cut to them: all, none, or as many as it has."""
+
     def save(self, slot: int) -> bytearray:
         """The state behind the slot's tokens, for any slot. Raises EngineFailed."""
 

@@ -10,7 +10,6 @@ import queue
 import threading
 from collections.abc import Callable
 
-from shared.errors import FrameError
 from shared.messages import Cancel, Message
 from shared.queues import RequestReceiver
 
@@ -28,14 +27,14 @@ class Inbox:
         self._receiver = receiver
         self._on_cancel = on_cancel
         self._prepare = prepare
-        self._messages: queue.SimpleQueue[Message | EOFError | FrameError] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
     def take(self, timeout_s: float) -> list[Message]:
         """What has arrived; waits up to `timeout_s` seconds when nothing has.
 
-        Raises EOFError when the front is gone, FrameError when it sends rubbish: once all that
-        came before is taken, and from then on.
+        Raises EOFError when the front is gone, FrameError when it sends rubbish, and whatever else
+        ends the reading: once all that came before is taken, and from then on.
         """
         taken: list[Message] = []
         while not self._messages.empty() or (timeout_s > 0 and not taken):
@@ -60,5 +59,5 @@ class Inbox:
                     self._messages.put(message)
                     if isinstance(message, Cancel):
                         self._on_cancel(message.id)
-        except (EOFError, FrameError) as error:
+        except Exception as error:  # whatever it is, the loop must not live on without its ears
             self._messages.put(error)

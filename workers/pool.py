@@ -121,13 +121,13 @@ class WorkerPool:
 
     async def saved_prompts(self) -> list[SavedPromptInfo]:
         """What clients have saved under ids, in memory and in files; by id."""
+        found: dict[int, SavedPromptInfo] = {}
+        if self._folder is not None:
+            found = await asyncio.to_thread(prompts_in, self._folder)
         in_memory: dict[int, list[WorkerHandle]] = {}
         for handle in self._ready_handles():
             for prompt_id in handle.prompts:
                 in_memory.setdefault(prompt_id, []).append(handle)
-        found: dict[int, SavedPromptInfo] = {}
-        if self._folder is not None:
-            found = await asyncio.to_thread(prompts_in, self._folder)
         for prompt_id, handles in in_memory.items():
             held = max((h.prompts[prompt_id] for h in handles), key=lambda held: held.used_at)
             found[prompt_id] = SavedPromptInfo(

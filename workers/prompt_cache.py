@@ -6,10 +6,13 @@ A state is what an engine needs to go on behind some tokens without processing t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from workers.slots import common_prefix
+
+MOST = 1000
+"""Saved prompts, of whatever size: all are looked through for each new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,10 @@ class PromptCache:
         """Nothing can be kept."""
         return self._limit == 0
 
+    def has_room_for(self, size: int) -> bool:
+        """Whether so many bytes can be kept, if all others go."""
+        return size <= self._limit
+
     @property
     def size(self) -> int:
         """Bytes of all that is saved."""
@@ -59,6 +66,8 @@ class PromptCache:
         """
         if saved.id in self._by_id:
             self._remove(self._by_id[saved.id])
+        if not self.has_room_for(saved.size):
+            return [saved.id] if saved.id else []
         for other in list(self._saved.values()):
             if not other.id and other.tokens == saved.tokens[: len(other.tokens)]:
                 self._remove(other)
@@ -67,7 +76,7 @@ class PromptCache:
         if saved.id:
             self._by_id[saved.id] = saved
         gone: list[int] = []
-        while self._size > self._limit:
+        while self._size > self._limit or len(self._saved) > MOST:
             oldest = next(iter(self._saved.values()))
             self._remove(oldest)
             if oldest.id:
@@ -90,12 +99,15 @@ class PromptCache:
         if id(saved) in self._saved:
             self._remove(saved)
 
-    def longest(self, prompt: Sequence[int]) -> tuple[int, SavedPrompt | None]:
-        """How many tokens of the prompt the best state covers, and that state."""
+    def longest(
+        self, prompt: Sequence[int], stays: Callable[[int, int], int] = min
+    ) -> tuple[int, SavedPrompt | None]:
+        """How many tokens of the prompt the best state covers, and that state. `stays`: how many
+        of so many stay of a state of so many, see Engine."""
         best, found = 0, None
         for saved in (*self._saved.values(), *((self._root,) if self._root else ())):
             if saved.state and len(saved.tokens) > best and saved.tokens[:1] == prompt[:1]:
-                length = common_prefix(saved.tokens, prompt)
+                length = stays(len(saved.tokens), common_prefix(saved.tokens, prompt))
                 if length > best:
                     best, found = length, saved
         return best, found

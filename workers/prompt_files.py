@@ -10,6 +10,7 @@ or a disk does to it shows in the digests (BLAKE2b, 16 bytes).
 from __future__ import annotations
 
 import array
+import contextlib
 import hashlib
 import itertools
 import os
@@ -111,15 +112,17 @@ def ids_in(folder: Path) -> Iterator[int]:
     """The ids whose files are in the folder. OSError when it cannot be read."""
     for path in folder.iterdir():
         name = path.name.removesuffix(SUFFIX)
-        if name != path.name and name.isascii() and name.isdecimal() and name == str(int(name)):
+        is_number = name != path.name and name.isascii() and name.isdecimal()
+        if is_number and not name.startswith("0"):
             yield int(name)
 
 
 def clean(folder: Path) -> None:
     """Delete what writers have left that were killed long ago. Raises OSError."""
     for path in folder.glob(f".*{SUFFIX}.*"):
-        if path.stat().st_mtime < time.time() - LEFT_S:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another server's, which it has just renamed
+            if path.stat().st_mtime < time.time() - LEFT_S:
+                path.unlink()
 
 
 def write_prompt(path: Path, saved: SavedPrompt, identity: Identity) -> None:
@@ -152,7 +155,7 @@ def read_prompt(path: Path, identity: Identity, prompt_id: int = 0) -> SavedProm
         head = _read_head(file, path)
         if head.identity != identity:
             raise OtherModel(f"{path} was saved from another model, engine or setting")
-        state = bytearray(head.state_size)
+        state = _room(head.state_size, path)
         if file.readinto(state) != head.state_size or file.read(1):
             raise PromptFileError(f"{path} is cut, or has grown")
     if _digest(state) != head.state_digest:
@@ -167,7 +170,18 @@ def _read_head(file: BinaryIO, path: Path) -> Head:
     head = file.read(min(size, MAX_HEAD))
     if file.read(DIGEST) != _digest(head):
         raise PromptFileError(f"{path} is damaged: its head is not what was written")
-    return _head(msgpack.unpackb(head), os.fstat(file.fileno()).st_size, path)
+    try:
+        values = msgpack.unpackb(head)
+    except (ValueError, msgpack.UnpackException):
+        raise PromptFileError(f"{path} is damaged: its head makes no sense") from None
+    return _head(values, os.fstat(file.fileno()).st_size, path)
+
+
+def _room(size: int, path: Path) -> bytearray:
+    try:
+        return bytearray(size)
+    except MemoryError:
+        raise PromptFileError(f"{path} needs {size} bytes of memory, which are not there") from None
 
 
 def _head(values: Any, file_size: int, path: Path) -> Head:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from shared.messages import Generate, Message, PromptDropped, PromptSaved
@@ -20,32 +22,44 @@ from workers.prompt_files import (
     write_prompt,
 )
 
+MOST_UNWRITTEN = 256 * 2**20
+"""Bytes that may wait for a slow disk, unless it is a single prompt."""
+
 logger = logging.getLogger("tokenflume.worker")
 
 
 class PromptStore:
     """Saved prompts by id in a folder of at most `limit` bytes; the oldest go first.
 
+    `largest`: bytes of a state that the memory has room for; larger ones are not read; None: any.
     What cannot be read or written costs a warning, and the prompt is processed again.
     """
 
-    def __init__(self, folder: Path, limit: int, identity: Identity) -> None:
+    def __init__(
+        self, folder: Path, limit: int, identity: Identity, largest: int | None = None
+    ) -> None:
         self._folder = folder
         self._limit = limit
+        self._largest = largest
         self._identity = identity
-        self._work: queue.SimpleQueue[SavedPrompt | int | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._unwritten = 0
+        """Bytes that are still to be written."""
         self._fetched: dict[int, SavedPrompt] = {}
         self.in_memory: set[int] = set()
         """Ids that need not be read."""
-        self._thread = threading.Thread(target=self._write_all, name="prompt-store", daemon=True)
+        self._thread = threading.Thread(target=self._work_on, name="prompt-store", daemon=True)
         self._thread.start()
 
     def prepare(self, message: Message) -> None:
         """Read what the request will want. In the thread that receives it, before the loop."""
-        if isinstance(message, Generate) and message.cache not in self.in_memory | {0}:
-            saved = self._read(message.cache)
-            if saved is not None:
-                self._fetched[message.cache] = saved
+        if not isinstance(message, Generate) or not message.cache:
+            return
+        path = path_of(self._folder, message.cache)
+        if message.cache in self.in_memory:
+            self._work.put(lambda: mark_used(path))
+        elif (saved := self._read(path, message.cache)) is not None:
+            self._fetched[message.cache] = saved
 
     def fetched(self, prompt_id: int) -> SavedPrompt | None:
         """What `prepare` has read for a request of this id, once."""
@@ -59,22 +73,47 @@ class PromptStore:
             elif isinstance(event, PromptDropped):
                 self.in_memory.discard(event.cache)
         for prompt in saved:
-            self._work.put(prompt)
+            self._write_soon(prompt)
 
     def delete(self, prompt_id: int) -> None:
         """Have it deleted, also if it is about to be written."""
-        self._work.put(prompt_id)
+        path = path_of(self._folder, prompt_id)
+        self._work.put(lambda: path.unlink(missing_ok=True))
 
     def close(self, timeout_s: float) -> None:
         """Finish what is to be written, if that takes no longer."""
         self._work.put(None)
         self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            logger.warning("not all saved prompts are written to %s", self._folder)
 
-    def _read(self, prompt_id: int) -> SavedPrompt | None:
-        path = path_of(self._folder, prompt_id)
+    def _write_soon(self, saved: SavedPrompt) -> None:
+        if not saved.state or saved.size > self._limit:
+            return
+        if self._unwritten and self._unwritten + saved.size > MOST_UNWRITTEN:
+            logger.warning("prompt %d is not written: the disk is behind", saved.id)
+            return
+        self._unwritten += saved.size
+        self._work.put(lambda: self._write(saved))
+
+    def _write(self, saved: SavedPrompt) -> None:
+        path = path_of(self._folder, saved.id)
         try:
+            try:
+                write_prompt(path, saved, self._identity)
+            except OSError:  # a full disk, perhaps: older ones make room
+                trim(self._folder, self._limit - saved.size)
+                write_prompt(path, saved, self._identity)
+            trim(self._folder, self._limit)
+        finally:
+            self._unwritten -= saved.size
+
+    def _read(self, path: Path, prompt_id: int) -> SavedPrompt | None:
+        try:
+            if self._largest is not None and path.stat().st_size > self._largest:
+                return None
             saved = read_prompt(path, self._identity, prompt_id)
-            path.touch()  # its last use, for the order in which files go
+            mark_used(path)
         except FileNotFoundError:
             return None
         except (OSError, OtherModel) as error:
@@ -86,16 +125,18 @@ class PromptStore:
             return None
         return saved
 
-    def _write_all(self) -> None:
+    def _work_on(self) -> None:
         while (work := self._work.get()) is not None:
             try:
-                if isinstance(work, int):
-                    path_of(self._folder, work).unlink(missing_ok=True)
-                else:
-                    write_prompt(path_of(self._folder, work.id), work, self._identity)
-                    trim(self._folder, self._limit)
+                work()
             except OSError as error:
                 logger.warning("saved prompts in %s: %s", self._folder, error)
+
+
+def mark_used(path: Path) -> None:
+    """Note the time of its last use, by which files go, if it is there. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(path)
 
 
 def trim(folder: Path, limit: int) -> None:

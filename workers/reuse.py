@@ -10,8 +10,10 @@ Where a prompt's beginning may be found, in a slot of its own memory each:
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from shared.errors import EngineFailed
 from shared.messages import Message, PromptDropped, PromptSaved
@@ -21,6 +23,16 @@ from workers.sequence import Sequence
 from workers.slots import WORTH, Slots, common_prefix
 
 logger = logging.getLogger("tokenflume.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where the beginning of a prompt is: in a slot, or saved."""
+
+    tokens: int
+    """Of the prompt that it has."""
+    slot: int = -1
+    saved: SavedPrompt | None = None
 
 
 class Reuse:
@@ -40,36 +52,18 @@ class Reuse:
         """
         prompt, most = sequence.tokens, len(sequence.tokens) - 1  # one must be fed, for its logits
         own = min(common_prefix(self.slots.held(sequence.slot), prompt), most)
-        best, source = own, None
-        is_ahead, coming = True, 0
-        for other in others:
-            if other is sequence:
-                is_ahead = False
-                continue
-            common = min(common_prefix(other.tokens, prompt), most)
-            if is_ahead and other.is_prefilling:
-                coming = max(coming, common)
-            if min(common, other.position) > best:
-                best, source = min(common, other.position), other.slot
-        for slot in self.slots.idle():
-            common = min(common_prefix(self.slots.held(slot), prompt), most)
-            if common > best:
-                best, source = common, slot
-        saved_tokens, saved = self._cache.longest(prompt)
-        if coming >= max(best, saved_tokens) + WORTH:
-            return False
-        if saved is not None and min(saved_tokens, most) > best:
-            best, source = min(saved_tokens, most), None
-        else:
-            saved = None
-        if best < own + WORTH or not self._can_save:
-            self._give_up(sequence.slot, own)
-            best = own
-        elif saved is not None:
-            self._load(sequence.slot, saved.state, own)
-            self._cache.used(saved)
-        elif source is not None:
-            self._load(sequence.slot, self._engine.save(source), own)
+        found = Found(0)
+        if self._can_save:
+            others = list(others)
+            found = self._in_slots(sequence, others)
+            length, saved = self._cache.longest(prompt[:most], self._engine.stays)
+            if length > found.tokens:
+                found = Found(length, saved=saved)
+            if self._coming(sequence, others) >= max(own, found.tokens) + WORTH:
+                return False
+        self._give_up(sequence.slot, own)
+        is_copied = found.tokens >= own + WORTH and self._load(sequence.slot, found)
+        best = found.tokens if is_copied else own
         sequence.begin(self._engine.keep(sequence.slot, best))
         return True
 
@@ -86,6 +80,12 @@ class Reuse:
             logger.warning("prompt %d is not saved: %s", sequence.cache, error)
             return None
         saved = SavedPrompt(tokens, state, sequence.cache)
+        if not self._cache.has_room_for(saved.size):
+            logger.warning(
+                "prompt %d is not saved: it has %d bytes, more than --cache-limit has for a worker",
+                saved.id, saved.size,
+            )  # fmt: skip
+            return None
         self.remember(saved)
         return saved
 
@@ -115,12 +115,39 @@ class Reuse:
         else:
             self.slots.release(sequence.slot, self.slots.held(sequence.slot))
 
-    def _load(self, slot: int, state: bytearray, own: int) -> None:
-        self._give_up(slot, own)
+    def _in_slots(self, sequence: Sequence, others: Iterable[Sequence]) -> Found:
+        """The other slot that has most of the prompt."""
+        held = {other.slot: other.tokens[: other.position] for other in others if other.has_begun}
+        held |= {slot: self.slots.held(slot) for slot in self.slots.idle()}
+        held.pop(sequence.slot, None)
+        found = (Found(self._shared(sequence, held[slot]), slot=slot) for slot in held)
+        return max(found, key=lambda found: found.tokens, default=Found(0))
+
+    def _coming(self, sequence: Sequence, others: Iterable[Sequence]) -> int:
+        """How many tokens of the prompt those that are processed before it will have."""
+        ahead = itertools.takewhile(lambda other: other is not sequence, others)
+        prefilling = (other.tokens for other in ahead if other.is_prefilling)
+        return max((self._shared(sequence, tokens) for tokens in prefilling), default=0)
+
+    def _shared(self, sequence: Sequence, tokens: list[int]) -> int:
+        """How many tokens the sequence could begin behind, from a state of these."""
+        common = min(common_prefix(tokens, sequence.tokens), len(sequence.tokens) - 1)
+        return self._engine.stays(len(tokens), common)
+
+    def _load(self, slot: int, found: Found) -> bool:
+        """Put what was found into the slot; False, with a warning, if that fails."""
         try:
-            self._engine.load(slot, state)
+            if found.saved is None:
+                self._engine.load(slot, self._engine.save(found.slot))
+            else:
+                self._engine.load(slot, found.saved.state)
+                self._cache.used(found.saved)
         except EngineFailed as error:
-            logger.warning("a saved prompt is not used: %s", error)
+            logger.warning("what was processed before is not used: %s", error)
+            if found.saved is not None:
+                self._cache.discard(found.saved)
+            return False
+        return True
 
     def _give_up(self, slot: int, kept: int) -> None:
         """Save what the slot loses when only its first `kept` tokens stay."""

@@ -27,6 +27,8 @@ SMALLEST_CHUNK = 16
 """Prompt tokens that a prefill step carries in any case: a tile of the kernels. Half as many take
 nearly as long, so on a machine that is too slow for the limit they would starve the prompt and
 spare the streams little."""
+MOST_INTERRUPTIONS = 3
+"""In a row; the step after them goes on to its end."""
 LONGEST_STEP_S = 2.0
 """Of a step that stalls nobody: far below any deadline for progress."""
 
@@ -59,6 +61,7 @@ class Scheduler:
         self._root = list(root)
         self._saved: list[SavedPrompt] = []
         self._prompts_are_next = False
+        self._interruptions = 0  # of steps, one after the other
         self.decoding: set[int] = set()
         """Ids of the requests whose streams have begun. Other threads may look something up."""
 
@@ -131,16 +134,21 @@ class Scheduler:
         for sequence in list(self._prefilling.values()):
             if not sequence.has_begun and not self._reuse.begin(sequence, self._in_order()):
                 continue
-            feed = sequence.next_chunk(len(feeds[0].tokens) if feeds else room, batch)
+            length = len(feeds[0].tokens) if feeds else room
+            if feeds and sequences[0].chunk_limit(batch) < SMALLEST_CHUNK:
+                length = SMALLEST_CHUNK  # a client's own n_batch must not slow down the others
+            feed = sequence.next_chunk(min(length, room), batch)
             if feeds and len(feed.tokens) < len(feeds[0].tokens):
                 continue
-            if len(feed.tokens) > room:
+            if not feed.tokens:
                 break
             sequences.append(sequence)
             feeds.append(feed)
             room -= len(feed.tokens)
         curve = self._cost.prefill if self._cost else None
-        return self._run(sequences, feeds, curve, interruptible=True)
+        # Not for ever: clients that leave one after the other would starve those who stay.
+        interruptible = self._interruptions < MOST_INTERRUPTIONS
+        return self._run(sequences, feeds, curve, interruptible=interruptible)
 
     def _room_for_prompts(self) -> int:
         """Prompt tokens that the next prefill step may carry."""
@@ -166,9 +174,11 @@ class Scheduler:
         try:
             self._engine.decode(feeds, interruptible=interruptible, width=width)
         except Interrupted:
+            self._interruptions += 1
             return []
         except ServingError as error:
             return [self._fail(sequence, error) for sequence in sequences]
+        self._interruptions = 0
         now = self._clock()
         if curve is not None:
             curve.observe(sum(len(feed.tokens) for feed in feeds), now - started)

@@ -47,10 +47,14 @@ class Sequence:
         self.has_begun = True
         self.position = self._cached_tokens = position
 
+    def chunk_limit(self, batch: int) -> int:
+        """The most prompt tokens at a time: what the request says, else `batch`."""
+        return self._params.n_batch or batch
+
     def next_chunk(self, room: int, batch: int) -> Feed:
         """The next part of the prompt: at most `room` tokens, and at most `batch` where the
         request does not say."""
-        end = min(self.position + min(room, self._params.n_batch or batch), self._prompt_tokens)
+        end = min(self.position + min(room, self.chunk_limit(batch)), self._prompt_tokens)
         chunk = self.tokens[self.position : end]
         return Feed(self.slot, chunk, self.position, wants_logits=end == self._prompt_tokens)
 

@@ -43,7 +43,7 @@ class Slots:
         return bool(self._free)
 
     def held(self, slot: int) -> list[int]:
-        """The tokens of the slot's last sequence; of one that runs now, those it began with."""
+        """The tokens that the slot's last sequence left; while one runs, what it found."""
         return self._held[slot]
 
     def idle(self) -> Iterator[int]:

@@ -80,7 +80,7 @@ def assemble(settings: WorkerSettings, engine: Engine) -> tuple[Scheduler, Promp
     if cache.folder is not None or cache.restore is not None:
         identity = read_identity(settings.model, engine)
         if cache.folder is not None:
-            store = PromptStore(cache.folder, cache.disk, identity)
+            store = PromptStore(cache.folder, cache.disk, identity, cache.memory)
         if cache.restore is not None:
             root = restore_prompt(cache.restore, identity, engine)
     scheduler = Scheduler(
@@ -139,8 +139,9 @@ def serve(
                         store.close(WRITE_GRACE_S)
                     return
         events += scheduler.step()
+        saved_prompts = scheduler.take_saved()
         if store:
-            store.keep_up(scheduler.take_saved(), events)
+            store.keep_up(saved_prompts, events)
         now = time.monotonic()
         if not events and now - last_sent >= HEARTBEAT_S:
             events.append(Heartbeat())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from multiprocessing import Pipe
@@ -138,3 +139,18 @@ def test_rubbish_is_a_frame_error(bench: Bench) -> None:
     write(bench.writer, b"\0\0\0\1\xc1")
     with pytest.raises(FrameError):
         bench.inbox.take(TIMEOUT_S)
+
+
+def test_what_goes_wrong_while_a_message_is_prepared_ends_the_loop() -> None:
+    """Else the worker would live on, and hear nothing more."""
+    reader, writer = Pipe(duplex=False)
+
+    def prepare(message: Message) -> None:
+        raise MemoryError
+
+    inbox = Inbox(RequestReceiver(reader), lambda request_id: None, prepare)
+    os.write(writer.fileno(), encode_frame([Cancel(1)]))
+    with pytest.raises(MemoryError):
+        inbox.take(TIMEOUT_S)
+    writer.close()
+    reader.close()

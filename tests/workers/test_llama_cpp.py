@@ -22,6 +22,7 @@ from shared.messages import Finished
 from shared.sampling import LogitBias, SamplingParams
 from support import collect, end_of, model_settings, pool_settings, text_of, with_pool
 from workers.engine import Engine, Feed, Interrupted, load_engine
+from workers.engines import llama_cpp as engine_module
 from workers.engines import llama_cpp_sampling
 from workers.engines.llama_cpp import MOST_SLOTS, LlamaCppEngine
 from workers.gguf_header import read_gguf_header
@@ -281,6 +282,25 @@ def test_a_cut_state_is_refused(engine: Engine) -> None:
     with pytest.raises(EngineFailed, match="could not load"):
         engine.load(0, state[: len(state) // 2])
     assert engine.keep(0, 10) == 0
+
+
+def test_a_decode_that_fails_leaves_nothing_of_itself_behind(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp takes back only the part of a step that failed."""
+    expected = generate(engine, GREEDY)
+    real_decode = engine_module.lib.llama_decode
+
+    def decode(*arguments: Any) -> int:
+        real_decode(*arguments)
+        return -3
+
+    monkeypatch.setattr(engine_module.lib, "llama_decode", decode)
+    with pytest.raises(EngineFailed, match="status -3"):
+        engine.decode([Feed(0, engine.tokenize(PROMPT), 0, True)])
+    monkeypatch.undo()
+    assert engine.keep(0, 0) == 0
+    assert generate(engine, GREEDY) == expected
 
 
 # ---------------------------------------------------------------- gaps between slots

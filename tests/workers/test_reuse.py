@@ -74,6 +74,9 @@ class HashEngine:
         del self.memory[slot][length:]
         return len(self.memory[slot])
 
+    def stays(self, held: int, length: int) -> int:
+        return min(held, length)
+
     def save(self, slot: int) -> bytearray:
         assert self.state_format
         self.saves += 1
@@ -297,6 +300,64 @@ def test_an_engine_that_saves_no_states_goes_on_in_its_slot() -> None:
     assert bench.ask("quite another prompt, with nothing in common").cached == 1
 
 
+def test_a_state_that_cannot_be_saved_or_loaded_costs_no_other_stream() -> None:
+    bench = Bench(slots=2)
+    first = bench.submit(SYSTEM + "One", params=replace(ALL, num_predict=50))
+    for _ in range(3):
+        bench.events += bench.scheduler.step()
+
+    def save(slot: int) -> bytearray:
+        raise EngineFailed("no memory")
+
+    bench.engine.save = save  # type: ignore[method-assign]
+    second = bench.submit(SYSTEM + "Two", cache=7)
+    bench.run()
+    assert bench.answer(first).text == true_answer(SYSTEM + "One", 50)
+    assert bench.answer(second).text == true_answer(SYSTEM + "Two")
+    assert bench.answer(second).cached == 0
+    assert bench.scheduler.take_saved() == []
+
+
+def test_a_state_that_failed_to_load_is_not_tried_again() -> None:
+    bench = Bench(slots=1)
+    bench.ask(SYSTEM + "first")
+    bench.ask("x" * 60)
+    bench.engine.refuses_to_load = True
+    bench.ask(SYSTEM + "first")
+    bench.ask("y" * 60)
+    bench.engine.refuses_to_load = False
+    assert bench.ask("x" * 60).cached > 50  # this one was not tried
+    assert bench.engine.loads == 1
+
+
+class StiffEngine(HashEngine):
+    """Cannot take tokens back, as models with a recurrent state."""
+
+    def stays(self, held: int, length: int) -> int:
+        return held if length >= held else 0
+
+    def keep(self, slot: int, length: int) -> int:
+        if length < len(self.memory[slot]):
+            self.memory[slot].clear()
+        return len(self.memory[slot])
+
+
+def test_what_could_not_be_gone_on_from_is_neither_copied_nor_waited_for() -> None:
+    bench = Bench(slots=2)
+    bench.scheduler = Scheduler(
+        engine := StiffEngine(2), lambda: 0.0, None, 1.0, PromptCache(10**6)
+    )
+    bench.engine = engine
+    requests = {bench.submit(f"{SYSTEM}{i}"): i for i in range(4)}
+    bench.run()
+    for request_id, i in requests.items():
+        assert bench.answer(request_id).text == true_answer(f"{SYSTEM}{i}")
+    assert engine.loads == 0
+    text = f"{SYSTEM}3"
+    text += f"{true_answer(text)} Go on"
+    assert bench.ask(text).cached > len(SYSTEM)  # from the very end of what was there
+
+
 # ---------------------------------------------------------------- ids
 
 
@@ -334,6 +395,14 @@ def test_a_dropped_prompt_is_forgotten_and_told() -> None:
     bench.events += bench.scheduler.step()
     assert list(bench.news())[-1] == PromptDropped(7)
     assert len(list(bench.news())) == 2
+
+
+def test_a_prompt_that_is_too_large_is_not_saved_and_pushes_nothing_out() -> None:
+    bench = Bench(memory=400)
+    bench.ask("x" * 30, cache=8)
+    bench.ask(SYSTEM * 3, cache=7)
+    assert [saved.id for saved in bench.scheduler.take_saved()] == [8]
+    assert [event.cache for event in bench.news()] == [8]  # type: ignore[union-attr]
 
 
 def test_an_id_that_must_go_for_others_is_told() -> None:

@@ -23,7 +23,7 @@ from shared.messages import (
 )
 from shared.sampling import SamplingParams
 from workers.engine import Feed, Interrupted
-from workers.scheduler import LONGEST_STEP_S, Scheduler
+from workers.scheduler import LONGEST_STEP_S, MOST_INTERRUPTIONS, Scheduler
 from workers.step_cost import Curve, StepCost, decode_cost
 
 END = 0
@@ -103,6 +103,9 @@ class CountingEngine:
     def keep(self, slot: int, length: int) -> int:
         del self.memory[slot][length:]
         return len(self.memory[slot])
+
+    def stays(self, held: int, length: int) -> int:
+        return min(held, length)
 
     def save(self, slot: int) -> bytearray:
         self.saves += 1
@@ -537,6 +540,24 @@ def test_an_interrupted_step_is_done_again_and_nothing_is_lost() -> None:
     bench.run()
     assert bench.text(1) == "klm"
     assert sizes(bench, 0) == [4, 4, 4, 4, 2, 1, 1]
+
+
+def test_not_all_steps_in_a_row_may_be_interrupted() -> None:
+    """Clients that leave one after the other would starve all prompts."""
+    bench = Bench(batch=4)
+    bench.engine.interrupts = MOST_INTERRUPTIONS
+    bench.submit(1, "a" * 9)
+    bench.step(MOST_INTERRUPTIONS + 2)
+    assert bench.engine.may_be_interrupted == [*[True] * MOST_INTERRUPTIONS, False, True]
+
+
+def test_a_small_n_batch_does_not_slow_down_the_prompts_behind_it() -> None:
+    bench = Bench(batch=32, slots=2)
+    bench.submit(1, "a" * 40, replace(ALL, n_batch=1))
+    bench.submit(2, "b" * 40)
+    bench.step(3)
+    assert sizes(bench, 0) == [1, 1, 1]
+    assert sizes(bench, 1) == [16, 16, 8]
 
 
 def test_only_steps_of_prompts_may_be_interrupted() -> None:

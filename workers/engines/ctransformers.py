@@ -207,6 +207,9 @@ class CtransformersEngine:
         self._length = min(length, self._length)
         return self._length
 
+    def stays(self, held: int, length: int) -> int:
+        return min(held, length)
+
     def save(self, slot: int) -> bytearray:
         raise EngineFailed("the ctransformers engine cannot save what it has processed")
 

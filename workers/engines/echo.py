@@ -177,6 +177,9 @@ class EchoEngine:
         del self._fed[slot][length:]
         return len(self._fed[slot])
 
+    def stays(self, held: int, length: int) -> int:
+        return min(held, length)
+
     def save(self, slot: int) -> bytearray:
         return bytearray(self._fed[slot])
 

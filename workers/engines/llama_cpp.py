@@ -276,9 +276,9 @@ class LlamaCppEngine:
         status = lib.llama_decode(self._context, batch)
         for filler in fillers:
             self._cut(filler.slot, filler.position)
+        if status != 0:
+            self._undo(feeds)
         if status == ABORTED:
-            for feed in feeds:  # it may have processed a part of them
-                self._cut(feed.slot, feed.position)
             raise Interrupted
         if status != 0:
             raise EngineFailed(f"the model failed to process these tokens (status {status})")
@@ -313,9 +313,17 @@ class LlamaCppEngine:
             self._lengths[slot] = length
         return self._lengths[slot]
 
+    def stays(self, held: int, length: int) -> int:
+        if length >= held:
+            return held
+        return length if self._can_take_back and held <= (self._window or held) else 0
+
     def save(self, slot: int) -> bytearray:
         size = lib.llama_state_seq_get_size(self._context, slot)
-        state = bytearray(size)
+        try:
+            state = bytearray(size)
+        except MemoryError:
+            raise EngineFailed(f"there is no memory for a state of {size} bytes") from None
         if lib.llama_state_seq_get_data(self._context, _bytes_of(state), size, slot) != size:
             raise EngineFailed("llama.cpp could not save the state of a sequence")
         return state
@@ -371,6 +379,13 @@ class LlamaCppEngine:
             for slot in slots
             if self._lengths[slot] < self._cells
         ]
+
+    def _undo(self, feeds: Sequence[Feed]) -> None:
+        """Take back what a decode that did not end well has processed of the feeds."""
+        for feed in feeds:
+            length = feed.position if self._can_take_back else 0
+            self._cut(feed.slot, length)
+            self._lengths[feed.slot] = length
 
     def _misses_some(self, slot: int, length: int) -> bool:
         """Whether the next token would look back at some that are not there any more: with a
