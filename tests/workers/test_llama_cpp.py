@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import models
 from server.options import BUNDLED_MODEL
 from shared.errors import ConfigurationError, ContextTooShort, EngineFailed, InvalidRequest
 from shared.messages import Finished
@@ -171,12 +170,16 @@ def test_slots_follow_from_the_memory_for_keys_and_values(llama_gguf: Path) -> N
 # ---------------------------------------------------------------- interrupts
 
 
-def test_a_running_decode_can_be_interrupted_and_leaves_no_trace(tmp_path: Path) -> None:
-    """The interrupts come until one meets the decode in its course, whenever that is."""
-    path = models.build_llama_gguf(tmp_path / "model.gguf")
-    engine = load_engine(model_settings("llama_cpp", path, context=512), threads=1)
-    expected = generate(engine, GREEDY, text="The fox ran. " * 30)
-    run = Run(engine, 0, "The fox ran. " * 30, GREEDY)
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_running_decode_can_be_interrupted_and_leaves_no_trace(
+    count: int, llama_gguf: Path
+) -> None:
+    """The interrupts come until one meets the decode in its course, whenever that is. Sequences
+    of different lengths are computed one part after the other, and none may stay behind."""
+    engine = load_engine(model_settings("llama_cpp", llama_gguf, context=512), threads=1)
+    text = "The fox ran. " * 30
+    expected = generate(engine, GREEDY, text=text)
+    runs = [Run(engine, slot, text[slot * len("The fox ran. ") :], GREEDY) for slot in range(count)]
     stop = threading.Event()
 
     def interrupt() -> None:
@@ -187,22 +190,23 @@ def test_a_running_decode_can_be_interrupted_and_leaves_no_trace(tmp_path: Path)
     thread.start()
     interrupted = 0
     try:
-        for _ in range(50):
+        for _ in range(60):
             engine.resume()
             try:
-                engine.decode([run.feed()], interruptible=True)
+                engine.decode([run.feed(512 // count) for run in runs], interruptible=True)
             except Interrupted:
                 interrupted += 1
             else:
-                engine.keep(0, 0)
+                for run in runs:
+                    engine.keep(run.slot, 0)
     finally:
         stop.set()
         thread.join()
+    engine.resume()
     assert interrupted
-    while len(run.tokens) < len(expected):
-        step(engine, [run])
-    engine.keep(0, 0)
-    assert run.tokens == expected
+    while len(runs[0].tokens) < len(expected):
+        step(engine, runs, size=512 // count)
+    assert runs[0].tokens == expected
 
 
 def test_an_interrupt_before_a_decode_meets_it_until_it_is_taken_back(engine: Engine) -> None:
@@ -220,41 +224,6 @@ def test_a_decode_that_may_not_be_interrupted_is_not(engine: Engine) -> None:
     engine.interrupt()
     assert len(generate(engine, GREEDY, 3)) == 3
     engine.resume()
-
-
-def test_an_interrupt_between_the_parts_of_a_step_leaves_no_part_behind(llama_gguf: Path) -> None:
-    """Sequences of different lengths are computed one part after the other."""
-    engine = load_engine(model_settings("llama_cpp", llama_gguf), threads=1)
-    expected = generate(engine, GREEDY, text="The fox ran. " * 9)
-    stop = threading.Event()
-
-    def interrupt() -> None:
-        while not stop.is_set():
-            engine.interrupt()
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    runs = [Run(engine, slot, "The fox ran. " * (9 - slot), GREEDY) for slot in range(4)]
-    interrupted = 0
-    try:
-        for _ in range(100):
-            engine.resume()
-            try:
-                engine.decode([run.feed() for run in runs], interruptible=True)
-            except Interrupted:
-                interrupted += 1
-            else:
-                for run in runs:
-                    engine.keep(run.slot, 0)
-    finally:
-        stop.set()
-        thread.join()
-    assert interrupted
-    while len(runs[0].tokens) < len(expected):
-        step(engine, runs)
-    for run in runs:
-        engine.keep(run.slot, 0)
-    assert runs[0].tokens == expected
 
 
 # ---------------------------------------------------------------- saved states
