@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ MAGIC = b"tkflmP\x00\x01"
 MAX_HEAD = 64 * 2**20
 SUFFIX = ".prompt"
 DIGEST = 16
+LEFT = re.compile(rf"\.\d+{re.escape(SUFFIX)}\.\d+\.\d+")
 LEFT_S = 3600
 """No writing takes so many seconds."""
 _writings = itertools.count()
@@ -86,7 +88,7 @@ def prompts_in(folder: Path) -> dict[int, SavedPromptInfo]:
         path = path_of(folder, prompt_id)
         try:
             status, head = path.stat(), read_head(path)
-        except (FileNotFoundError, PromptFileError):  # just deleted; or ignored, as when it is used
+        except (OSError, PromptFileError):  # just deleted, or ignored as when it is asked for
             continue
         found[prompt_id] = SavedPromptInfo(
             prompt_id, len(head.tokens), status.st_size, status.st_mtime
@@ -120,6 +122,8 @@ def ids_in(folder: Path) -> Iterator[int]:
 def clean(folder: Path) -> None:
     """Delete what writers have left that were killed long ago. Raises OSError."""
     for path in folder.glob(f".*{SUFFIX}.*"):
+        if LEFT.fullmatch(path.name) is None:
+            continue
         with contextlib.suppress(FileNotFoundError):  # another server's, which it has just renamed
             if path.stat().st_mtime < time.time() - LEFT_S:
                 path.unlink()

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import queue
+import stat
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -43,6 +44,7 @@ class PromptStore:
         self._largest = largest
         self._identity = identity
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
         self._unwritten = 0
         """Bytes that are still to be written."""
         self._fetched: dict[int, SavedPrompt] = {}
@@ -90,10 +92,13 @@ class PromptStore:
     def _write_soon(self, saved: SavedPrompt) -> None:
         if not saved.state or saved.size > self._limit:
             return
-        if self._unwritten and self._unwritten + saved.size > MOST_UNWRITTEN:
+        with self._lock:
+            is_behind = self._unwritten and self._unwritten + saved.size > MOST_UNWRITTEN
+            if not is_behind:
+                self._unwritten += saved.size
+        if is_behind:
             logger.warning("prompt %d is not written: the disk is behind", saved.id)
             return
-        self._unwritten += saved.size
         self._work.put(lambda: self._write(saved))
 
     def _write(self, saved: SavedPrompt) -> None:
@@ -106,14 +111,14 @@ class PromptStore:
                 write_prompt(path, saved, self._identity)
             trim(self._folder, self._limit)
         finally:
-            self._unwritten -= saved.size
+            with self._lock:
+                self._unwritten -= saved.size
 
     def _read(self, path: Path, prompt_id: int) -> SavedPrompt | None:
         try:
             if self._largest is not None and path.stat().st_size > self._largest:
                 return None
             saved = read_prompt(path, self._identity, prompt_id)
-            mark_used(path)
         except FileNotFoundError:
             return None
         except (OSError, OtherModel) as error:
@@ -123,6 +128,7 @@ class PromptStore:
             logger.warning("prompt %d is processed again, its file deleted: %s", prompt_id, error)
             self.delete(prompt_id)
             return None
+        self._work.put(lambda: mark_used(path))
         return saved
 
     def _work_on(self) -> None:
@@ -148,7 +154,8 @@ def trim(folder: Path, limit: int) -> None:
             status = path.stat()
         except FileNotFoundError:  # another worker has just deleted it
             continue
-        files.append((status.st_mtime, status.st_size, path))
+        if stat.S_ISREG(status.st_mode):
+            files.append((status.st_mtime, status.st_size, path))
     size = sum(file[1] for file in files)
     for _, bytes_, path in sorted(files):
         if size <= limit:

@@ -19,7 +19,14 @@ from shared.messages import Cancel, DropPrompt, Generate, PromptDropped, PromptS
 from shared.sampling import SamplingParams
 from support import TIMEOUT_S
 from workers.prompt_cache import SavedPrompt
-from workers.prompt_files import Identity, ids_in, path_of, read_prompt, write_prompt
+from workers.prompt_files import (
+    Identity,
+    ids_in,
+    path_of,
+    prompts_in,
+    read_prompt,
+    write_prompt,
+)
 from workers.prompt_store import PromptStore, trim
 
 ROOM = 10**9
@@ -447,3 +454,26 @@ def test_a_use_makes_no_file(open_store: Open, tmp_path: Path) -> None:
     store.prepare(request(1))
     store.close(TIMEOUT_S)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_place_of_a_file_disturbs_nothing_else(
+    open_store: Open, tmp_path: Path
+) -> None:
+    path_of(tmp_path, 5).mkdir()
+    make_old(path_of(tmp_path, 5))
+    written(open_store(1500), saved(1), saved(2))
+    assert list(prompts_in(tmp_path)) == [2]
+
+
+def test_what_is_to_be_written_is_counted_right_by_both_threads(open_store: Open) -> None:
+    """Each changed the count by itself, and now and then one change was lost."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        store = open_store()
+        for _ in range(2000):
+            store.keep_up([saved(1, 10)], [])
+        store.close(TIMEOUT_S)
+    finally:
+        sys.setswitchinterval(before)
+    assert store._unwritten == 0
