@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 
 WORTH = 16
 """Tokens. To copy, to save or to wait for fewer is not worth it: processing them takes one tile."""
-NEAR = 2
-"""Slots beside each other are computed together; so far from a running one still counts."""
 
 
 def common_prefix(one: Sequence[object], other: Sequence[object]) -> int:
@@ -51,15 +49,15 @@ class Slots:
         return (slot for slot in self._free if self._held[slot])
 
     def take(self, prompt: Sequence[int]) -> int:
-        """The free slot for a prompt. It is near to running ones; it holds most of what the prompt
-        begins with, or nothing, or what has not been used for longest."""
+        """The free slot for a prompt. It lies between running ones or next to them, as neighbours
+        are computed together; of several it is one that holds most of what the prompt begins
+        with, or nothing, or what has not been used for longest."""
         running = [slot for slot in range(len(self._held)) if slot not in self._free]
-        near = [
-            slot
-            for slot in self._free
-            if not running or min(abs(slot - other) for other in running) <= NEAR
-        ]
-        slot = min(near or self._free, key=lambda slot: self._rank(slot, prompt))
+        low, high = min(running, default=0), max(running, default=len(self._held) - 1)
+        outside = {slot: max(low - slot, slot - high, 0) for slot in self._free}
+        nearest = min(outside.values())
+        near = (slot for slot in self._free if outside[slot] == nearest)
+        slot = min(near, key=lambda slot: self._rank(slot, prompt))
         self._free.remove(slot)
         return slot
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.slots import NEAR, WORTH, Slots, common_prefix
+from workers.slots import WORTH, Slots, common_prefix
 
 OTHER = [-1, -2, -3]
 """Begins no prompt here."""
@@ -155,8 +155,8 @@ def test_a_prompt_that_nothing_begins_takes_an_empty_slot_however_lately_it_was_
 
 
 def test_where_none_is_empty_it_takes_what_has_not_been_used_for_longest() -> None:
-    slots = slots_that_hold(3, {2: OTHER, 0: OTHER * 30, 1: OTHER})
-    assert [slots.take(prompt(60)) for _ in range(3)] == [2, 0, 1]
+    slots = slots_that_hold(3, {1: OTHER, 2: OTHER * 30, 0: OTHER})
+    assert [slots.take(prompt(60)) for _ in range(3)] == [1, 2, 0]
 
 
 def test_use_makes_a_slot_the_last_to_be_given_up() -> None:
@@ -165,7 +165,7 @@ def test_use_makes_a_slot_the_last_to_be_given_up() -> None:
     assert [slots.take(prompt(60)) for _ in range(3)] == [1, 2, 0]
 
 
-@pytest.mark.parametrize(("distance", "is_taken"), [(NEAR, True), (NEAR + 1, False)])
+@pytest.mark.parametrize(("distance", "is_taken"), [(1, True), (2, False)])
 @pytest.mark.parametrize("side", [1, -1])
 def test_a_slot_far_from_the_running_ones_is_not_taken_whatever_it_holds(
     distance: int, is_taken: bool, side: int
@@ -173,6 +173,16 @@ def test_a_slot_far_from_the_running_ones_is_not_taken_whatever_it_holds(
     slot = 5 + side * distance
     slots = with_running(slots_that_hold(11, {5: OTHER * 10, slot: prompt(60)}), 5)
     assert (slots.take(prompt(60)) == slot) == is_taken
+
+
+def test_a_slot_between_running_ones_comes_first_whatever_it_holds() -> None:
+    """Eight streams in slots with gaps between them take as long as twelve."""
+    slots = slots_that_hold(6, {1: OTHER, 2: prompt(60), 3: OTHER * 10})
+    for tokens in ([], OTHER * 10):  # slots 0 and 3: nothing is outside then but 4 and 5
+        slots.take(tokens)
+    running = [slot for slot in range(6) if slot not in slots._free]
+    between = set(range(min(running), max(running))) - set(running)
+    assert {slots.take([]) for _ in between} == between
 
 
 def test_one_running_slot_that_is_near_is_enough() -> None:
@@ -189,8 +199,8 @@ def test_where_nothing_runs_every_slot_is_near() -> None:
 
 
 def test_of_the_near_ones_the_best_is_taken() -> None:
-    slots = with_running(slots_that_hold(9, {4: OTHER * 10, 5: prompt(20), 6: prompt(30)}), 4)
-    assert slots.take(prompt(60)) == 6
+    slots = with_running(slots_that_hold(9, {4: OTHER * 10, 3: prompt(20), 5: prompt(30)}), 4)
+    assert slots.take(prompt(60)) == 5
 
 
 PROMPTS = st.integers(0, 60).map(prompt) | st.integers(0, 60).map(lambda size: OTHER * size)
@@ -207,7 +217,7 @@ def test_in_any_order_of_use_a_slot_is_run_once_at_a_time_and_near_to_another(
         if is_take and len(running) < count:
             slot = slots.take(tokens)
             assert slot in set(range(count)) - running
-            assert not running or min(abs(slot - other) for other in running) <= NEAR
+            assert not running or min(running) - 1 <= slot <= max(running) + 1
             running.add(slot)
         elif not is_take and running:
             slot = sorted(running)[number % len(running)]
