@@ -25,6 +25,7 @@ from bench_models import make_model
 from bench_report import Aim, Figure, Series, count
 from shared.errors import ConfigurationError
 from shared.messages import Finished, Generate, Message, Ready, Tokens
+from shared.prompt import Prompt
 from shared.queues import TokenSender
 from shared.sampling import SamplingParams
 from shared.settings import ModelSettings, WorkerSettings
@@ -108,7 +109,7 @@ def _run_streams(requests: Connection, tokens_out: Connection, streams: int, tok
     batch = [
         Generate(
             request_id,
-            asks.draw(10, tokens).prompt,
+            Prompt(asks.draw(10, tokens).prompt),
             SamplingParams().from_fields({**fields, "seed": request_id}),
         )
         for request_id in range(streams)

@@ -21,6 +21,7 @@ from server.dialects.base import Call, Dialect, Parse, Renderer
 from server.errors import error_response
 from shared.errors import BodyTooLarge, ServingError, error_from_code
 from shared.messages import Failed, Finished, Token
+from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from workers.pool import WorkerPool
 from workers.stream import Event, RequestStream
@@ -61,7 +62,7 @@ class GenerationEndpoint:
     async def _generate(self, call: Call, receive: Receive, send: Send) -> None:
         """Raises ServingError only while nothing has been sent."""
         started = time.monotonic()
-        stream = self._pool.submit(call.prompt, call.sampling, call.cache)
+        stream = self._pool.submit(Prompt(call.prompt), call.sampling, call.cache)
         watcher = asyncio.create_task(abandon_on_disconnect(stream, receive))
         outcome = "client left"
         try:

@@ -1,11 +1,12 @@
 """The messages between the front and a worker: a closed set, one frozen noun each.
 
-Down, on a worker's request queue:  Generate, Cancel, DropPrompt, Shutdown.
-Up, on its token queue:             Ready, LoadFailed, Tokens, Finished, Failed, PromptSaved,
-                                    PromptDropped, Heartbeat.
+Down, on a worker's request queue:  Generate, Embed, Tokenize, Cancel, DropPrompt, Shutdown.
+Up, on its token queue:             Loading, Ready, LoadFailed, Tokens, Embedded, Tokenized,
+                                    Finished, Failed, PromptSaved, PromptDropped, Heartbeat.
 
-A request's life is one Generate, any number of Tokens, then exactly one
-Finished or Failed. Cancel asks for a Finished with reason "cancelled".
+A request's life is one Generate, any number of Tokens, then exactly one Finished or Failed; or one
+Embed, then Embedded and Finished, or Failed. Cancel asks for a Finished with reason "cancelled".
+A Tokenize is answered by one Tokenized or Failed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -23,10 +25,30 @@ class Generate:
     """Continue `prompt`. `id` is unique in the front's lifetime."""
 
     id: int
-    prompt: str
+    prompt: Prompt
     sampling: SamplingParams
     cache: int = 0
     """The client's name for the prompt, under which its state is saved; 0: it is not."""
+    shows_control: bool = False
+    """The answer's control tokens are in its text, by their names; else they have no text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """Turn `prompt` into a vector. `id` is unique in the front's lifetime, as all ids are."""
+
+    id: int
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenize:
+    """Say the tokens of `prompt`, and their bytes. Takes no slot."""
+
+    id: int
+    prompt: Prompt
+    is_start: bool
+    """As a sequence begins: with a BOS where the model wants one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +71,29 @@ class Shutdown:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a model's file says of itself. Empty and 0 where it does not."""
+
+    name: str = ""
+    parameters: int = 0
+    """Weights."""
+    size: int = 0
+    """Bytes of the file."""
+    quantization: str = ""
+    """Of most of its weights, such as "Q4_K_M"."""
+    trained_context: int = 0
+    """Tokens that sequences had in training, at the most."""
+    chat_template: str = ""
+    """A Jinja template, from messages to a prompt."""
+    bos: str = ""
+    """The name of the token that begins a sequence, such as "<s>"."""
+    eos: str = ""
+    """The name of the token that ends a turn."""
+    control: tuple[str, ...] = ()
+    """The names of all tokens that a text may not be mistaken for, such as "<|im_start|>"."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a worker has loaded."""
 
@@ -65,6 +110,16 @@ class ModelInfo:
     """Names of the SamplingParams fields that the engine honours."""
     saves_states: bool = False
     """A processed prompt can be saved and loaded; else it can only be gone on from."""
+    embedding: int = 0
+    """Numbers of an embedding; 0: the engine makes none."""
+    card: ModelCard = ModelCard()
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """A worker's model is being loaded: this share of it is there, in [0, 1]."""
+
+    progress: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +197,24 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedded:
+    """The vector of an Embed: little-endian float32 numbers, of length 1 together."""
+
+    id: int
+    vector: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """The answer to a Tokenize."""
+
+    id: int
+    tokens: tuple[int, ...]
+    pieces: tuple[bytes, ...]
+    """The bytes of each; control tokens by their names."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The request is over, as it should be or because it was cancelled."""
 
@@ -184,12 +257,17 @@ class Heartbeat:
 
 Message = (
     Generate
+    | Embed
+    | Tokenize
     | Cancel
     | DropPrompt
     | Shutdown
+    | Loading
     | Ready
     | LoadFailed
     | Tokens
+    | Embedded
+    | Tokenized
     | Finished
     | Failed
     | PromptSaved

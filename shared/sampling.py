@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from shared.errors import InvalidRequest
-from shared.validation import boolean, integer, number, texts
+from shared.validation import boolean, integer, number, text, texts
 
 MAX_CACHE_ID = 2**63 - 1
 MAX_STOP_STRINGS = 16
@@ -17,6 +18,8 @@ MAX_DRY_BREAKERS = 16
 MAX_DRY_BREAKER_LENGTH = 64
 MAX_LOGIT_BIASES = 1024
 MAX_LOGPROBS = 100
+MAX_GRAMMAR = 2**16
+"""Characters of a grammar or a schema."""
 MAX_SEED = 2**64 - 1
 NEVER = -math.inf
 """The bias of a token that is never chosen; `false` in a request."""
@@ -93,6 +96,10 @@ class SamplingParams:
     """Never choose the end-of-sequence token."""
     stop: tuple[str, ...] = ()
     """Texts that end the generation; they are not part of the answer."""
+    grammar: str = ""
+    """GBNF, llama.cpp's notation of grammars, whose rule `root` the answer obeys; empty: none."""
+    json_schema: str = ""
+    """A JSON Schema as a JSON text, which the answer obeys; empty: none. Not with `grammar`."""
 
     def from_fields(self, given: Mapping[str, Any]) -> SamplingParams:
         """These defaults with a client's fields in their place.
@@ -109,6 +116,8 @@ class SamplingParams:
             if field not in values:
                 raise InvalidRequest(f"unknown field: {name!r:.80}")
             values[field] = _VALIDATORS[field](name, value)
+        if values["grammar"] and values["json_schema"]:
+            raise InvalidRequest("grammar and json_schema exclude each other: send one of them")
         return SamplingParams(**values)
 
     def beyond(self, supported: Collection[str]) -> list[str]:
@@ -159,6 +168,24 @@ def _one_bias(name: str, token: Any, bias: Any) -> LogitBias:
         raise InvalidRequest(f"{error.message}, or false for never") from None
 
 
+def _text_at_most(name: str, value: Any, length: int) -> str:
+    if len(text(name, value)) > length:
+        raise InvalidRequest(f"{name} must have at most {length} characters")
+    return str(value)
+
+
+def _schema(name: str, value: Any) -> str:
+    """An object, or the JSON text of one."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise InvalidRequest(f"{name} must be a JSON Schema: an object") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{name} must be a JSON Schema: an object")
+    return _text_at_most(name, json.dumps(value), MAX_GRAMMAR)
+
+
 _VALIDATORS: dict[str, Callable[[str, Any], Any]] = {
     "num_predict": lambda name, value: integer(name, value, 1),
     "n_batch": _or_none(lambda name, value: integer(name, value, 1)),
@@ -189,4 +216,6 @@ _VALIDATORS: dict[str, Callable[[str, Any], Any]] = {
     "seed": _or_none(lambda name, value: integer(name, value, 0, MAX_SEED)),
     "ignore_eos": boolean,
     "stop": lambda name, value: texts(name, value, MAX_STOP_STRINGS, MAX_STOP_LENGTH),
+    "grammar": lambda name, value: _text_at_most(name, value, MAX_GRAMMAR),
+    "json_schema": lambda name, value: _schema(name, value),
 }

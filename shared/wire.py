@@ -23,18 +23,23 @@ from shared import messages
 from shared.errors import FrameError
 from shared.messages import Candidate, Logprobs, Message, Token
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_FRAME = 8 * 1024 * 1024
 """Bytes. A prompt is at most 1 MiB; a step of 256 sequences with 100 candidates each is below."""
 
 MESSAGES: tuple[type[Any], ...] = (
     messages.Generate,
+    messages.Embed,
+    messages.Tokenize,
     messages.Cancel,
     messages.DropPrompt,
     messages.Shutdown,
+    messages.Loading,
     messages.Ready,
     messages.LoadFailed,
     messages.Tokens,
+    messages.Embedded,
+    messages.Tokenized,
     messages.Finished,
     messages.Failed,
     messages.PromptSaved,
@@ -122,8 +127,7 @@ def _decoder(hint: Any) -> _Decoder:
         words = get_args(hint)
         return _checked(lambda value: type(value) is str and value in words, str(hint))
     if get_origin(hint) is types.UnionType:
-        kinds = get_args(hint)
-        return _checked(lambda value: type(value) in kinds, str(hint))
+        return _union_decoder(get_args(hint), str(hint))
     return _checked(lambda value: type(value) is hint, str(hint))
 
 
@@ -134,6 +138,15 @@ def _checked(is_valid: Callable[[Any], bool], name: str) -> _Decoder:
         return value
 
     return decode
+
+
+def _union_decoder(kinds: tuple[Any, ...], name: str) -> _Decoder:
+    """Of plain types; or of one other and None."""
+    plain = [kind for kind in kinds if isinstance(kind, type)]
+    if len(plain) == len(kinds):
+        return _checked(lambda value: type(value) in plain, name)
+    (other,) = (_decoder(kind) for kind in kinds if kind is not types.NoneType)
+    return lambda value: None if value is None else other(value)
 
 
 def _tuple_decoder(item: _Decoder) -> _Decoder:

@@ -64,15 +64,19 @@ class Engine(Protocol):
     def state_format(self) -> str:
         """What its saved states fit to, besides the model file; empty: it can save none."""
 
-    def tokenize(self, text: str, *, is_start: bool = True) -> list[int]:
-        """The text's tokens; at the start of a sequence with a BOS where the model wants one.
+    def tokenize(self, text: str, *, is_start: bool = True, continues: bool = False) -> list[int]:
+        """The text's tokens; at the start of a sequence with a BOS where the model wants one and
+        the text has none. `continues`: directly behind other text, so without a space before it.
 
         Raises ContextTooShort when it can tell, without the work, that the text
         cannot fit into the context; InvalidRequest when the text has no tokens.
         """
 
-    def piece(self, token: int) -> bytes:
-        """The token's bytes: any part of UTF-8 text, also half a character."""
+    def piece(self, token: int, *, shows_control: bool = False) -> bytes:
+        """The token's bytes: any part of UTF-8 text, also half a character.
+
+        Of a control token none, or its name if it is to be shown.
+        """
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends a generation."""

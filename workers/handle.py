@@ -16,20 +16,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 
-from shared.errors import ConfigurationError, FrameError, WorkerDied
+from shared.errors import ConfigurationError, FrameError, WorkerDied, error_from_code
 from shared.messages import (
     Cancel,
     DropPrompt,
+    Embedded,
     Failed,
     Finished,
     Heartbeat,
     LoadFailed,
+    Loading,
     Message,
     PromptDropped,
     PromptSaved,
     Ready,
     Shutdown,
     Token,
+    Tokenize,
+    Tokenized,
     Tokens,
 )
 from shared.queues import RequestSender, TokenReceiver
@@ -72,7 +76,10 @@ class WorkerHandle:
         """Tokens and ends of requests that nobody waits for; dropped."""
         self._loop = loop
         self._on_free_slot = on_free_slot
+        self.loading = 0.0
+        """The share of the model that is loaded, in [0, 1]."""
         self._in_flight: dict[int, RequestStream] = {}
+        self._questions: dict[int, asyncio.Future[Tokenized]] = {}
         self._slots = 0
         self._kill_reason = ""
         self._receiver = TokenReceiver(self._on_messages, self._on_queue_end)
@@ -131,6 +138,16 @@ class WorkerHandle:
         """Ask the worker to forget a saved prompt."""
         self._sender.send(DropPrompt(prompt_id))
 
+    async def ask(self, question: Tokenize) -> Tokenized:
+        """The worker's answer, between two steps. Raises ServingError."""
+        answer: asyncio.Future[Tokenized] = self._loop.create_future()
+        self._questions[question.id] = answer
+        try:
+            self._sender.send(question)
+            return await answer
+        finally:
+            del self._questions[question.id]
+
     def kill(self, reason: str) -> None:
         """End the process at once, whatever it does; `reason` goes into the cause of death."""
         if not self.ended.done():
@@ -152,15 +169,21 @@ class WorkerHandle:
             match message:
                 case Tokens(tokens=tokens):
                     for token in tokens:
-                        self._deliver(token)
+                        self._deliver(token.request, token)
                 case Finished() | Failed():
                     self._finish(message)
+                case Embedded(id=request_id):
+                    self._deliver(request_id, message)
+                case Tokenized(id=question_id):
+                    self._answer(question_id, message)
                 case PromptSaved(cache=prompt_id, tokens=tokens_saved, size=size):
                     self.prompts[prompt_id] = HeldPrompt(tokens_saved, size, time.time())
                 case PromptDropped(cache=prompt_id):
                     self.prompts.pop(prompt_id, None)
                 case Heartbeat():
                     pass
+                case Loading(progress=progress):
+                    self.loading = progress
                 case Ready():
                     self._on_ready(message)
                 case LoadFailed(message=text):
@@ -176,14 +199,27 @@ class WorkerHandle:
         self.ready.set_result(message)
         self._on_free_slot()
 
-    def _deliver(self, token: Token) -> None:
-        stream = self._in_flight.get(token.request)
+    def _deliver(self, request_id: int, event: Token | Embedded) -> None:
+        stream = self._in_flight.get(request_id)
         if stream is None or stream.is_abandoned:
             self.late_messages += 1
         else:
-            stream.put(token)
+            stream.put(event)
+
+    def _answer(self, question_id: int, message: Tokenized | Failed) -> None:
+        """Nobody may wait for it any more."""
+        answer = self._questions.get(question_id)
+        if answer is None or answer.done():
+            self.late_messages += 1
+        elif isinstance(message, Failed):
+            answer.set_exception(error_from_code(message.code, message.message))
+        else:
+            answer.set_result(message)
 
     def _finish(self, message: Finished | Failed) -> None:
+        if isinstance(message, Failed) and message.id in self._questions:
+            self._answer(message.id, message)
+            return
         stream = self._in_flight.pop(message.id, None)
         if stream is None:
             self.late_messages += 1
@@ -197,6 +233,9 @@ class WorkerHandle:
         for request_id, stream in self._in_flight.items():
             stream.put(Failed(request_id, WorkerDied.code, "the worker of this request has died"))
         self._in_flight.clear()
+        for answer in self._questions.values():
+            if not answer.done():
+                answer.set_exception(WorkerDied("the worker of this request has died"))
         self._conclude()
 
     def _on_exit(self) -> None:

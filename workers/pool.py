@@ -16,7 +16,8 @@ from collections import deque
 from pathlib import Path
 
 from shared.errors import ConfigurationError, NotReady, QueueFull, Unsupported
-from shared.messages import Failed, Generate, ModelInfo
+from shared.messages import Embed, Failed, Generate, ModelInfo, Tokenize, Tokenized
+from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from shared.settings import PoolSettings
 from workers.handle import WorkerHandle
@@ -54,20 +55,49 @@ class WorkerPool:
     async def __aexit__(self, *_: object) -> None:
         await self._supervisor.stop(STOP_GRACE_S)
 
-    def submit(self, prompt: str, sampling: SamplingParams, cache: int = 0) -> RequestStream:
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        cache: int = 0,
+        *,
+        shows_control: bool = False,
+    ) -> RequestStream:
         """Take a request, or raise before anything is done: NotReady, Unsupported, QueueFull.
 
         Whoever takes the stream's events calls `release` at the end, however it came.
         """
-        reason = self.why_not_ready()
-        if reason is not None:
-            raise NotReady(reason)
-        self._refuse_unsupported(sampling)
+        model = self._model_or_why_not()
+        if beyond := sampling.beyond(model.sampling):
+            raise Unsupported(f"the {model.engine} engine cannot honour {', '.join(beyond)}")
+        return self._enqueue(Generate(next(self._ids), prompt, sampling, cache, shows_control))
+
+    def embed(self, prompt: Prompt) -> RequestStream:
+        """As `submit`, for the prompt's vector in the place of a continuation."""
+        model = self._model_or_why_not()
+        if not model.embedding:
+            raise Unsupported(f"the {model.engine} engine makes no embeddings")
+        return self._enqueue(Embed(next(self._ids), prompt))
+
+    async def tokenize(self, prompt: Prompt, *, is_start: bool) -> Tokenized:
+        """The prompt's tokens and their bytes. Raises ServingError."""
+        self._model_or_why_not()
+        handle = min(self._ready_handles(), key=lambda handle: handle.in_flight)
+        return await handle.ask(Tokenize(next(self._ids), prompt, is_start))
+
+    def _model_or_why_not(self) -> ModelInfo:
+        """Raises NotReady."""
+        reason, model = self.why_not_ready(), self.model
+        if reason is not None or model is None:
+            raise NotReady(reason or "no worker is ready yet")
+        return model
+
+    def _enqueue(self, request: Generate | Embed) -> RequestStream:
         if len(self._waiting) >= self._settings.queue and self._least_loaded() is None:
             raise QueueFull(
                 f"every slot is taken, and {len(self._waiting)} requests wait, as many as may"
             )
-        stream = RequestStream(Generate(next(self._ids), prompt, sampling, cache))
+        stream = RequestStream(request)
         self._open.add(stream)
         self._none_open.clear()
         self._waiting.append(stream)
@@ -78,7 +108,7 @@ class WorkerPool:
         """Nobody takes this stream's events any more; a request still running is cancelled."""
         stream.abandon()
         if stream.finished is not None:
-            self._router.learn(stream.request.prompt, stream.finished)
+            self._router.learn(stream.request.prompt.key, stream.finished)
         self._open.discard(stream)
         if not self._open:
             self._none_open.set()
@@ -177,12 +207,6 @@ class WorkerPool:
         """End all workers at once; their streams are cut."""
         self._supervisor.kill_all()
 
-    def _refuse_unsupported(self, sampling: SamplingParams) -> None:
-        """A field without effect would mislead its client. Called only when a worker is ready."""
-        model = self.model
-        if model is not None and (beyond := sampling.beyond(model.sampling)):
-            raise Unsupported(f"the {model.engine} engine cannot honour {', '.join(beyond)}")
-
     def _ready_handles(self) -> list[WorkerHandle]:
         handles = (place.handle for place in self._supervisor.places)
         return [handle for handle in handles if handle is not None and handle.is_ready]
@@ -206,15 +230,17 @@ class WorkerPool:
             self._fail(list(self._waiting), self.why_not_ready() or "")
             self._waiting.clear()
 
-    def _choose(self, free: list[WorkerHandle], request: Generate) -> WorkerHandle:
+    def _choose(self, free: list[WorkerHandle], request: Generate | Embed) -> WorkerHandle:
         """The worker that has the request's prompt, or the beginning of it, unless too busy."""
+        if isinstance(request, Embed):
+            return min(free, key=lambda handle: handle.in_flight)
         self._router.keep_only(self._ready_handles())
         having = [handle for handle in free if request.cache in handle.prompts]
         for handle in having:
             handle.prompts[request.cache].used_at = time.time()
         busy = {handle: handle.in_flight for handle in having or free}
-        handle = self._router.choose(busy, request.prompt)
-        self._router.sent(handle, request.prompt)
+        handle = self._router.choose(busy, request.prompt.key)
+        self._router.sent(handle, request.prompt.key)
         return handle
 
     @staticmethod

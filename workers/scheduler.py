@@ -19,6 +19,7 @@ from shared.errors import ContextTooShort, ServingError
 from shared.messages import Failed, Finished, Generate, Message, Timings, Token, Tokens, Usage
 from workers.engine import Engine, Feed, Interrupted
 from workers.prompt_cache import PromptCache, SavedPrompt
+from workers.prompt_tokens import tokens_of
 from workers.reuse import Reuse
 from workers.sequence import Sequence
 from workers.step_cost import Curve, StepCost
@@ -232,7 +233,8 @@ class Scheduler:
 
     def _begin(self, request: Generate) -> Sequence:
         now, context = self._clock(), self._engine.info.context
-        prompt = self._root + self._engine.tokenize(request.prompt, is_start=not self._root)
+        root = [] if request.prompt.is_whole else self._root
+        prompt = root + tokens_of(request.prompt, self._engine, is_start=not root)
         if len(prompt) >= context:
             raise ContextTooShort(
                 f"the prompt has {len(prompt)} tokens; the context holds {context},"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 
-from shared.messages import Failed, Finished, Generate, Token
+from shared.messages import Embed, Embedded, Failed, Finished, Generate, Token
 
-Event = Token | Finished | Failed
+Event = Token | Embedded | Finished | Failed
 
 
 class RequestStream:
     """An asynchronous buffer with one reader. It is bounded by the request's num_predict."""
 
-    def __init__(self, request: Generate) -> None:
+    def __init__(self, request: Generate | Embed) -> None:
         self.request = request
         self.is_abandoned = False
         self.finished: Finished | None = None

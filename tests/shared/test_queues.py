@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 
 from shared.errors import FrameError
 from shared.messages import Cancel, Failed, Generate, Heartbeat, Message, Token, Tokens
+from shared.prompt import Prompt
 from shared.queues import READ_SIZE, RequestReceiver, RequestSender, TokenReceiver, TokenSender
 from shared.sampling import SamplingParams
 from shared.wire import MAX_FRAME, encode_frame
@@ -89,7 +90,7 @@ def tokens(count: int, text: str = " upon") -> list[Message]:
 
 
 def generate(number: int, size: int = 10) -> Generate:
-    return Generate(number, "x" * size, SamplingParams(stop=("end",)))
+    return Generate(number, Prompt("x" * size), SamplingParams(stop=("end",)))
 
 
 def is_full(writer: Connection) -> bool:

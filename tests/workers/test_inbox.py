@@ -12,6 +12,7 @@ import pytest
 
 from shared.errors import FrameError
 from shared.messages import Cancel, Generate, Message, Shutdown
+from shared.prompt import Prompt
 from shared.queues import RequestReceiver
 from shared.sampling import SamplingParams
 from shared.wire import encode_frame
@@ -65,7 +66,7 @@ def bench() -> Iterator[Bench]:
 
 
 def test_messages_come_in_order(bench: Bench) -> None:
-    generate = Generate(1, "x", SamplingParams())
+    generate = Generate(1, Prompt("x"), SamplingParams())
     bench.send(generate, Cancel(1))
     bench.send(Shutdown())
     assert bench.take(3) == [generate, Cancel(1), Shutdown()]
@@ -80,7 +81,7 @@ def test_a_wait_ends_without_a_message_too(bench: Bench) -> None:
 
 
 def test_a_cancel_is_told_while_the_loop_is_busy_and_is_in_the_inbox_then(bench: Bench) -> None:
-    bench.send(Generate(7, "x", SamplingParams()), Cancel(7))
+    bench.send(Generate(7, Prompt("x"), SamplingParams()), Cancel(7))
     assert bench.was_cancelled.wait(TIMEOUT_S)  # nobody has taken anything
     assert bench.cancelled == [7]
     assert Cancel(7) in bench.inbox.take(0)
@@ -122,7 +123,7 @@ def test_a_wait_ends_when_a_message_arrives(bench: Bench) -> None:
 
 
 def test_only_a_cancel_is_told(bench: Bench) -> None:
-    bench.send(Generate(1, "x", SamplingParams()), Shutdown(), Cancel(2), Cancel(3))
+    bench.send(Generate(1, Prompt("x"), SamplingParams()), Shutdown(), Cancel(2), Cancel(3))
     bench.take(4)
     bench.writer.close()
     bench.reads_no_more()
@@ -130,7 +131,7 @@ def test_only_a_cancel_is_told(bench: Bench) -> None:
 
 
 def test_a_message_larger_than_a_pipe_arrives_whole(bench: Bench) -> None:
-    large = Generate(1, "é" * 300_000, SamplingParams())
+    large = Generate(1, Prompt("é" * 300_000), SamplingParams())
     bench.send(large, Shutdown())
     assert bench.take(2) == [large, Shutdown()]
 

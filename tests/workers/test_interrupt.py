@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from shared.messages import Cancel, Finished, Generate, Shutdown
+from shared.prompt import Prompt
 from shared.queues import RequestReceiver, TokenSender
 from shared.sampling import SamplingParams
 from shared.wire import encode_frame
@@ -77,8 +78,8 @@ def test_the_step_is_cut_short_and_its_slot_is_free_for_the_next(
 ) -> None:
     async def step(pool: WorkerPool) -> None:
         before = pids(pool)
-        left = pool.submit(LONG, FULL)
-        waiting = pool.submit("next", FULL)
+        left = pool.submit(Prompt(LONG), FULL)
+        waiting = pool.submit(Prompt("next"), FULL)
         await worker.sleeps()
         pool.release(left)
         assert text_of(await collect_soon(pool, waiting)) == "next"
@@ -105,7 +106,7 @@ def test_a_cancel_that_comes_just_before_the_step_begins_is_not_lost(tmp_path: P
     begun, asked = threading.Event(), threading.Event()
     real_tokenize = engine.tokenize
 
-    def tokenize(text: str, *, is_start: bool = True) -> list[int]:
+    def tokenize(text: str, *, is_start: bool = True, continues: bool = False) -> list[int]:
         begun.set()
         assert asked.wait(SOON_S)
         return real_tokenize(text, is_start=is_start)
@@ -118,7 +119,9 @@ def test_a_cancel_that_comes_just_before_the_step_begins_is_not_lost(tmp_path: P
         serving = thread.submit(
             serve, engine, scheduler, RequestReceiver(requests_out), TokenSender(tokens_in)
         )
-        os.write(requests_in.fileno(), encode_frame([Generate(1, "[[prefill sleep 30]]", FULL)]))
+        os.write(
+            requests_in.fileno(), encode_frame([Generate(1, Prompt("[[prefill sleep 30]]"), FULL)])
+        )
         assert begun.wait(SOON_S)
         os.write(requests_in.fileno(), encode_frame([Cancel(1)]))
         assert engine._interruption.wait(SOON_S)  # type: ignore[attr-defined]
@@ -136,10 +139,12 @@ def test_another_prompt_in_the_same_step_loses_nothing(
     text = "the prompt of the one who stays, é語🙂 " * 8
 
     async def step(pool: WorkerPool) -> None:
-        first = pool.submit(LONG, FULL)
+        first = pool.submit(Prompt(LONG), FULL)
         await worker.sleeps()
         prompts = [text, LONG] if comes_first else [LONG, text]
-        streams = {prompt: pool.submit(prompt, replace(FULL, n_batch=40)) for prompt in prompts}
+        streams = {
+            prompt: pool.submit(Prompt(prompt), replace(FULL, n_batch=40)) for prompt in prompts
+        }
         pool.release(first)
         await worker.sleeps(times=2)
         pool.release(streams[LONG])

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from server.options import BUNDLED_MODEL
 from shared.errors import ConfigurationError, ContextTooShort, EngineFailed, InvalidRequest
 from shared.messages import Finished
+from shared.prompt import Prompt
 from shared.sampling import LogitBias, SamplingParams
 from support import collect, end_of, model_settings, pool_settings, text_of, with_pool
 from workers.engine import Engine, Feed, Interrupted, load_engine
@@ -528,7 +529,7 @@ def test_ten_thousand_short_requests_leave_memory_flat(llama_gguf: Path) -> None
         params = replace(SAMPLED, num_predict=3, repeat_penalty=1.2, top_k=10, logprobs=1)
         for round_ in range(4):
             for batch in range(2500 // 50):
-                streams = [pool.submit(f"{round_} {batch} {i}", params) for i in range(50)]
+                streams = [pool.submit(Prompt(f"{round_} {batch} {i}"), params) for i in range(50)]
                 for stream in streams:
                     end = end_of(await collect(pool, stream))
                     assert isinstance(end, Finished)
@@ -543,7 +544,7 @@ def test_ten_thousand_short_requests_leave_memory_flat(llama_gguf: Path) -> None
 
 def test_the_smallest_context_is_served(llama_gguf: Path) -> None:
     async def step(pool: WorkerPool) -> Finished:
-        end = end_of(await collect(pool, pool.submit("a", GREEDY)))
+        end = end_of(await collect(pool, pool.submit(Prompt("a"), GREEDY)))
         assert isinstance(end, Finished)
         return end
 
@@ -557,7 +558,7 @@ def test_streams_that_arrive_together_all_get_their_texts(llama_gguf: Path) -> N
     params = replace(GREEDY, num_predict=40)
 
     async def texts(pool: WorkerPool) -> list[str]:
-        streams = [pool.submit(prompt, params) for prompt in PROMPTS * 3]
+        streams = [pool.submit(Prompt(prompt), params) for prompt in PROMPTS * 3]
         return [text_of(await collect(pool, stream)) for stream in streams]
 
     together = with_pool(

@@ -10,6 +10,7 @@ import pytest
 
 import models
 from shared.messages import Finished, Token
+from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from support import collect, end_of, model_settings, pool_settings, text_of, with_pool
 from workers.engine import Engine, Feed, load_engine
@@ -202,7 +203,7 @@ def test_a_request_streams_its_tokens_and_finishes_at_its_length(path: Path) -> 
     params = replace(GREEDY, num_predict=10)
 
     async def step(pool: WorkerPool) -> None:
-        events = await collect(pool, pool.submit(PROMPT, params))
+        events = await collect(pool, pool.submit(Prompt(PROMPT), params))
         assert sum(isinstance(event, Token) for event in events) == 10
         assert text_of(events)
         end = end_of(events)
@@ -217,7 +218,7 @@ def test_a_model_that_ends_at_once_stops_without_text(family: Family, tmp_path: 
 
     async def step(pool: WorkerPool) -> None:
         params = replace(GREEDY, num_predict=10, ignore_eos=False)
-        events = await collect(pool, pool.submit(PROMPT, params))
+        events = await collect(pool, pool.submit(Prompt(PROMPT), params))
         end = end_of(events)
         assert isinstance(end, Finished)
         assert end.reason == "stop"

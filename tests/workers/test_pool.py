@@ -15,6 +15,7 @@ import pytest
 
 from shared.errors import NotReady, QueueFull, Unsupported
 from shared.messages import Failed, Finished, Token
+from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from shared.settings import CacheSettings, RestartPolicy
 from support import (
@@ -58,7 +59,7 @@ def worker_pids(pool: WorkerPool) -> list[int]:
 
 def test_a_request_is_streamed_in_order_and_ends_with_its_counts() -> None:
     async def step(pool: WorkerPool) -> None:
-        events = await collect(pool, pool.submit("Grüße, 世界 🙂", FULL))
+        events = await collect(pool, pool.submit(Prompt("Grüße, 世界 🙂"), FULL))
 
         assert text_of(events) == "Grüße, 世界 🙂"
         tokens = [event for event in events if isinstance(event, Token)]
@@ -88,9 +89,9 @@ def test_a_worker_that_dies_cuts_only_its_own_streams_and_is_replaced(
     settings = pool_settings(slow_echo(tmp_path), workers=2, progress_timeout_s=1.5)
 
     async def step(pool: WorkerPool) -> None:
-        neighbour = pool.submit("neighbour ", replace(LONG, num_predict=200))
+        neighbour = pool.submit(Prompt("neighbour "), replace(LONG, num_predict=200))
         await first_tokens(neighbour)
-        victim = pool.submit(f"abc[[{fault}]]", FULL)
+        victim = pool.submit(Prompt(f"abc[[{fault}]]"), FULL)
 
         events = await collect(pool, victim)
 
@@ -101,7 +102,7 @@ def test_a_worker_that_dies_cuts_only_its_own_streams_and_is_replaced(
         rest = await collect(pool, neighbour)
         assert isinstance(end_of(rest), Finished)
         await until_ready(pool, 2)
-        assert text_of(await collect(pool, pool.submit("again", FULL))) == "again"
+        assert text_of(await collect(pool, pool.submit(Prompt("again"), FULL))) == "again"
 
     with_pool(settings, step)
     assert any(cause in record.message for record in caplog.records)
@@ -109,7 +110,7 @@ def test_a_worker_that_dies_cuts_only_its_own_streams_and_is_replaced(
 
 def test_kill_9_in_mid_stream_cuts_the_stream_within_a_second() -> None:
     async def step(pool: WorkerPool) -> None:
-        stream = pool.submit("x", replace(LONG, num_predict=200_000))
+        stream = pool.submit(Prompt("x"), replace(LONG, num_predict=200_000))
         await first_tokens(stream)
         (pid,) = worker_pids(pool)
         killed_at = time.monotonic()
@@ -128,7 +129,7 @@ def test_a_prompt_that_kills_its_worker_is_not_given_to_another() -> None:
     async def step(pool: WorkerPool) -> None:
         before = set(worker_pids(pool))
 
-        events = await collect(pool, pool.submit("x[[prefill abort]]", FULL))
+        events = await collect(pool, pool.submit(Prompt("x[[prefill abort]]"), FULL))
 
         assert isinstance(end_of(events), Failed)
         await until_ready(pool, 2)
@@ -139,8 +140,8 @@ def test_a_prompt_that_kills_its_worker_is_not_given_to_another() -> None:
 
 def test_a_waiting_request_survives_the_death_of_the_worker_it_waits_for(tmp_path: Path) -> None:
     async def step(pool: WorkerPool) -> None:
-        poison = pool.submit("x[[sleep 0.2]][[abort]]", FULL)
-        waiting = pool.submit("patience", FULL)
+        poison = pool.submit(Prompt("x[[sleep 0.2]][[abort]]"), FULL)
+        waiting = pool.submit(Prompt("patience"), FULL)
         assert pool.waiting == 1
 
         assert isinstance(end_of(await collect(pool, poison)), Failed)
@@ -152,9 +153,9 @@ def test_a_waiting_request_survives_the_death_of_the_worker_it_waits_for(tmp_pat
 def test_an_error_of_the_engine_costs_its_request_and_no_worker() -> None:
     async def step(pool: WorkerPool) -> None:
         before = worker_pids(pool)
-        neighbour = pool.submit("neighbour", replace(LONG, num_predict=50))
+        neighbour = pool.submit(Prompt("neighbour"), replace(LONG, num_predict=50))
 
-        events = await collect(pool, pool.submit("a[[fail]]", FULL))
+        events = await collect(pool, pool.submit(Prompt("a[[fail]]"), FULL))
 
         assert end_of(events).code == "engine_failed"  # type: ignore[union-attr]
         assert isinstance(end_of(await collect(pool, neighbour)), Finished)
@@ -167,15 +168,15 @@ def test_a_full_queue_refuses_and_takes_again_when_there_is_room(tmp_path: Path)
     settings = pool_settings(slow_echo(tmp_path, slots=1), queue=1)
 
     async def step(pool: WorkerPool) -> None:
-        running = pool.submit("run ", LONG)
-        waiting = pool.submit("wait", FULL)
+        running = pool.submit(Prompt("run "), LONG)
+        waiting = pool.submit(Prompt("wait"), FULL)
         with pytest.raises(QueueFull, match="1 requests wait"):
-            pool.submit("too many", FULL)
+            pool.submit(Prompt("too many"), FULL)
 
         pool.release(running)
 
         assert text_of(await collect(pool, waiting)) == "wait"
-        assert text_of(await collect(pool, pool.submit("now", FULL))) == "now"
+        assert text_of(await collect(pool, pool.submit(Prompt("now"), FULL))) == "now"
 
     with_pool(settings, step)
 
@@ -184,10 +185,10 @@ def test_a_queue_of_zero_still_lets_free_slots_be_used(tmp_path: Path) -> None:
     settings = pool_settings(slow_echo(tmp_path, slots=1), queue=0)
 
     async def step(pool: WorkerPool) -> None:
-        assert text_of(await collect(pool, pool.submit("only", FULL))) == "only"
-        pool.submit("run ", LONG)
+        assert text_of(await collect(pool, pool.submit(Prompt("only"), FULL))) == "only"
+        pool.submit(Prompt("run "), LONG)
         with pytest.raises(QueueFull):
-            pool.submit("no", FULL)
+            pool.submit(Prompt("no"), FULL)
 
     with_pool(settings, step)
 
@@ -199,9 +200,9 @@ def test_a_request_whose_client_leaves_while_it_waits_never_reaches_a_worker(
 
     async def step(pool: WorkerPool) -> None:
         before = worker_pids(pool)
-        running = pool.submit("run ", replace(LONG, num_predict=30))
-        left = pool.submit("[[prefill abort]]", FULL)
-        after = pool.submit("after", FULL)
+        running = pool.submit(Prompt("run "), replace(LONG, num_predict=30))
+        left = pool.submit(Prompt("[[prefill abort]]"), FULL)
+        after = pool.submit(Prompt("after"), FULL)
         pool.release(left)
 
         await collect(pool, running)
@@ -214,8 +215,8 @@ def test_a_request_whose_client_leaves_while_it_waits_never_reaches_a_worker(
 
 def test_cancelling_frees_the_slot_and_leaves_the_neighbour_alone(tmp_path: Path) -> None:
     async def step(pool: WorkerPool) -> None:
-        neighbour = pool.submit("The neighbour's text is whole.", FULL)
-        cancelled = pool.submit("x", LONG)
+        neighbour = pool.submit(Prompt("The neighbour's text is whole."), FULL)
+        cancelled = pool.submit(Prompt("x"), LONG)
         await first_tokens(cancelled)
         assert pool.active == 2
 
@@ -232,12 +233,12 @@ def test_cancelling_stops_prompt_processing_within_a_chunk(tmp_path: Path) -> No
     """2,000 chunks of 10 ms: the next request would wait 20 s for the only slot."""
 
     async def step(pool: WorkerPool) -> None:
-        long_prompt = pool.submit("p" * 16_000, replace(FULL, n_batch=8))
+        long_prompt = pool.submit(Prompt("p" * 16_000), replace(FULL, n_batch=8))
         await until(lambda: pool.active == 1)
         pool.release(long_prompt)
         started = time.monotonic()
 
-        assert text_of(await collect(pool, pool.submit("next", FULL))) == "next"
+        assert text_of(await collect(pool, pool.submit(Prompt("next"), FULL))) == "next"
         assert time.monotonic() - started < 5
 
     with_pool(pool_settings(slow_echo(tmp_path, slots=1)), step)
@@ -246,7 +247,7 @@ def test_cancelling_stops_prompt_processing_within_a_chunk(tmp_path: Path) -> No
 def test_tokens_after_a_cancel_are_dropped_and_counted(tmp_path: Path) -> None:
     async def step(pool: WorkerPool) -> None:
         (place,) = pool._supervisor.places
-        stream = pool.submit("x", LONG)
+        stream = pool.submit(Prompt("x"), LONG)
         await first_tokens(stream)
         pool.release(stream)
         time.sleep(0.05)
@@ -260,7 +261,7 @@ def test_tokens_after_a_cancel_are_dropped_and_counted(tmp_path: Path) -> None:
 def test_requests_go_to_the_least_loaded_worker(tmp_path: Path) -> None:
     async def step(pool: WorkerPool) -> None:
         for _ in range(6):
-            pool.submit("x", LONG)
+            pool.submit(Prompt("x"), LONG)
         handles = [place.handle for place in pool._supervisor.places]
         assert [handle.in_flight for handle in handles if handle] == [2, 2, 2]
 
@@ -273,7 +274,7 @@ def test_without_a_ready_worker_requests_are_refused(tmp_path: Path) -> None:
         async with WorkerPool(pool_settings(model)) as pool:
             assert pool.why_not_ready() == "no worker is ready yet"
             with pytest.raises(NotReady):
-                pool.submit("x", FULL)
+                pool.submit(Prompt("x"), FULL)
             await until_ready(pool)
             assert pool.why_not_ready() is None
 
@@ -312,7 +313,7 @@ def test_a_crash_loop_ends_with_the_place_given_up_and_everyone_told(
         async with WorkerPool(pool_settings(model)) as pool:
             await until(lambda: "no worker is left" in (pool.why_not_ready() or ""))
             with pytest.raises(NotReady, match="4 workers died within 60 s"):
-                pool.submit("x", FULL)
+                pool.submit(Prompt("x"), FULL)
 
     run(go())
     assert "worker 0 is given up: 4 workers died within 60 s" in caplog.text
@@ -324,8 +325,8 @@ def test_requests_that_wait_when_the_last_worker_is_given_up_fail(tmp_path: Path
         once = replace(QUICK_RESTART, deaths=1)
         async with WorkerPool(pool_settings(model_settings(path=options), restart=once)) as pool:
             await until_ready(pool)
-            poison = pool.submit("x[[sleep 0.1]][[abort]]", FULL)
-            waiting = pool.submit("never", FULL)
+            poison = pool.submit(Prompt("x[[sleep 0.1]][[abort]]"), FULL)
+            waiting = pool.submit(Prompt("never"), FULL)
             assert isinstance(end_of(await collect(pool, poison)), Failed)
             assert end_of(await collect(pool, waiting)).code == "not_ready"  # type: ignore[union-attr]
 
@@ -339,11 +340,11 @@ def test_the_wait_before_a_replacement_doubles_and_is_bounded() -> None:
 
 def test_draining_lets_streams_end_and_takes_no_more(tmp_path: Path) -> None:
     async def step(pool: WorkerPool) -> None:
-        stream = pool.submit("the whole text", FULL)
+        stream = pool.submit(Prompt("the whole text"), FULL)
         draining = asyncio.create_task(pool.drain(20))
         await until(lambda: pool.why_not_ready() == "the server is shutting down")
         with pytest.raises(NotReady, match="shutting down"):
-            pool.submit("x", FULL)
+            pool.submit(Prompt("x"), FULL)
 
         assert text_of(await collect(pool, stream)) == "the whole text"
         await draining
@@ -353,8 +354,8 @@ def test_draining_lets_streams_end_and_takes_no_more(tmp_path: Path) -> None:
 
 def test_draining_cuts_what_runs_longer_than_its_timeout(tmp_path: Path) -> None:
     async def step(pool: WorkerPool) -> None:
-        stream = pool.submit("x", LONG)
-        waiting = [pool.submit("x", LONG) for _ in range(2)]
+        stream = pool.submit(Prompt("x"), LONG)
+        waiting = [pool.submit(Prompt("x"), LONG) for _ in range(2)]
         draining = asyncio.create_task(pool.drain(0.2))
 
         for cut in (stream, *waiting):
@@ -368,9 +369,9 @@ def test_no_process_is_left_behind_whatever_the_workers_do() -> None:
     async def go() -> None:
         async with WorkerPool(pool_settings(workers=3)) as pool:
             await until_ready(pool, 3)
-            pool.submit("[[hang-gil]]", FULL)
-            pool.submit("[[stop]]", FULL)
-            pool.submit("x", LONG)
+            pool.submit(Prompt("[[hang-gil]]"), FULL)
+            pool.submit(Prompt("[[stop]]"), FULL)
+            pool.submit(Prompt("x"), LONG)
             assert len(children()) == 3
 
     run(go())
@@ -418,7 +419,7 @@ def test_a_worker_is_replaced_once_there_are_descriptors_again(
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         await until_ready(pool)
-        assert text_of(await collect(pool, pool.submit("back", FULL))) == "back"
+        assert text_of(await collect(pool, pool.submit(Prompt("back"), FULL))) == "back"
 
     with_pool(pool_settings(restart=replace(QUICK_RESTART, deaths=100)), step)
 
@@ -426,8 +427,10 @@ def test_a_worker_is_replaced_once_there_are_descriptors_again(
 def test_a_field_that_the_engine_cannot_honour_is_refused_by_name() -> None:
     async def step(pool: WorkerPool) -> None:
         with pytest.raises(Unsupported, match="the echo engine cannot honour logprobs"):
-            pool.submit("x", replace(FULL, logprobs=1))
-        assert text_of(await collect(pool, pool.submit("x", replace(FULL, min_p=0.5)))) == "x"
+            pool.submit(Prompt("x"), replace(FULL, logprobs=1))
+        assert (
+            text_of(await collect(pool, pool.submit(Prompt("x"), replace(FULL, min_p=0.5)))) == "x"
+        )
 
     with_pool(pool_settings(), step)
 
@@ -437,7 +440,7 @@ def test_the_refusal_names_every_field_that_the_engine_cannot_honour(llama_gguf:
 
     async def step(pool: WorkerPool) -> None:
         with pytest.raises(Unsupported) as refused:
-            pool.submit("x", replace(FULL, dry_multiplier=0.8, min_p=0.1, seed=3, temp=0.5))
+            pool.submit(Prompt("x"), replace(FULL, dry_multiplier=0.8, min_p=0.1, seed=3, temp=0.5))
 
         assert refused.value.message == (
             "the ctransformers engine cannot honour min_p, dry_multiplier"
@@ -451,11 +454,11 @@ def test_a_field_that_no_slot_would_ever_honour_is_not_told_to_come_back_later(
     tmp_path: Path,
 ) -> None:
     async def step(pool: WorkerPool) -> None:
-        pool.submit("run ", LONG)
+        pool.submit(Prompt("run "), LONG)
         with pytest.raises(QueueFull):
-            pool.submit("x", FULL)
+            pool.submit(Prompt("x"), FULL)
         with pytest.raises(Unsupported):
-            pool.submit("x", replace(FULL, logprobs=0))
+            pool.submit(Prompt("x"), replace(FULL, logprobs=0))
 
     with_pool(pool_settings(slow_echo(tmp_path, slots=1), queue=0), step)
 
@@ -471,7 +474,7 @@ def test_a_chat_stays_where_its_history_is() -> None:
         chats = [f"{number} {start}" for number in range(3)]
         for turn in range(4):
             for number, chat in enumerate(chats):
-                end = end_of(await collect(pool, pool.submit(chat, FULL)))
+                end = end_of(await collect(pool, pool.submit(Prompt(chat), FULL)))
                 assert isinstance(end, Finished)
                 assert (end.usage.cached_tokens >= len(start)) == (turn > 0)
                 chats[number] = f"{chat}More {turn}. "
@@ -482,10 +485,12 @@ def test_a_chat_stays_where_its_history_is() -> None:
 def test_an_id_goes_to_the_worker_that_has_it() -> None:
     async def step(pool: WorkerPool) -> None:
         for prompt_id in range(1, 5):
-            await collect(pool, pool.submit(f"{prompt_id} is a prompt of its own", FULL, prompt_id))
+            await collect(
+                pool, pool.submit(Prompt(f"{prompt_id} is a prompt of its own"), FULL, prompt_id)
+            )
         for prompt_id in range(1, 5):
             prompt = f"{prompt_id} is a prompt of its own"
-            end = end_of(await collect(pool, pool.submit(prompt, FULL, prompt_id)))
+            end = end_of(await collect(pool, pool.submit(Prompt(prompt), FULL, prompt_id)))
             assert isinstance(end, Finished)
             assert end.usage.cached_tokens == len(prompt) - 1
         assert [saved.id for saved in await pool.saved_prompts()] == [1, 2, 3, 4]

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.messages import Cancel, DropPrompt, Generate, PromptDropped, PromptSaved
+from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from support import TIMEOUT_S
 from workers.prompt_cache import SavedPrompt
@@ -58,7 +59,7 @@ def saved(prompt_id: int, size: int = 1000) -> SavedPrompt:
 
 
 def request(prompt_id: int) -> Generate:
-    return Generate(1, "x", SamplingParams(), prompt_id)
+    return Generate(1, Prompt("x"), SamplingParams(), prompt_id)
 
 
 def written(store: PromptStore, *prompts: SavedPrompt) -> None:

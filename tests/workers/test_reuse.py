@@ -22,6 +22,7 @@ from shared.messages import (
     PromptSaved,
     Tokens,
 )
+from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from workers.engine import Feed
 from workers.prompt_cache import PromptCache, SavedPrompt
@@ -142,7 +143,7 @@ class Bench:
 
     def submit(self, prompt: str, cache: int = 0, params: SamplingParams = ALL) -> int:
         request_id = next(self._ids)
-        self.scheduler.submit(Generate(request_id, prompt, params, cache))
+        self.scheduler.submit(Generate(request_id, Prompt(prompt), params, cache))
         return request_id
 
     def run(self) -> None:

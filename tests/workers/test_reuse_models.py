@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import models
 from shared.messages import Finished, Generate, Token, Tokens
+from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from support import model_settings
 from workers.engine import Engine, load_engine
@@ -58,7 +59,7 @@ class Worker:
         self._ids = itertools.count(1)
 
     def ask(self, prompt: str, prompt_id: int = 0) -> tuple[Answer, Finished]:
-        self.scheduler.submit(Generate(next(self._ids), prompt, self._params, prompt_id))
+        self.scheduler.submit(Generate(next(self._ids), Prompt(prompt), self._params, prompt_id))
         tokens: list[Token] = []
         end = None
         while not self.scheduler.is_idle:

@@ -21,6 +21,7 @@ from shared.messages import (
     ModelInfo,
     Tokens,
 )
+from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from workers.engine import Feed, Interrupted
 from workers.scheduler import LONGEST_STEP_S, MOST_INTERRUPTIONS, Scheduler
@@ -134,7 +135,7 @@ class Bench:
         self.events: list[Message] = []
 
     def submit(self, request_id: int, prompt: str, params: SamplingParams = ALL) -> None:
-        self.scheduler.submit(Generate(request_id, prompt, params))
+        self.scheduler.submit(Generate(request_id, Prompt(prompt), params))
 
     def step(self, count: int = 1) -> None:
         for _ in range(count):

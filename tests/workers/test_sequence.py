@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.messages import Finished, Generate, Timings, Token, Usage
+from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from workers.engine import Feed
 from workers.engines.echo import END, EchoEngine, EchoOptions
@@ -36,7 +37,7 @@ class Run:
     def __post_init__(self) -> None:
         tokens = self.engine.tokenize(self.prompt)
         self.sampler = self.engine.sampler(self.params, tokens)
-        request = Generate(5, self.prompt, self.params)
+        request = Generate(5, Prompt(self.prompt), self.params)
         self.sequence = Sequence(request, SLOT, tokens, self.sampler, self.now)
 
     def step(self) -> None:

@@ -144,7 +144,7 @@ class CtransformersEngine:
             ),
         )
 
-    def tokenize(self, text: str, *, is_start: bool = True) -> list[int]:
+    def tokenize(self, text: str, *, is_start: bool = True, continues: bool = False) -> list[int]:
         data = text.encode()
         least = len(data) // self._longest_piece
         if least >= self.info.context:  # also spares the library texts that overflow its stack
@@ -157,7 +157,7 @@ class CtransformersEngine:
             raise InvalidRequest("the prompt has no tokens in this model's vocabulary")
         return tokens
 
-    def piece(self, token: int) -> bytes:
+    def piece(self, token: int, *, shows_control: bool = False) -> bytes:
         return self._pieces[token]
 
     def is_end(self, token: int) -> bool:

@@ -46,6 +46,7 @@ LONGEST_DIRECTIVE = 64
 FOREVER_S = 2**31 - 1
 DEFAULT_BATCH = 64
 MAX_BATCH = 4096
+WITHOUT = ("logprobs", "grammar", "json_schema")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class EchoEngine:
             slots=options.slots,
             batch=min(batch, MAX_BATCH),
             sampling=tuple(
-                field.name for field in fields(SamplingParams) if field.name != "logprobs"
+                field.name for field in fields(SamplingParams) if field.name not in WITHOUT
             ),
             saves_states=True,
         )
@@ -126,13 +127,13 @@ class EchoEngine:
         self._generates = [False] * options.slots
         self._interruption = threading.Event()
 
-    def tokenize(self, text: str, *, is_start: bool = True) -> list[int]:
+    def tokenize(self, text: str, *, is_start: bool = True, continues: bool = False) -> list[int]:
         tokens = list(text.encode())
         if not tokens:
             raise InvalidRequest("the prompt has no tokens")
         return tokens
 
-    def piece(self, token: int) -> bytes:
+    def piece(self, token: int, *, shows_control: bool = False) -> bytes:
         return bytes((token,)) if token < END else b""
 
     def is_end(self, token: int) -> bool:

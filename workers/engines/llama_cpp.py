@@ -230,7 +230,11 @@ class LlamaCppEngine:
             vocabulary=self._vocabulary,
             slots=slots,
             batch=min(settings.batch or BATCH, BATCH),
-            sampling=tuple(field.name for field in fields(SamplingParams)),
+            sampling=tuple(
+                field.name
+                for field in fields(SamplingParams)
+                if field.name not in ("grammar", "json_schema")
+            ),
             saves_states=True,
         )
         trained = lib.llama_model_n_ctx_train(model)
@@ -240,7 +244,7 @@ class LlamaCppEngine:
                 " its thread beyond them", settings.context, trained,
             )  # fmt: skip
 
-    def tokenize(self, text: str, *, is_start: bool = True) -> list[int]:
+    def tokenize(self, text: str, *, is_start: bool = True, continues: bool = False) -> list[int]:
         data = text.encode()
         # A text that has more tokens than the context holds is refused: no room for them needed.
         room = min(len(data) + 8, self.info.context)
@@ -254,7 +258,7 @@ class LlamaCppEngine:
             raise InvalidRequest("the prompt has no tokens in this model's vocabulary")
         return tokens[:count]
 
-    def piece(self, token: int) -> bytes:
+    def piece(self, token: int, *, shows_control: bool = False) -> bytes:
         piece = self._pieces[token]
         if piece is None:
             piece = self._pieces[token] = self._render(token)
