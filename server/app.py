@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
@@ -15,32 +18,56 @@ from server import cache, health
 from server.dialects import DIALECTS
 from server.errors import error_body, error_response
 from server.middleware import PageSecurity
+from server.models import Models
 from server.relay import GenerationEndpoint
 from shared.errors import InvalidRequest, MethodNotAllowed, NotFound, ServingError
-from shared.sampling import SamplingParams
-from workers.pool import WorkerPool
 
 UI = Path(__file__).parent / "ui"
 
 
-def create_app(pool: WorkerPool, defaults: SamplingParams) -> Starlette:
-    """The application over a pool that its caller starts and stops."""
+def create_app(models: Models, cors_origins: Sequence[str] = ()) -> Starlette:
+    """The application over models that its caller starts and stops.
+
+    `cors_origins`: those whose pages may use it; "*" is all.
+    """
     generations = [
-        Route(path, GenerationEndpoint(dialect, parse, pool, defaults), methods=["POST"])
+        Route(path, GenerationEndpoint(dialect, parse, models), methods=["POST"])
         for dialect in DIALECTS
         for path, parse in dialect.paths.items()
     ]
+    others = [route for dialect in DIALECTS for route in dialect.routes(models)]
     page = PageSecurity(StaticFiles(directory=UI, html=True))
     return Starlette(
         routes=[
             *generations,
-            *health.routes(pool),
-            *cache.routes(pool),
+            *others,
+            *health.routes(models.catalog),
+            *cache.routes(models.catalog),
             Mount("/ui", page),
             Route("/", page),
         ],
-        exception_handlers={HTTPException: _on_http_exception},
+        exception_handlers={HTTPException: _on_http_exception, ServingError: _on_serving_error},
+        middleware=_cors(cors_origins),
     )
+
+
+def _cors(origins: Sequence[str]) -> list[Middleware]:
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    ]
+
+
+async def _on_serving_error(_: Request, exception: Exception) -> Response:
+    error = exception if isinstance(exception, ServingError) else ServingError(str(exception))
+    return error_response(error, error_body(error))
 
 
 async def _on_http_exception(request: Request, exception: Exception) -> Response:

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any, NoReturn
 
 from shared.errors import InvalidRequest
+from shared.validation import text
 
 MAX_NUMBER_LENGTH = 400
 """Characters; the longest float64 in full has 325 digits."""
@@ -36,6 +37,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRequest("the body must be a JSON object")
     return value
+
+
+def model_name(fields: dict[str, Any]) -> str | None:
+    """Take the field `model` out: a name, or nothing. Raises InvalidRequest."""
+    name = fields.pop("model", None)
+    return None if name is None else text("model", name)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from typing import Any
 import uvicorn
 
 from server.app import create_app
+from server.models import Models
+from server.system_prompts import SystemPrompts
 from shared.errors import ConfigurationError
 from shared.settings import Settings
-from workers.pool import WorkerPool
+from workers.catalog import Catalog
 
 EXIT_FORCED = 5
 CLOSE_GRACE_S = 2
@@ -40,7 +42,9 @@ class CutStreamFilter(logging.Filter):
         return record.msg != "ASGI callable returned without completing response."
 
 
-def serve_until_stopped(settings: Settings, listener: socket.socket) -> None:
+def serve_until_stopped(
+    settings: Settings, catalog: Catalog, system: SystemPrompts, listener: socket.socket
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises ConfigurationError when no model loads."""
     config = uvicorn.Config(
         app="",
@@ -57,16 +61,19 @@ def serve_until_stopped(settings: Settings, listener: socket.socket) -> None:
     logging.getLogger("uvicorn.error").addFilter(CutStreamFilter())
     loop_factory = config.get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(_serve(settings, config, listener))
+        models = Models(catalog, settings.sampling, system, settings.chat.template)
+        runner.run(_serve(settings, models, config, listener))
 
 
-async def _serve(settings: Settings, config: uvicorn.Config, listener: socket.socket) -> None:
-    async with WorkerPool(settings.pool) as pool:
-        config.app = create_app(pool, settings.sampling)
+async def _serve(
+    settings: Settings, models: Models, config: uvicorn.Config, listener: socket.socket
+) -> None:
+    async with models.catalog as catalog:
+        config.app = create_app(models, settings.cors_origins)
         server = HttpServer(config)
-        stopping = _stop_on_signals(pool)
+        stopping = _stop_on_signals(catalog)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        load_failure = asyncio.create_task(pool.load_failure())
+        load_failure = asyncio.create_task(catalog.load_failure())
         address, port = listener.getsockname()[:2]
         logger.info(
             "listening on http://%s:%d", f"[{address}]" if ":" in address else address, port
@@ -74,7 +81,7 @@ async def _serve(settings: Settings, config: uvicorn.Config, listener: socket.so
         try:
             ends: list[asyncio.Future[Any]] = [serving, load_failure, stopping]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            await pool.drain(0 if load_failure.done() else settings.drain_timeout_s)
+            await catalog.drain(0 if load_failure.done() else settings.drain_timeout_s)
         finally:
             server.should_exit = True
             await serving
@@ -83,14 +90,14 @@ async def _serve(settings: Settings, config: uvicorn.Config, listener: socket.so
         raise failure
 
 
-def _stop_on_signals(pool: WorkerPool) -> asyncio.Future[None]:
+def _stop_on_signals(catalog: Catalog) -> asyncio.Future[None]:
     """Done at the first SIGTERM or SIGINT; a second one ends everything at once."""
     loop = asyncio.get_running_loop()
     stopping: asyncio.Future[None] = loop.create_future()
 
     def on_signal(name: str) -> None:
         if stopping.done():
-            pool.kill_workers()
+            catalog.kill_workers()
             os._exit(EXIT_FORCED)
         logger.info("%s: no new requests; running streams go on to their end", name)
         stopping.set_result(None)

@@ -60,6 +60,20 @@ class NotFound(ServingError):
     status = 404
 
 
+class ModelNotFound(ServingError):
+    """404: there is no model of this name; the message lists those there are."""
+
+    code = "model_not_found"
+    status = 404
+
+
+class ModelUnavailable(ServingError):
+    """503: the model cannot be loaded, or needs more memory than there may be used."""
+
+    code = "model_unavailable"
+    status = 503
+
+
 class MethodNotAllowed(ServingError):
     """405: the path exists, with another method."""
 

@@ -46,6 +46,7 @@ class WorkerPool:
         self._supervisor: Supervisor
         self._is_draining = False
         self._router: Router[WorkerHandle] = Router()
+        self._change: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> WorkerPool:
         self._supervisor = Supervisor(self._settings, self._dispatch)
@@ -124,9 +125,8 @@ class WorkerPool:
             return "the server is shutting down"
         if self._ready_handles():
             return None
-        reasons = [place.given_up for place in self._supervisor.places]
-        if all(reasons):
-            return f"no worker is left: {reasons[0]}"
+        if self.is_lost:
+            return f"no worker is left: {self._supervisor.places[0].given_up}"
         return "no worker is ready yet"
 
     @property
@@ -180,6 +180,24 @@ class WorkerPool:
     def _folder(self) -> Path | None:
         return self._settings.workers[0].cache.folder
 
+    @property
+    def is_lost(self) -> bool:
+        """No worker is left, and none will come."""
+        return all(place.given_up for place in self._supervisor.places)
+
+    @property
+    def loading(self) -> float:
+        """The share of the model that the furthest worker has loaded, in [0, 1]."""
+        handles = (place.handle for place in self._supervisor.places)
+        return max((handle.loading for handle in handles if handle is not None), default=0.0)
+
+    async def until_ready(self) -> str | None:
+        """Returns None when a worker is ready, or why none will be."""
+        while not self._ready_handles() and not self.is_lost:
+            self._change = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._change)
+        return self.why_not_ready()
+
     async def load_failure(self) -> ConfigurationError:
         """Returns when a model turns out not to be loadable at start: there is nothing to serve."""
         return await asyncio.shield(self._supervisor.load_failure)
@@ -220,13 +238,15 @@ class WorkerPool:
 
     def _dispatch(self) -> None:
         """Give waiting requests to free slots; called whenever either may have appeared."""
+        if self._change is not None and not self._change.done():
+            self._change.set_result(None)
         while self._waiting and (free := self._free()):
             stream = self._waiting.popleft()
             handle = self._choose(free, stream.request)
             self._at[stream.request.id] = handle
             stream.dispatched()
             handle.submit(stream)
-        if self._waiting and all(place.given_up for place in self._supervisor.places):
+        if self._waiting and self.is_lost:
             self._fail(list(self._waiting), self.why_not_ready() or "")
             self._waiting.clear()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.options import BUNDLED_MODEL, OPTIONS, read_options
+from server.options import OPTIONS, read_options
 
 STATUS_2 = 2
 SWITCHES = ("--mlock", "--repack")
@@ -45,7 +45,14 @@ SECONDS = {"0.5": 0.5, "7": 7.0, "86400": 86400.0}
 NO_SECONDS = (*NO_NUMBERS, "0", "-1", "86401")
 
 CASES = (
-    Case(("-m", "--model"), BUNDLED_MODEL, {"a.gguf": Path("a.gguf"), "/b": Path("/b")}),
+    Case(("-m", "--model"), (), {"a.gguf": ("a.gguf",), "chat=/b": ("chat=/b",)}),
+    Case(("--models-dir",), None, {"models": Path("models"), "/b": Path("/b")}),
+    Case(
+        ("--memory-limit",),
+        None,
+        {"0": 0, "1000": 1000, "12G": 12 * 2**30},
+        ("", "x", "-1", "1.5G", "1GB"),
+    ),
     Case(
         ("--engine",),
         "auto",
@@ -78,6 +85,9 @@ CASES = (
     ),
     Case(("--cache-prompt",), None, {"a.prompt": Path("a.prompt"), "/b": Path("/b")}),
     Case(("--prompt-file",), None, {"a.txt": Path("a.txt"), "/b": Path("/b")}),
+    Case(("--chat-template",), None, {"chatml": "chatml", "a.jinja": "a.jinja"}),
+    Case(("--prompts",), None, {"prompts.toml": Path("prompts.toml"), "/b": Path("/b")}),
+    Case(("--system",), None, {"general": "general", "be brief": "be brief"}),
     Case(("--host",), "127.0.0.1", {"::1": "::1", "localhost": "localhost"}),
     Case(
         ("-P", "--port"),
@@ -86,6 +96,11 @@ CASES = (
         (*NO_INTEGERS, "-1", "65536", "http"),
     ),
     Case(("--queue",), 64, {"0": 0, "1000": 1000}, (*NO_INTEGERS, "-1")),
+    Case(
+        ("--cors-origin",),
+        (),
+        {"https://example.org": ("https://example.org",), "*": ("*",)},
+    ),
     Case(("--drain-timeout",), 30.0, SECONDS, NO_SECONDS),
     Case(
         ("--log-level",),

@@ -1,0 +1,186 @@
+"""From options to models: which files, which workers on which cores, how much memory."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.options import BUNDLED_MODEL
+from shared.errors import ConfigurationError
+from shared.settings import (
+    CacheSettings,
+    EngineName,
+    ModelSettings,
+    ModelSpec,
+    PoolSettings,
+    WorkerSettings,
+)
+from workers.engine import ENGINES, INSTALL_LLAMA_CPP, choose_engine, has_llama_cpp
+from workers.machine import Machine, node_of_cpus
+from workers.memory import available_memory
+from workers.topology import Plan, make_plan, share_machine
+
+CACHE_LIMIT = 2**30
+"""Bytes of saved prompts, where nobody says."""
+NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._:-]*)=(.+)", re.DOTALL)
+"""Of a model, before its file; a file's name with "=" in it is written ./like=this."""
+
+logger = logging.getLogger("tokenflume")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model to serve, before anything is planned."""
+
+    name: str
+    path: Path | None
+    """None: the echo engine without options."""
+    engine: EngineName
+
+    @property
+    def size(self) -> int:
+        """Bytes; 0 where nothing is loaded."""
+        return 0 if self.path is None or self.engine == "echo" else self.path.stat().st_size
+
+
+def given_files(options: argparse.Namespace) -> list[ModelFile]:
+    """The files that -m names, the bundled one if none. Raises ConfigurationError."""
+    texts: Sequence[str] = options.model
+    if not texts:
+        is_echo = options.engine == "echo"
+        return [ModelFile("echo", None, "echo") if is_echo else _file("", BUNDLED_MODEL, options)]
+    files = [_given_file(text, options) for text in texts]
+    names = [file.name for file in files]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigurationError(
+            f"two models are named {twice[0]}: name them apart with -m NAME=FILE"
+        )
+    return files
+
+
+def make_specs(
+    files: Sequence[ModelFile], options: argparse.Namespace, machine: Machine
+) -> tuple[tuple[ModelSpec, ...], Plan]:
+    """The models side by side, each on its share of the cores. Raises ConfigurationError."""
+    parts = share_machine(machine, len(files), options.num_threads)
+    plans = [
+        make_plan(part, batches=ENGINES[file.engine].batches, threads=n, workers=options.workers)
+        for file, (part, n) in zip(files, parts, strict=True)
+    ]
+    whole = Plan(tuple(cpus for plan in plans for cpus in plan.workers))
+    workers = len(whole.workers)
+    kv_memory = _kv_memory(sum(file.size for file in files), workers)
+    maker = SpecMaker(options, machine, workers, kv_memory, shares_folder=len(files) > 1)
+    indices = itertools.count()
+    return tuple(map(maker.spec, files, plans, itertools.repeat(indices))), whole
+
+
+class SpecMaker:
+    """Makes models' settings from the options.
+
+    `workers`: of all models that are loaded at a time. `kv_memory`: bytes that each of them should
+    take for keys and values; None: any. `shares_folder`: models have folders in --cache-dir.
+    """
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        machine: Machine,
+        workers: int,
+        kv_memory: int | None,
+        *,
+        shares_folder: bool,
+    ) -> None:
+        self._options = options
+        self._machine = machine
+        self._workers = workers
+        self._kv_memory = kv_memory
+        self._shares_folder = shares_folder
+
+    def spec(self, file: ModelFile, plan: Plan, indices: Iterator[int]) -> ModelSpec:
+        """The file's workers, as planned, numbered by `indices`."""
+        model, cache = self._model(file, len(plan.workers)), self._cache(file)
+        workers = tuple(
+            WorkerSettings(
+                index=next(indices),
+                cpus=cpus,
+                model=model,
+                log_level=self._options.log_level,
+                max_stall_s=self._options.max_stall / 1000,
+                node=node_of_cpus(self._machine, cpus),
+                cache=cache,
+            )
+            for cpus in plan.workers
+        )
+        pool = PoolSettings(
+            workers=workers,
+            queue=self._options.queue,
+            load_timeout_s=self._options.load_timeout,
+            progress_timeout_s=self._options.progress_timeout,
+        )
+        return ModelSpec(file.name, pool)
+
+    def _model(self, file: ModelFile, workers: int) -> ModelSettings:
+        options = self._options
+        return ModelSettings(
+            path=file.path,
+            engine=file.engine,
+            model_type=options.model_type,
+            context=options.num_ctx_tokens,
+            batch=options.batch_size,
+            kv_type=options.kv_type,
+            slots=options.slots,
+            kv_memory=None if file.engine == "echo" else self._kv_memory,
+            mlock=options.mlock == "on",
+            repack=workers == 1 if options.repack == "auto" else options.repack == "on",
+        )
+
+    def _cache(self, file: ModelFile) -> CacheSettings:
+        """Where saved prompts go: all workers share the memory."""
+        options = self._options
+        memory = disk = options.cache_limit
+        if memory is None:
+            memory = disk = CACHE_LIMIT
+            if self._kv_memory is not None and file.engine != "echo":
+                memory = min(memory, self._kv_memory * self._workers // 4)
+        folder: Path | None = options.cache_dir and options.cache_dir.absolute()
+        if folder is not None and self._shares_folder:
+            folder /= file.name
+        return CacheSettings(
+            memory=memory // self._workers,
+            folder=folder,
+            disk=disk,
+            restore=options.restore_prompt and options.restore_prompt.absolute(),
+        )
+
+
+def _given_file(text: str, options: argparse.Namespace) -> ModelFile:
+    named = NAME.fullmatch(text)
+    name, place = named.groups() if named else ("", text)
+    return _file(name, Path(place).absolute(), options)
+
+
+def _file(name: str, path: Path, options: argparse.Namespace) -> ModelFile:
+    """Its engine by its content; only the echo engine's options need not be a model."""
+    if options.engine == "echo":
+        is_options = path.suffix == ".json"
+        return ModelFile(
+            name or (path.stem if is_options else "echo"), path if is_options else None, "echo"
+        )
+    if options.engine == "llama_cpp" and not has_llama_cpp():
+        raise ConfigurationError(f"llama.cpp is not installed: {INSTALL_LLAMA_CPP} installs it")
+    chosen = choose_engine(path, options.model_type)
+    engine: EngineName = chosen if options.engine == "auto" else options.engine
+    return ModelFile(name or path.stem, path, engine)
+
+
+def _kv_memory(weights: int, workers: int) -> int | None:
+    """A worker's for keys and values: half of what the weights leave, the rest stays free."""
+    available = available_memory()
+    return None if available is None else max(0, available - weights) // 2 // workers
