@@ -9,6 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
+from server.hub import resolve_model
 from server.options import read_options
 from server.version import VERSION
 from shared.errors import ConfigurationError
@@ -47,6 +48,7 @@ def run(arguments: list[str]) -> int:
     if options.version:
         print(f"tokenflume {VERSION}")
         return EXIT_OK
+    configure_logging(options.log_level)
     try:
         settings = build_settings(options)
         if options.plan:
@@ -55,7 +57,6 @@ def run(arguments: list[str]) -> int:
         if options.cache_prompt or options.prompt_file:
             print(cache_prompt(settings, options.cache_prompt, options.prompt_file))
             return EXIT_OK
-        configure_logging(settings.log_level)
         _prepare_folder(settings.pool.workers[0].cache.folder)
         listener = listen(settings.host, settings.port)
     except ConfigurationError as error:
@@ -63,6 +64,8 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         where = f"{options.host}:{options.port}"
         return _fail(EXIT_CANNOT_LISTEN, f"cannot listen on {where}: {error.strerror or error}")
+    except KeyboardInterrupt:  # as a long download may be
+        return EXIT_OK
     describe(settings)
     return _serve(settings, listener)
 
@@ -144,7 +147,6 @@ def cache_prompt(settings: Settings, path: Path | None, text_file: Path | None) 
         raise ConfigurationError(
             f"{path} cannot be written: it is no file in a folder that is there"
         )
-    configure_logging(settings.log_level)
     tokens, seconds = process_and_save(settings.pool.workers[0], text, path)
     return f"{tokens} tokens processed in {seconds:.1f} s; their state is in {path}"
 
@@ -195,11 +197,11 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
 
 def _engine_and_path(options: argparse.Namespace) -> tuple[EngineName, Path | None]:
     """The echo engine has no model unless one is named; all others get theirs checked."""
-    path: Path = options.model.absolute()
     if options.engine == "echo":
-        return "echo", path if path.suffix == ".json" else None
+        return "echo", options.model.absolute() if options.model.suffix == ".json" else None
     if options.engine == "llama_cpp" and not has_llama_cpp():
         raise ConfigurationError(f"llama.cpp is not installed: {INSTALL_LLAMA_CPP} installs it")
+    path = resolve_model(str(options.model)).absolute()
     chosen = choose_engine(path, options.model_type)
     return chosen if options.engine == "auto" else options.engine, path
 
