@@ -13,6 +13,8 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx2
@@ -46,6 +48,8 @@ from shared.errors import ConfigurationError
 
 MAX_LISTED = 20
 """Files that an error names."""
+BRIEFLY_S = 0.2
+"""How long a lock is waited for before the log says so."""
 
 logger = logging.getLogger("tokenflume")
 
@@ -127,30 +131,45 @@ def _fetch_blob(
     reference: HubReference, part: str, metadata: HfFileMetadata, headers: dict[str, str]
 ) -> int:
     """Put the file under its hash, unless it is there; return the bytes that were received."""
-    etag, size = str(metadata.etag), metadata.size or 0
+    etag = str(metadata.etag)
     blob = _repository_folder(reference) / "blobs" / etag
-    lock = Path(constants.HF_HUB_CACHE, ".locks", blob.parent.parent.name, f"{etag}.lock")
+    source = Source(
+        name=part,
+        url=hf_hub_url(reference.repository, part, revision=metadata.commit_hash),
+        headers=headers,
+        size=metadata.size or 0,
+        sha256=etag if _SHA256.fullmatch(etag) else None,
+    )
     blob.parent.mkdir(parents=True, exist_ok=True)
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):
-        if blob.exists():
-            return 0
-        source = Source(
-            name=part,
-            url=hf_hub_url(reference.repository, part, revision=metadata.commit_hash),
-            headers=headers,
-            size=size,
-            sha256=etag if _SHA256.fullmatch(etag) else None,
-        )
-        partial = blob.with_name(f"{etag}.incomplete")
-        there = partial.stat().st_size if partial.exists() else 0
-        _check_space(blob.parent, size - there)
-        logger.info(
-            "fetching %s of %s bytes, %s of them are there", part, f"{size:,}", f"{there:,}"
-        )
-        received = download(source, partial)
-        partial.replace(blob)
+    with _alone_with(blob):
+        return 0 if blob.exists() else _download_blob(source, blob)
+
+
+def _download_blob(source: Source, blob: Path) -> int:
+    partial = blob.with_name(f"{blob.name}.incomplete")
+    there = partial.stat().st_size if partial.exists() else 0
+    _check_space(blob.parent, source.size - there)
+    logger.info(
+        "fetching %s of %s bytes, %s of which are there",
+        source.name, f"{source.size:,}", f"{there:,}",
+    )  # fmt: skip
+    received = download(source, partial)
+    partial.replace(blob)
     return received
+
+
+@contextmanager
+def _alone_with(blob: Path) -> Iterator[None]:
+    """Hold the library's lock of this file. Another server may be fetching it just now."""
+    lock = Path(constants.HF_HUB_CACHE, ".locks", blob.parent.parent.name, f"{blob.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(lock, timeout=BRIEFLY_S))
+        except TimeoutError:
+            logger.info("another process is fetching this file; waiting for it")
+            stack.enter_context(WeakFileLock(lock))
+        yield
 
 
 def _repository_folder(reference: HubReference) -> Path:

@@ -46,7 +46,7 @@ class StandIn:
     `gated`: that repository wants more than a token.
     `status`: the answer to everything that is asked of the hub; None: as it should.
     `cuts`: the answers of the store that break, the next first, after so many bytes each.
-    `hold`: after so many bytes the store stops to send, until the client is gone.
+    `hold`: after so many bytes the store stops to send, until `release` is set.
     `sizes`: lies about the sizes of files, by path.
     """
 
@@ -63,7 +63,7 @@ class StandIn:
     url: str = ""
     store_url: str = ""
     holding: threading.Event = field(default_factory=threading.Event)
-    closing: threading.Event = field(default_factory=threading.Event)
+    release: threading.Event = field(default_factory=threading.Event)
 
     def add(self, repository: str, path: str, data: bytes, commit: str = FIRST) -> None:
         """A file that was committed; `main` is at that commit then."""
@@ -195,11 +195,11 @@ class _StoreHandler(_Handler):
             self.wfile.write(data[: hub.cuts.pop(0)])
             self.close_connection = True
         elif hub.hold is not None:
-            self.wfile.write(data[: hub.hold])
-            self.wfile.flush()
+            held = hub.hold
+            self.wfile.write(data[:held])
             hub.holding.set()
-            hub.closing.wait()
-            self.close_connection = True
+            hub.release.wait()
+            self.wfile.write(data[held:])
         else:
             self.wfile.write(data)
 
@@ -214,7 +214,7 @@ def _serving(handler: type[_Handler], stand_in: StandIn) -> Iterator[str]:
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}"
         finally:
-            stand_in.closing.set()
+            stand_in.release.set()
             server.shutdown()
             thread.join()
 

@@ -167,6 +167,20 @@ def test_a_download_that_was_killed_goes_on_at_the_next_start(hub: Hub, model: b
     assert list(hub.blobs.glob("*.incomplete")) == []
 
 
+def test_two_starts_at_a_time_fetch_it_once(hub: Hub) -> None:
+    first = start_held(hub, 50_000)
+    second = start_alone(hub)
+    assert second.stderr is not None
+    while "another process is fetching this file" not in second.stderr.readline():
+        assert second.poll() is None
+    hub.stand_in.hold = None
+    hub.stand_in.release.set()
+    for process in (first, second):
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+    assert len(hub.stand_in.asked("cdn")) == 1
+
+
 def test_ctrl_c_ends_a_download_without_a_traceback(hub: Hub) -> None:
     process = start_held(hub, 50_000)
     process.send_signal(signal.SIGINT)
@@ -175,14 +189,18 @@ def test_ctrl_c_ends_a_download_without_a_traceback(hub: Hub) -> None:
     assert "Traceback" not in log
 
 
-def start_held(hub: Hub, after: int) -> subprocess.Popen[str]:
-    """A start whose download stands still once so many bytes are in the file."""
-    hub.stand_in.hold = after
-    process = subprocess.Popen(
+def start_alone(hub: Hub) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, "-m", "server", "--plan", "-m", NAME],
         cwd=ROOT, env={**os.environ, **hub.variables()}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def start_held(hub: Hub, after: int) -> subprocess.Popen[str]:
+    """A start whose download stands still once so many bytes are in the file."""
+    hub.stand_in.hold = after
+    process = start_alone(hub)
     hub.until_held()
     deadline = time.monotonic() + 30
     while sum(file.stat().st_size for file in hub.blobs.glob("*.incomplete")) < after:
