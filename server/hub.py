@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import ConfigurationError
+from shared.split_gguf import parts_of
 
 PREFIX = "hf:"
 SYNTAX = "hf:OWNER/REPO/FILE.gguf or hf:OWNER/REPO/FILE.gguf@REVISION"
@@ -19,7 +20,6 @@ _NAME = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?", re.ASCII)
 """An owner or a repository. The hub's own rules, which are also those of its cache's folders."""
 _STEP = re.compile(r"(?!\.{1,2}$)[^\\\x00-\x20\x7f]([^\\\x00-\x1f\x7f]*[^\\\x00-\x20\x7f])?")
 """A file, a folder, or a part of a branch's name; none that leads out of its folder."""
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,7 @@ class HubReference:
     @property
     def parts(self) -> tuple[str, ...]:
         """The files that belong to the model, the one to load first: all of a split GGUF."""
-        match = _PART.fullmatch(self.file)
-        if match is None or not 1 <= int(match[2]) <= int(match[3]):
-            return (self.file,)
-        count = int(match[3])
-        return tuple(f"{match[1]}-{part:05}-of-{count:05}.gguf" for part in range(1, count + 1))
+        return parts_of(self.file)
 
 
 def parse_reference(text: str) -> HubReference:

@@ -45,6 +45,7 @@ from server.download import Source, download
 from server.hub import HubReference
 from server.version import VERSION
 from shared.errors import ConfigurationError
+from shared.split_gguf import parts_of
 
 MAX_LISTED = 20
 """Files that an error names."""
@@ -141,6 +142,11 @@ def _fetch_blob(
         sha256=etag if _SHA256.fullmatch(etag) else None,
     )
     blob.parent.mkdir(parents=True, exist_ok=True)
+    if not blob.exists() and source.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+        raise ConfigurationError(
+            f"{part} has {source.size:,} bytes, more than the hub gives over plain HTTP;"
+            f" fetch it with: hf download {reference.repository} {part}"
+        )
     with _alone_with(blob):
         return 0 if blob.exists() else _download_blob(source, blob)
 
@@ -242,11 +248,7 @@ def _there_are(reference: HubReference) -> str:
         files = HfApi().list_repo_files(reference.repository, revision=reference.revision)
     except (OSError, httpx2.HTTPError):
         return "and does not say which files it has"
-    firsts = {
-        HubReference(reference.repository, file).parts[0]
-        for file in files
-        if file.endswith(".gguf")
-    }
+    firsts = {parts_of(file)[0] for file in files if file.endswith(".gguf")}
     named = sorted(firsts)[:MAX_LISTED]
     more = f" and {len(firsts) - len(named)} more" if len(firsts) > len(named) else ""
     return f"it has {', '.join(named)}{more}" if named else "it has no GGUF file at all"
