@@ -10,19 +10,21 @@ import sys
 from pathlib import Path
 
 from server.options import read_options
-from server.specs import given_files, make_specs
+from server.specs import FolderModels, folder_settings, given_files, make_specs
 from server.system_prompts import SystemPrompts
 from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.logs import configure_logging
 from shared.sampling import SamplingParams
-from shared.settings import ChatSettings, Settings
-from workers.catalog import LoadedModels
+from shared.settings import ChatSettings, ModelSpec, Settings
+from workers.catalog import Catalog, LoadedModels
 from workers.cpu_features import cpu_features, cpu_model
 from workers.machine import read_machine
+from workers.on_demand import ModelsOnDemand
 from workers.plan_text import explain
 from workers.prompt_files import clean
 from workers.save_prompt import process_and_save
+from workers.topology import make_plan
 
 EXIT_OK = 0
 EXIT_CONFIGURATION = 3
@@ -38,6 +40,7 @@ def run(arguments: list[str]) -> int:
     if options.version:
         print(f"tokenflume {VERSION}")
         return EXIT_OK
+    configure_logging(options.log_level)
     try:
         settings = build_settings(options)
         if options.plan:
@@ -46,7 +49,6 @@ def run(arguments: list[str]) -> int:
         if options.cache_prompt or options.prompt_file:
             print(cache_prompt(settings, options.cache_prompt, options.prompt_file))
             return EXIT_OK
-        configure_logging(settings.log_level)
         for spec in settings.models:
             _prepare_folder(spec.pool.workers[0].cache.folder)
         system = SystemPrompts()
@@ -56,14 +58,27 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         where = f"{options.host}:{options.port}"
         return _fail(EXIT_CANNOT_LISTEN, f"cannot listen on {where}: {error.strerror or error}")
+    except KeyboardInterrupt:  # as a long download may be
+        return EXIT_OK
     describe(settings)
-    return _serve(settings, system, listener)
+    return _serve(settings, catalog_of(settings, options), system, listener)
+
+
+def catalog_of(settings: Settings, options: argparse.Namespace) -> Catalog:
+    """The models that are to be served."""
+    if settings.folder is None:
+        return LoadedModels(settings.models)
+    find_models = FolderModels(options, read_machine())
+    return ModelsOnDemand(find_models, settings.folder.memory_limit, settings.folder.queue)
 
 
 def build_settings(options: argparse.Namespace) -> Settings:
     """Check what the options mean together. Raises ConfigurationError."""
-    machine = read_machine()
-    specs, plan = make_specs(given_files(options), options, machine)
+    machine, folder = read_machine(), folder_settings(options)
+    specs: tuple[ModelSpec, ...] = ()
+    plan = make_plan(machine, batches=True, threads=options.num_threads, workers=options.workers)
+    if folder is None:
+        specs, plan = make_specs(given_files(options), options, machine)
     if options.restore_prompt and len(specs) > 1:
         raise ConfigurationError("--restore-prompt is one model's: give one -m")
     return Settings(
@@ -80,6 +95,7 @@ def build_settings(options: argparse.Namespace) -> Settings:
         drain_timeout_s=options.drain_timeout,
         plan=explain(machine, plan),
         log_level=options.log_level,
+        folder=folder,
         chat=ChatSettings(options.chat_template, options.prompts, options.system),
         cors_origins=options.cors_origin,
     )
@@ -105,7 +121,6 @@ def cache_prompt(settings: Settings, path: Path | None, text_file: Path | None) 
         raise ConfigurationError(
             f"{path} cannot be written: it is no file in a folder that is there"
         )
-    configure_logging(settings.log_level)
     tokens, seconds = process_and_save(settings.models[0].pool.workers[0], text, path)
     return f"{tokens} tokens processed in {seconds:.1f} s; their state is in {path}"
 
@@ -130,7 +145,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 def describe(settings: Settings) -> None:
     """Say at launch what will be done, and on what."""
-    sampling = settings.sampling
+    sampling, folder = settings.sampling, settings.folder
+    if folder is not None:
+        logger.info(
+            "models: those in %s, loaded on their first use, in at most %s MiB",
+            folder.path, f"{folder.memory_limit / 2**20:,.0f}",
+        )  # fmt: skip
     for spec in settings.models:
         workers = ", ".join(str(worker.index) for worker in spec.pool.workers)
         logger.info(
@@ -147,12 +167,14 @@ def describe(settings: Settings) -> None:
         logger.info("%s", line)
 
 
-def _serve(settings: Settings, system: SystemPrompts, listener: socket.socket) -> int:
+def _serve(
+    settings: Settings, catalog: Catalog, system: SystemPrompts, listener: socket.socket
+) -> int:
     # Imported here: a spawned worker imports this module's package, and needs no HTTP.
     from server.serving import serve_until_stopped
 
     try:
-        serve_until_stopped(settings, LoadedModels(settings.models), system, listener)
+        serve_until_stopped(settings, catalog, system, listener)
     except ConfigurationError as error:
         return _fail(EXIT_CONFIGURATION, str(error))
     return EXIT_OK

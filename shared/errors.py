@@ -68,10 +68,10 @@ class ModelNotFound(ServingError):
 
 
 class ModelUnavailable(ServingError):
-    """503: the model cannot be loaded, or needs more memory than there may be used."""
+    """500: the model cannot be loaded, or needs more memory than may be used."""
 
     code = "model_unavailable"
-    status = 503
+    status = 500
 
 
 class MethodNotAllowed(ServingError):

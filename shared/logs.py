@@ -11,4 +11,6 @@ FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 def configure_logging(level: str) -> None:
     """Set up the root logger. `level` is a name of the logging module, such as "info"."""
     logging.basicConfig(level=level.upper(), format=FORMAT, stream=sys.stderr, force=True)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # The others' logs of downloads have addresses in them that are as good as a password.
+    for name in ("asyncio", "httpx2", "httpcore2"):
+        logging.getLogger(name).setLevel(logging.WARNING)

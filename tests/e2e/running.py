@@ -24,6 +24,19 @@ START_S = 40.0
 ROOT = Path(__file__).parents[2]
 
 
+def run_to_its_end(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the server with flags, or in an environment, that it does not serve with."""
+    return subprocess.run(
+        [sys.executable, "-m", "server", "-P", "0", *flags],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+
+
 class RunningServer:
     """`python -m server` on a free port of 127.0.0.1, with the given flags.
 
