@@ -8,13 +8,17 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import uvicorn
 
+from server.announce import Announcer, announced
 from server.app import create_app
 from server.models import Models
+from server.notify import Notifier, take_notifier
+from server.reload import Reload
 from server.system_prompts import SystemPrompts
 from shared.errors import ConfigurationError
 from shared.settings import Settings
@@ -43,9 +47,17 @@ class CutStreamFilter(logging.Filter):
 
 
 def serve_until_stopped(
-    settings: Settings, catalog: Catalog, system: SystemPrompts, listener: socket.socket
+    settings: Settings,
+    catalog: Catalog,
+    system: SystemPrompts,
+    listener: socket.socket,
+    on_reload: Sequence[Reload] = (),
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Raises ConfigurationError when no model loads."""
+    """Serve until SIGTERM or SIGINT, then drain. Raises ConfigurationError when no model loads.
+
+    `on_reload`: what SIGHUP reads again.
+    """
+    notifier = take_notifier(os.environ)
     config = uvicorn.Config(
         app="",
         loop="uvloop",
@@ -62,16 +74,21 @@ def serve_until_stopped(
     loop_factory = config.get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         models = Models(catalog, settings.sampling, system, settings.chat.template)
-        runner.run(_serve(settings, models, config, listener))
+        runner.run(_serve(settings, models, config, listener, notifier, on_reload))
 
 
 async def _serve(
-    settings: Settings, models: Models, config: uvicorn.Config, listener: socket.socket
+    settings: Settings,
+    models: Models,
+    config: uvicorn.Config,
+    listener: socket.socket,
+    notifier: Notifier,
+    on_reload: Sequence[Reload],
 ) -> None:
-    async with models.catalog as catalog:
+    async with announced(notifier, models.catalog) as announcer, models.catalog as catalog:
         config.app = create_app(models, settings.cors_origins)
         server = HttpServer(config)
-        stopping = _stop_on_signals(catalog)
+        stopping = _stop_on_signals(catalog, announcer, on_reload)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         load_failure = asyncio.create_task(catalog.load_failure())
         address, port = listener.getsockname()[:2]
@@ -81,6 +98,7 @@ async def _serve(
         try:
             ends: list[asyncio.Future[Any]] = [serving, load_failure, stopping]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            announcer.stop(str(load_failure.result()) if load_failure.done() else "")
             await catalog.drain(0 if load_failure.done() else settings.drain_timeout_s)
         finally:
             server.should_exit = True
@@ -90,10 +108,16 @@ async def _serve(
         raise failure
 
 
-def _stop_on_signals(catalog: Catalog) -> asyncio.Future[None]:
-    """Done at the first SIGTERM or SIGINT; a second one ends everything at once."""
+def _stop_on_signals(
+    catalog: Catalog, announcer: Announcer, on_reload: Sequence[Reload]
+) -> asyncio.Future[None]:
+    """Done at the first SIGTERM or SIGINT; a second one ends everything at once.
+
+    SIGHUP reads again what can be. When it says that our terminal was closed it is as SIGTERM.
+    """
     loop = asyncio.get_running_loop()
     stopping: asyncio.Future[None] = loop.create_future()
+    had_terminal = sys.stderr.isatty()
 
     def on_signal(name: str) -> None:
         if stopping.done():
@@ -102,8 +126,15 @@ def _stop_on_signals(catalog: Catalog) -> asyncio.Future[None]:
         logger.info("%s: no new requests; running streams go on to their end", name)
         stopping.set_result(None)
 
+    def on_hang_up() -> None:
+        if had_terminal and not sys.stderr.isatty():
+            on_signal("SIGHUP")
+        else:
+            announcer.reload(on_reload)
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number.name)
+    loop.add_signal_handler(signal.SIGHUP, on_hang_up)
     return stopping
 
 

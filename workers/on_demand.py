@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -64,6 +64,11 @@ class ModelsOnDemand:
     def statuses(self) -> list[ModelStatus]:
         self._look()
         return [status_of(spec, self._pool_of(name)) for name, spec in self._specs.items()]
+
+    def pools(self) -> Mapping[str, WorkerPool]:
+        """Without those that are lost: they are loaded anew when they are asked for again."""
+        pools = {name: loaded.pool for name, loaded in self._loaded.items()}
+        return {name: pool for name, pool in pools.items() if not pool.is_lost}
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[tuple[ModelSpec, WorkerPool]]:
