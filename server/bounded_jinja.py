@@ -13,7 +13,7 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import CodeType
 from typing import Any, NoReturn
@@ -39,6 +39,9 @@ MAX_BITS = 1024
 """Of a whole number that a template computes."""
 SECONDS = 2.0
 """For one rendering; an honest one takes milliseconds."""
+
+
+Rewritten = Callable[[Sequence[str], str], str]
 
 
 class TemplateFailed(Exception):
@@ -68,9 +71,13 @@ class ChatTemplate:
         except Exception as error:  # whatever a compiler may say of a stranger's text
             raise TemplateFailed(_clause(error)) from error
 
-    def render(self, variables: Mapping[str, Any]) -> str:
-        """The text. Raises TemplateRefused where the template itself does, else TemplateFailed."""
-        environment = _Environment(_Work(self._seconds))
+    def render(self, variables: Mapping[str, Any], rewritten: Rewritten | None = None) -> str:
+        """The text. Raises TemplateRefused where the template itself does, else TemplateFailed.
+
+        `rewritten` is shown what the template rewrites by `replace` or `upper` and the like, as
+        the texts before and the text after, and says what the text after is to be.
+        """
+        environment = _Environment(_Work(self._seconds), rewritten)
         template = Template.from_code(environment, self._code, environment.make_globals(None))
         try:
             return environment.concat(
@@ -150,7 +157,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
-    def __init__(self, work: _Work) -> None:
+    def __init__(self, work: _Work, rewritten: Rewritten | None = None) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -158,6 +165,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             finalize=self._printed,
         )
         self.work = work
+        self._rewritten = rewritten
         self.concat = self._concat  # type: ignore[method-assign]
         del self.globals["lipsum"]
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
@@ -182,6 +190,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         method = getattr(function, "__wrapped__", function)  # the sandbox wraps str.format
         if isinstance(text := getattr(method, "__self__", None), str):
             args = self._measured(method.__name__, (text, *args), kwargs)[1:]
+            made = super().call(context, function, *args, **kwargs)
+            return self._made(method.__name__, (text, *args), made)
         return self.work.made(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -205,9 +215,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         def metered(*args: Any, **kwargs: Any) -> Any:
             self.work.step()
             values = self._measured(name, args[given:], kwargs)
-            return self.work.made(function(*args[:given], *values, **kwargs))
+            return self._made(name, values, function(*args[:given], *values, **kwargs))
 
         return metered
+
+    def _made(self, name: str, args: tuple[Any, ...], value: Any) -> Any:
+        if self._rewritten is not None and name in _REWRITING and isinstance(value, str):
+            value = self._rewritten([str(arg) for arg in args], value)
+        return self.work.made(value)
 
     def _measured(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -278,6 +293,7 @@ _REFUSED_FILTERS = frozenset(("center", "pprint", "striptags", "urlize", "wordwr
 _REFUSED_METHODS = frozenset(
     ("center", "encode", "expandtabs", "format_map", "ljust", "maketrans", "rjust", "translate")
 ) | {"zfill"}
+_REWRITING = frozenset(("capitalize", "casefold", "lower", "replace", "swapcase", "title", "upper"))
 _WIDE_FILTERS = frozenset(("batch", "indent", "round", "slice"))
 _TEXT_FILTERS = frozenset(
     ("capitalize", "e", "escape", "forceescape", "format", "indent", "lower", "replace", "safe")

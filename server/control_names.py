@@ -58,6 +58,12 @@ class ControlNames:
             text = self._marked_ends(text, mark)
         return self._anywhere.sub(rf"\g<0>{mark}", text)
 
+    def remarked(self, before: Iterable[str], after: str, mark: str) -> str:
+        """`after`, which a template made of `before`, marked if only that made a name of it."""
+        if any(self._anywhere.search(text) for text in before):
+            return after
+        return self._anywhere.sub(rf"\g<0>{mark}", after)
+
     def _marked_ends(self, text: str, mark: str) -> str:
         places = {
             len(text) - length + 1

@@ -1,8 +1,10 @@
 """Templates of strangers: rendered as transformers does it, within bounds."""
 
+import contextlib
 import time
 
 import pytest
+
 from server.bounded_jinja import MARKS, MAX_TEMPLATE, ChatTemplate, TemplateFailed, TemplateRefused
 
 
@@ -14,7 +16,7 @@ def render(source, **variables):
     "source",
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
         "{% for a in range(99999) %}{{ range(99999) | map('string') | list | length }}{% endfor %}",
         "{% for a in range(99999) %}{% set x = range(99999) | list | sort %}{% endfor %}",
     ],
@@ -89,10 +91,8 @@ def test_nothing_enormous_is_made(source):
     ],
 )
 def test_nothing_of_ours_is_within_reach(source):
-    try:
+    with contextlib.suppress(TemplateFailed):
         assert render(source, messages=[]) == ""
-    except TemplateFailed:
-        pass
 
 
 def test_a_text_that_is_no_template_is_refused_when_it_is_compiled():
@@ -102,7 +102,7 @@ def test_a_text_that_is_no_template_is_refused_when_it_is_compiled():
 
 
 def test_a_template_refuses_with_its_own_sentence():
-    with pytest.raises(TemplateRefused, match="^roles must alternate$"):
+    with pytest.raises(TemplateRefused, match=r"^roles must alternate$"):
         render("{{ raise_exception('roles must alternate') }}")
 
 
@@ -146,3 +146,15 @@ def test_it_knows_its_variables_and_words():
     template = ChatTemplate("{% if tools and x.role == 'user' %}{{ x['name'] }}{% endif %}")
     assert template.variables == {"tools", "x"}
     assert template.words == {"role", "user", "name"}
+
+
+def test_what_is_rewritten_is_shown():
+    shown = []
+
+    def rewritten(before, after):
+        shown.append((before, after))
+        return after + "!"
+
+    template = ChatTemplate("{{ v.replace('b', '') }}{{ v | upper }}{{ v | trim }}")
+    assert template.render({"v": "abc"}, rewritten) == "ac!ABC!abc"
+    assert shown == [(["abc", "b", ""], "ac"), (["abc"], "ABC")]
