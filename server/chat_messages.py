@@ -47,10 +47,7 @@ def checked_tools(tools: Any) -> list[Message] | None:
 
 def check_texts(name: str, value: Any) -> None:
     """Refuse texts that no engine can take, however deep they are."""
-    try:
-        each_text(value, lambda string: text(name, string) if string else None)
-    except RecursionError:
-        raise InvalidRequest(f"{name} is nested too deeply") from None
+    each_text(value, lambda string: text(name, string) if string else None)
 
 
 def merge_systems(messages: Sequence[Message], *, first: bool, later: bool) -> list[Message]:
@@ -96,6 +93,7 @@ def _message(name: str, message: Any) -> Message:
     if not isinstance(role, str) or role not in ROLES:
         raise InvalidRequest(f"{name}.role must be one of {', '.join(ROLES)}")
     fields["role"] = ROLES[role]
+    _check_names(name, fields, "name", "tool_call_id")
     calls = fields.pop("tool_calls", None)
     if calls:
         fields["tool_calls"] = _calls(f"{name}.tool_calls", calls, role)
@@ -103,6 +101,15 @@ def _message(name: str, message: Any) -> Message:
     if fields["content"] is None and role != "assistant":
         raise InvalidRequest(f"{name}.content must be a string or a list of text parts")
     return fields
+
+
+def _check_names(name: str, fields: Message, *keys: str) -> None:
+    """A name that is null is none."""
+    for key in keys:
+        if fields.get(key) is None:
+            fields.pop(key, None)
+        else:
+            text(f"{name}.{key}", fields[key])
 
 
 def _object(name: str, value: Any) -> Message:
@@ -138,6 +145,7 @@ def _calls(name: str, calls: Any, role: str) -> list[Message]:
 
 def _call(name: str, call: Any) -> Message:
     fields = _object(name, call)
+    _check_names(name, fields, "id")
     function = _object(f"{name}.function", fields.get("function"))
     text(f"{name}.function.name", function.get("name"))
     function["arguments"] = _arguments(f"{name}.function.arguments", function.get("arguments"))

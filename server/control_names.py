@@ -20,6 +20,9 @@ from typing import Any
 from server.bounded_jinja import MARKS
 from shared.errors import InvalidRequest
 
+MAX_DEPTH = 64
+"""Of lists and objects within each other, in what clients send for a template."""
+
 
 @dataclass(frozen=True, slots=True)
 class ControlNames:
@@ -114,17 +117,16 @@ def changed(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-def each_text(value: Any, look: Callable[[str], Any]) -> None:
-    """`look` at all texts of a JSON value."""
+def each_text(value: Any, look: Callable[[str], Any], levels: int = MAX_DEPTH) -> None:
+    """`look` at all texts of a JSON value. Raises InvalidRequest beyond so many levels."""
     if isinstance(value, str):
         look(value)
-    elif isinstance(value, Mapping):
-        for name, member in value.items():
-            look(name)
-            each_text(member, look)
-    elif isinstance(value, Sequence):
-        for member in value:
-            each_text(member, look)
+    elif isinstance(value, (Mapping, Sequence)):
+        if levels == 0:
+            raise InvalidRequest(f"lists and objects must not be nested deeper than {MAX_DEPTH}")
+        members = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+        for member in members:
+            each_text(member, look, levels - 1)
 
 
 def _any_of(names: Sequence[str]) -> str:
