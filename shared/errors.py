@@ -55,6 +55,27 @@ class Unsupported(ServingError):
     status = 400
 
 
+class ForeignHost(ServingError):
+    """400: the request is for a server of another name."""
+
+    code = "foreign_host"
+    status = 400
+
+
+class ForeignOrigin(ServingError):
+    """400: the page that asks is of an origin that may not."""
+
+    code = "foreign_origin"
+    status = 400
+
+
+class Unauthorized(ServingError):
+    """401: no API key, or one that is not known."""
+
+    code = "unauthorized"
+    status = 401
+
+
 class NotFound(ServingError):
     """404: no such path."""
 
