@@ -78,8 +78,11 @@ class Announcer:
         else:
             self._say()
 
+    def _pools(self) -> dict[str, WorkerPool]:
+        return {spec.name: pool for spec, pool in self._catalog.loaded()}
+
     def _makes_progress(self, silence_s: float) -> bool:
-        return all(pool.makes_progress(silence_s) for pool in self._catalog.pools().values())
+        return all(pool.makes_progress(silence_s) for pool in self._pools().values())
 
     def _say(self, **fields: str | int) -> bool:
         """The fields, and the status if it is another than before. Whether they were taken."""
@@ -92,7 +95,7 @@ class Announcer:
         return is_taken
 
     def _status(self) -> str:
-        pools = self._catalog.pools()
+        pools = self._pools()
         if self._is_stopping:
             return self._why_stopping or f"draining: {load_of(pools.values())}"
         failures = (f"reloading failed: {failure}" for failure in self._reload_failures)

@@ -16,7 +16,7 @@ class Reload:
     """Something that can be read again."""
 
     name: str
-    """For the log, such as "system prompts"."""
+    """In the plural, for the log, such as "API keys"."""
     read: Callable[[], None]
     """Takes the new in the place of the old, or raises ConfigurationError and changes nothing."""
 
@@ -29,7 +29,7 @@ def reload_all(on_reload: Sequence[Reload]) -> list[str]:
             reload.read()
         except ConfigurationError as error:
             failures.append(f"{reload.name}: {error}")
-            logger.error("SIGHUP: %s stay as they were: %s", reload.name, error)
+            logger.error("SIGHUP: %s: %s; they stay as they were", reload.name, error)
         else:
             logger.info("SIGHUP: read %s again", reload.name)
     if not on_reload:

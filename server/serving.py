@@ -19,7 +19,7 @@ from server.app import create_app
 from server.models import Models
 from server.notify import Notifier, take_notifier
 from server.reload import Reload
-from server.system_prompts import SystemPrompts
+from server.system_prompts import SystemPrompts, system_prompts
 from shared.errors import ConfigurationError
 from shared.settings import Settings
 from workers.catalog import Catalog
@@ -55,7 +55,7 @@ def serve_until_stopped(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises ConfigurationError when no model loads.
 
-    `on_reload`: what SIGHUP reads again.
+    `on_reload`: what SIGHUP reads again, besides the system prompts.
     """
     notifier = take_notifier(os.environ)
     config = uvicorn.Config(
@@ -74,7 +74,17 @@ def serve_until_stopped(
     loop_factory = config.get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         models = Models(catalog, settings.sampling, system, settings.chat.template)
+        on_reload = [*_reload_prompts(settings, models), *on_reload]
         runner.run(_serve(settings, models, config, listener, notifier, on_reload))
+
+
+def _reload_prompts(settings: Settings, models: Models) -> list[Reload]:
+    chat = settings.chat
+
+    def read() -> None:
+        models.prompt_with(system_prompts(chat.prompts, chat.system))
+
+    return [] if chat.prompts is None else [Reload(f"the system prompts of {chat.prompts}", read)]
 
 
 async def _serve(
@@ -90,6 +100,7 @@ async def _serve(
         server = HttpServer(config)
         stopping = _stop_on_signals(catalog, announcer, on_reload)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
+        introducing = asyncio.create_task(models.introduce())
         load_failure = asyncio.create_task(catalog.load_failure())
         address, port = listener.getsockname()[:2]
         logger.info(
@@ -101,6 +112,7 @@ async def _serve(
             announcer.stop(str(load_failure.result()) if load_failure.done() else "")
             await catalog.drain(0 if load_failure.done() else settings.drain_timeout_s)
         finally:
+            introducing.cancel()
             server.should_exit = True
             await serving
             failure = _result_or_cancel(load_failure)

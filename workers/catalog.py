@@ -6,7 +6,7 @@ See workers.on_demand for a folder of models that share their cores.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -44,8 +44,8 @@ class Catalog(Protocol):
     def statuses(self) -> list[ModelStatus]:
         """Of all models; the default one, if there is one, is the first."""
 
-    def pools(self) -> Mapping[str, WorkerPool]:
-        """Of the models that have workers now, or should have, by name."""
+    def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
+        """The models that are in memory, or on their way there."""
 
     def use(self, name: str | None) -> AbstractAsyncContextManager[tuple[ModelSpec, WorkerPool]]:
         """Within, the model's workers are there, which may first have to load it.
@@ -85,8 +85,8 @@ class LoadedModels:
     def statuses(self) -> list[ModelStatus]:
         return [status_of(spec, self._pools.get(spec.name)) for spec in self._specs.values()]
 
-    def pools(self) -> Mapping[str, WorkerPool]:
-        return self._pools
+    def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
+        return [(self._specs[name], pool) for name, pool in self._pools.items()]
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[tuple[ModelSpec, WorkerPool]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -65,10 +65,10 @@ class ModelsOnDemand:
         self._look()
         return [status_of(spec, self._pool_of(name)) for name, spec in self._specs.items()]
 
-    def pools(self) -> Mapping[str, WorkerPool]:
-        """Without those that are lost: they are loaded anew when they are asked for again."""
-        pools = {name: loaded.pool for name, loaded in self._loaded.items()}
-        return {name: pool for name, pool in pools.items() if not pool.is_lost}
+    def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
+        """Without those whose workers are lost: they are loaded anew when they are asked for."""
+        models = self._loaded.values()
+        return [(model.spec, model.pool) for model in models if not model.pool.is_lost]
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[tuple[ModelSpec, WorkerPool]]:

@@ -122,5 +122,5 @@ def test_what_can_be_read_again_is_and_what_cannot_stays(
     reloads = [Reload("API keys", broken), Reload("system prompts", lambda: read.append("p"))]
     assert reload_all(reloads) == ["API keys: keys.txt cannot be read"]
     assert read == ["p"]
-    assert "API keys stay as they were: keys.txt cannot be read" in caplog.text
+    assert "API keys: keys.txt cannot be read; they stay as they were" in caplog.text
     assert "read system prompts again" in caplog.text
