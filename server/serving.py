@@ -140,7 +140,8 @@ def _stop_on_signals(
 
     def on_hang_up() -> None:
         if had_terminal and not sys.stderr.isatty():
-            on_signal("SIGHUP")
+            if not stopping.done():  # the kernel says it, and the shell again
+                on_signal("SIGHUP")
         else:
             announcer.reload(on_reload)
 
