@@ -176,12 +176,14 @@ def test_on_sigterm_it_says_that_it_drains_and_asks_for_time(
     flags = echo(tmp_path, step_s=0.03)
     with RunningServer(*flags, **watched(manager)) as running:
         with running.stream(prompt="x" * 60, num_predict=99) as response:
-            next(response.iter_bytes())
+            lines = response.iter_lines()
+            next(lines)
             running.process.send_signal(signal.SIGTERM)
             stopping = manager.until(lambda message: "STOPPING" in message)
             assert stopping["STATUS"] == "draining: 1 stream, 0 waiting"
             assert int(stopping["EXTEND_TIMEOUT_USEC"]) > 10_000_000
             manager.until(lambda message: set(message) == {"EXTEND_TIMEOUT_USEC"})
+            assert len(list(lines)) == 59
         assert running.process.wait(timeout=10) == 0
 
 
