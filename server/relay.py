@@ -22,13 +22,16 @@ from starlette.types import Message, Receive, Scope, Send
 from server.dialects.base import Answer, Call, Dialect, Generation, Parse, Renderer, Task
 from server.errors import error_response
 from server.models import Models
-from shared.errors import BodyTooLarge, ServingError, error_from_code
+from shared.errors import BodyTooLarge, QueueFull, ServingError, error_from_code
 from shared.messages import Embedded, Failed, Finished, Token
 from workers.pool import WorkerPool
 from workers.stream import Event, RequestStream
 
 MAX_BODY = 1024 * 1024
 """Bytes of a request's body."""
+
+AT_ONCE = 32
+"""Tasks of one answer that wait or run at a time."""
 
 logger = logging.getLogger("tokenflume.request")
 
@@ -62,8 +65,8 @@ class GenerationEndpoint:
         """Raises ServingError only while nothing has been sent."""
         async with self._models.use(call.model) as (model, pool):
             answer = call.answer(model)
-            with submitted(answer, pool) as streams:
-                await relay(streams, answer.renderer, send)
+            with submitted(answer, pool) as work:
+                await relay(work, answer.renderer, send)
 
 
 @contextlib.asynccontextmanager
@@ -100,24 +103,66 @@ async def client_stays(receive: Receive, send: Send) -> AsyncIterator[Send]:
 
 
 @contextlib.contextmanager
-def submitted(answer: Answer, pool: WorkerPool) -> Iterator[list[RequestStream]]:
-    """The streams of the answer's tasks: all are taken, or none; in the end none is left."""
+def submitted(answer: Answer, pool: WorkerPool) -> Iterator[Work]:
+    """The answer's tasks, begun; in the end nothing is left of them. Raises ServingError."""
     started = time.monotonic()
-    streams: list[RequestStream] = []
+    work = Work(answer.tasks, pool)
     outcome = "client left"
     try:
-        for task in answer.tasks:
-            streams.append(submit(task, pool))  # noqa: PERF401  one that is refused ends those before
-        yield streams
-        outcome = ", ".join(s.finished.reason if s.finished else "failed" for s in streams)
+        work.begin()
+        yield work
+        outcome = ", ".join(s.finished.reason if s.finished else "failed" for s in work.streams)
     except ServingError as error:
         outcome = error.code
         raise
     finally:
-        for stream in streams:
+        for stream in work.streams:
             pool.release(stream)
-        ids = " ".join(str(stream.request.id) for stream in streams)
+        ids = " ".join(str(stream.request.id) for stream in work.streams)
         logger.info("request %s: %s after %.3f s", ids, outcome, time.monotonic() - started)
+
+
+class Work:
+    """The tasks of one answer: AT_ONCE of them at a time, so that many leave room for others."""
+
+    def __init__(self, tasks: Sequence[Task], pool: WorkerPool) -> None:
+        self._tasks = tasks
+        self._pool = pool
+        self._running = 0
+        self.streams: list[RequestStream] = []
+        """Of the tasks that were submitted, in the tasks' order."""
+
+    @property
+    def is_single(self) -> bool:
+        return len(self._tasks) == 1
+
+    @property
+    def is_done(self) -> bool:
+        return not self._running and len(self.streams) == len(self._tasks)
+
+    def begin(self) -> None:
+        """Submit as many tasks as may be. Raises ServingError.
+
+        A full queue refuses none while others run: their ends are the time to try again.
+        """
+        try:
+            while self._has_more():
+                self._submit_next()
+        except QueueFull:
+            if not self._running:
+                raise
+
+    def ended(self) -> None:
+        """One of them has ended, so others may begin. Raises ServingError."""
+        self._running -= 1
+        self.begin()
+
+    def _has_more(self) -> bool:
+        return self._running < AT_ONCE and len(self.streams) < len(self._tasks)
+
+    def _submit_next(self) -> None:
+        self.streams.append(submit(self._tasks[len(self.streams)], self._pool))
+        self._running += 1
 
 
 def submit(task: Task, pool: WorkerPool) -> RequestStream:
@@ -127,17 +172,16 @@ def submit(task: Task, pool: WorkerPool) -> RequestStream:
     return pool.embed(task.prompt)
 
 
-async def relay(streams: Sequence[RequestStream], renderer: Renderer, send: Send) -> None:
-    """Send the streams' events until all have ended.
+async def relay(work: Work, renderer: Renderer, send: Send) -> None:
+    """Send the events of the work's streams until all have ended.
 
     Tokens that wait together leave together. Raises ServingError when the
     request fails before its first byte.
     """
     output = Output(renderer, send)
-    unfinished = len(streams)
-    if not unfinished:
+    if work.is_done:
         await output.end(b"")
-    async for index, events in merged(streams):
+    async for index, events in merged(work):
         body = renderer.tokens(index, tokens_of(events))
         for event in events:
             if isinstance(event, Embedded):
@@ -147,29 +191,37 @@ async def relay(streams: Sequence[RequestStream], renderer: Renderer, send: Send
             await output.cut(body, error_from_code(last.code, last.message))
             return
         if isinstance(last, Finished):
-            body += renderer.finished(index, last, streams[index].queued_s)
-            unfinished -= 1
-        if unfinished:
-            await output.write(body)
-        else:
+            body += renderer.finished(index, last, work.streams[index].queued_s)
+            try:
+                work.ended()
+            except ServingError as error:
+                await output.cut(body, error)
+                return
+        if work.is_done:
             await output.end(body)
+        else:
+            await output.write(body)
 
 
-async def merged(streams: Sequence[RequestStream]) -> AsyncIterator[tuple[int, list[Event]]]:
-    """The events of all streams as they come, each with its stream's place."""
-    if len(streams) == 1:  # the usual case needs no tasks
-        while not isinstance((events := await streams[0].take())[-1], Finished | Failed):
+async def merged(work: Work) -> AsyncIterator[tuple[int, list[Event]]]:
+    """The events of all streams as they come, each with its stream's place, until one fails."""
+    if work.is_single:  # the usual case needs no tasks
+        while not isinstance((events := await work.streams[0].take())[-1], Finished | Failed):
             yield 0, events
         yield 0, events
         return
-    takers = {asyncio.create_task(stream.take()): i for i, stream in enumerate(streams)}
+    takers: dict[asyncio.Task[list[Event]], int] = {}
+    known = 0
     try:
-        while takers:
+        while not work.is_done:
+            for index in range(known, len(work.streams)):
+                takers[asyncio.create_task(work.streams[index].take())] = index
+            known = len(work.streams)
             done, _ = await asyncio.wait(takers, return_when=asyncio.FIRST_COMPLETED)
             for taker in sorted(done, key=takers.__getitem__):
                 index, events = takers.pop(taker), taker.result()
                 if not isinstance(events[-1], Finished | Failed):
-                    takers[asyncio.create_task(streams[index].take())] = index
+                    takers[asyncio.create_task(work.streams[index].take())] = index
                 yield index, events
     finally:
         for taker in takers:
