@@ -45,7 +45,7 @@ class ControlNames:
     def of(names: Iterable[str]) -> ControlNames:
         usable = sorted({name for name in names if len(name) > 1})
         return ControlNames(
-            re.compile(f"(?s)(?={_any_of(usable)}).") if usable else re.compile("(?!)"),
+            _beginnings(usable),
             frozenset(name[:end] for name in usable for end in range(2, len(name))),
             frozenset(name[start:] for name in usable for start in range(1, len(name) - 1)),
             frozenset(core for name in usable for core in _cores(name)),
@@ -127,6 +127,15 @@ def each_text(value: Any, look: Callable[[str], Any], levels: int = MAX_DEPTH) -
         members = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
         for member in members:
             each_text(member, look, levels - 1)
+
+
+def _beginnings(names: Sequence[str]) -> re.Pattern[str]:
+    """The first character of each name; so few characters are looked at twice."""
+    rests: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        rests[name[0]].append(name[1:])
+    branches = [f"{re.escape(first)}(?={_any_of(rest)})" for first, rest in rests.items()]
+    return re.compile("|".join(branches) or "(?!)")
 
 
 def _any_of(names: Sequence[str]) -> str:

@@ -35,6 +35,12 @@ class ToolFormat:
     shows_control: bool = False
     """The worker must show control tokens, as there are some among openers and closers."""
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What an answer's control tokens may be for the parser; it has no use for others."""
+        named = ("[ARGS]", "[CALL_ID]") if MISTRAL.openers[0] in self.openers else ()
+        return (*self.openers, *self.closers, *named)
+
     def bare(self) -> ToolFormat:
         """For an answer that is forced to be a call: see server.tool_schema."""
         return replace(self, is_bare=True)
@@ -54,8 +60,7 @@ GENERIC = ToolFormat(
 def tool_format(template: str, control: Collection[str]) -> ToolFormat:
     """The format that a chat template's text speaks of."""
     form = next((form for form in (MISTRAL, HERMES, LLAMA) if form.openers[0] in template), GENERIC)
-    marks = (*form.openers, *form.closers, *(("[ARGS]",) if form is MISTRAL else ()))
-    return replace(form, shows_control=any(mark in control for mark in marks))
+    return replace(form, shows_control=any(mark in control for mark in form.marks))
 
 
 @dataclass(frozen=True, slots=True)
