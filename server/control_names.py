@@ -11,6 +11,7 @@ the beginning of a text, or between brackets, is marked too.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -87,7 +88,8 @@ def unused_marks(values: Iterable[Any], count: int) -> list[str]:
     texts: list[str] = []
     for value in values:
         each_text(value, texts.append)
-    marks = [mark for mark in MARKS if not any(mark in text for text in texts)][:count]
+    unused = (mark for mark in MARKS if not any(mark in text for text in texts))
+    marks = list(itertools.islice(unused, count))
     if len(marks) < count:
         raise InvalidRequest("messages must not contain all cuneiform signs")
     return marks
