@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
+from workers.gbnf import GrammarError, parse_gbnf
+from workers.gbnf_cost import check_cost
 from workers.json_merge import MergeError, are_disjoint, merge
 from workers.json_pattern import PatternError, pattern_to_gbnf
 from workers.json_text import FORMATS, RULES, integers, literal, numbers
@@ -52,7 +54,7 @@ def schema_to_gbnf(text: str) -> str:
     try:
         converter = _Converter(json.loads(text))
         return converter.convert()
-    except (MergeError, PatternError) as error:
+    except MergeError as error:
         raise SchemaError(str(error)) from None
     except RecursionError:
         raise SchemaError("it is nested too deeply, or refers to itself without an end") from None
@@ -348,11 +350,7 @@ class _Converter:
         if len(given) > 1:
             raise SchemaError(f"{' and '.join(given)} cannot be expressed together")
         if "pattern" in schema:
-            try:
-                body = pattern_to_gbnf(_of(str, schema, "pattern"))
-            except PatternError as error:
-                raise SchemaError(f"pattern: {error}") from None
-            return f'"\\"" {self._named_rule(body)} "\\""'
+            return f'"\\"" {self._named_rule(_pattern(schema))} "\\""'
         if "format" in schema:
             name = schema["format"]
             if name not in FORMATS:
@@ -386,6 +384,15 @@ class _Converter:
         first, last = (None if bound is None else int(bound) for bound in (low, high))
         _check_order(first, last, is_empty=above_low or below_high)
         return numbers(first, last, above_low=above_low, below_high=below_high)
+
+
+def _pattern(schema: Schema) -> str:
+    try:
+        body = pattern_to_gbnf(_of(str, schema, "pattern"))
+        check_cost(parse_gbnf(f"root ::= {body}"))
+    except (PatternError, GrammarError) as error:
+        raise SchemaError(f"pattern: {error}") from None
+    return body
 
 
 def _either(bodies: Iterable[str]) -> str:

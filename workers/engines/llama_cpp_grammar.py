@@ -16,10 +16,11 @@ import numpy as np
 from shared.errors import EngineFailed, InvalidRequest
 from shared.sampling import SamplingParams
 from workers.engines.llama_cpp_vocab import Vocabulary
-from workers.gbnf import ROOT, GrammarError, check_gbnf
+from workers.gbnf import ROOT, GrammarError, parse_gbnf
+from workers.gbnf_cost import check_cost, check_ways
 from workers.json_schema import SchemaError, schema_to_gbnf
 
-LONGEST_S = 1.0
+LONGEST_S = 0.5
 """For the grammar's part in one token. An ambiguous one may follow more ways with every token."""
 CANDIDATE = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
 """llama_token_data."""
@@ -28,25 +29,30 @@ Candidates = np.ndarray[Any, Any]
 
 def grammar_of(params: SamplingParams, vocabulary: Vocabulary) -> Grammar | None:
     """What the parameters say that an answer obeys. Raises InvalidRequest, naming the field."""
-    if params.grammar:
-        return Grammar("grammar", params.grammar, vocabulary)
-    if params.json_schema:
-        try:
-            return Grammar("json_schema", schema_to_gbnf(params.json_schema), vocabulary)
-        except SchemaError as error:
-            raise InvalidRequest(f"json_schema: {error}") from None
+    try:
+        if params.grammar:
+            grammar = parse_gbnf(params.grammar)
+            check_cost(grammar)
+            return Grammar(params.grammar, vocabulary, names_tokens=grammar.names_tokens)
+        if params.json_schema:
+            text = schema_to_gbnf(params.json_schema)
+            check_ways(parse_gbnf(text))  # what comes out of the converter is not ambiguous
+            return Grammar(text, vocabulary, names_tokens=False)
+    except (GrammarError, SchemaError) as error:
+        raise InvalidRequest(
+            f"{'grammar' if params.grammar else 'json_schema'}: {error}"
+        ) from None
     return None
 
 
 class Grammar:
-    """How far an answer is in its grammar. Owns llama.cpp's, and frees it with itself."""
+    """How far an answer is in its grammar. Owns llama.cpp's, and frees it with itself.
 
-    def __init__(self, field: str, text: str, vocabulary: Vocabulary) -> None:
+    Raises GrammarError where llama.cpp refuses it.
+    """
+
+    def __init__(self, text: str, vocabulary: Vocabulary, *, names_tokens: bool) -> None:
         self._grammar: Any = None
-        try:
-            names_tokens = check_gbnf(text)
-        except GrammarError as error:
-            raise InvalidRequest(f"{field}: {error}") from None
         self._ends = vocabulary.ends
         # llama.cpp lets their names pass for text, but an answer does not show them.
         control = [] if names_tokens else sorted(set(vocabulary.control) - vocabulary.ends)
@@ -55,7 +61,7 @@ class Grammar:
             vocabulary.vocab, text.encode(), ROOT.encode()
         )
         if not self._grammar:
-            raise InvalidRequest(f"{field}: llama.cpp cannot use this grammar")
+            raise GrammarError("llama.cpp refuses it")
 
     def __del__(self) -> None:
         if self._grammar:
