@@ -42,7 +42,7 @@ from huggingface_hub.file_download import HfFileMetadata, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from server.download import Source, download
-from server.hub import HubReference
+from server.hub import DEFAULT_REVISION, HubReference
 from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.split_gguf import parts_of
@@ -65,7 +65,13 @@ def fetch(reference: HubReference) -> Path:
     try:
         return _from_cache(reference) or _from_hub(reference)
     except (OSError, ValueError, httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise ConfigurationError(f"{reference}: {_reason(reference, error)}") from None
+        reason = _reason(reference, error)
+        silent = isinstance(error, OfflineModeIsEnabled | httpx2.TransportError)
+        if silent and (path := _at_another_commit(reference)):
+            logger.warning("%s: %s", reference, reason)
+            logger.warning("taking the one of commit %s", _commit_of(path, reference))
+            return path
+        raise ConfigurationError(f"{reference}: {reason}") from None
     finally:
         close_session()
 
@@ -88,6 +94,22 @@ def _from_cache(reference: HubReference) -> Path | None:
             reference.file,
         )
     return paths[0]
+
+
+def _at_another_commit(reference: HubReference) -> Path | None:
+    """The file of the default branch that was had last, where the hub says nothing.
+
+    The branch is noted once for a repository: fetching another of its files moves it on.
+    """
+    if reference.revision != DEFAULT_REVISION:
+        return None
+    whole = [
+        snapshot
+        for snapshot in (_repository_folder(reference) / "snapshots").glob("*")
+        if all((snapshot / part).is_file() for part in reference.parts)
+    ]
+    newest = max(whole, key=lambda snapshot: snapshot.stat().st_mtime, default=None)
+    return newest and newest / reference.parts[0]
 
 
 def _commit_of(path: Path, reference: HubReference) -> str:
@@ -213,7 +235,8 @@ def _reason(reference: HubReference, error: Exception) -> str:
         case LocalEntryNotFoundError() if isinstance(error.__cause__, Exception):
             return _reason(reference, error.__cause__)
         case OfflineModeIsEnabled():
-            return "it is not in the cache, and HF_HUB_OFFLINE forbids to fetch it"
+            at = reference.revision
+            return f"the cache does not have it at {at}, and HF_HUB_OFFLINE forbids to fetch it"
         case RevisionNotFoundError():
             return f"{repository} has no branch, tag or commit {reference.revision}"
         case RemoteEntryNotFoundError():

@@ -13,16 +13,17 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import cast
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import TypeVar, cast
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from server.dialects.base import Answer, Call, Dialect, Generation, Parse, Renderer, Task
+from server.dialects.base import Answer, Call, Dialect, Embedding, Parse, Renderer, Task
 from server.errors import error_response
 from server.models import Models
-from shared.errors import BodyTooLarge, QueueFull, ServingError, error_from_code
+from shared.errors import BodyTooLarge, DeadlineExceeded, QueueFull, ServingError, error_from_code
 from shared.messages import Embedded, Failed, Finished, Token
 from workers.pool import WorkerPool
 from workers.stream import Event, RequestStream
@@ -33,6 +34,9 @@ MAX_BODY = 1024 * 1024
 AT_ONCE = 32
 """Tasks of one answer that wait or run at a time."""
 
+EXPIRED = "the request was not answered within its timeout_s"
+
+T = TypeVar("T")
 logger = logging.getLogger("tokenflume.request")
 
 
@@ -49,24 +53,61 @@ class GenerationEndpoint:
         self._models = models
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
+        headers, arrived = Headers(scope=scope), asyncio.get_running_loop().time()
         try:
             body = await read_body(headers, receive)
             call = self._parse(body, headers)
+            deadline = None if call.timeout_s is None else arrived + call.timeout_s
             async with client_stays(receive, send) as send_on:
-                await self._answer(call, send_on)
+                await self._answer(call, client_of(scope), deadline, send_on)
         except ServingError as error:
             response = error_response(error, self._dialect.error_body(error))
             await response(scope, receive, send)
         except ClientLeft:
-            logger.info("the client left before its request was answered")
+            logger.debug("a client left before its request was answered")
 
-    async def _answer(self, call: Call, send: Send) -> None:
+    async def _answer(self, call: Call, client: str, deadline: float | None, send: Send) -> None:
         """Raises ServingError only while nothing has been sent."""
-        async with self._models.use(call.model) as (model, pool):
+        async with contextlib.AsyncExitStack() as stack:
+            using = stack.enter_async_context(self._models.use(call.model))
+            model, pool = await in_time(using, deadline)
             answer = call.answer(model)
-            with submitted(answer, pool) as work:
-                await relay(work, answer.renderer, send)
+            work = stack.enter_context(submitted(answer, pool, client))
+            stack.enter_context(expiring(work.streams, deadline))
+            await relay(work.streams, answer.renderer, send, work.on_end)
+
+
+def client_of(scope: Scope) -> str:
+    """Who asks: requests of one are served in turn with those of others."""
+    address = scope.get("client")
+    return address[0] if address else ""
+
+
+async def in_time(waiting: Awaitable[T], deadline: float | None) -> T:
+    """`deadline`: in the loop's time. Raises DeadlineExceeded."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await waiting
+    except TimeoutError:
+        raise DeadlineExceeded(EXPIRED) from None
+
+
+@contextlib.contextmanager
+def expiring(streams: Sequence[RequestStream], deadline: float | None) -> Iterator[None]:
+    """Streams that are still open at the deadline, in the loop's time, fail."""
+
+    def expire() -> None:
+        for stream in streams:
+            stream.put(Failed(stream.request.id, DeadlineExceeded.code, EXPIRED))
+
+    if deadline is None:
+        yield
+        return
+    timer = asyncio.get_running_loop().call_at(deadline, expire)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -103,85 +144,88 @@ async def client_stays(receive: Receive, send: Send) -> AsyncIterator[Send]:
 
 
 @contextlib.contextmanager
-def submitted(answer: Answer, pool: WorkerPool) -> Iterator[Work]:
-    """The answer's tasks, begun; in the end nothing is left of them. Raises ServingError."""
+def submitted(answer: Answer, pool: WorkerPool, client: str) -> Iterator[Work]:
+    """The answer's tasks, the first of them begun; in the end none is left."""
     started = time.monotonic()
-    work = Work(answer.tasks, pool)
+    work = Work(answer.tasks, lambda task: submit(task, pool, client))
     outcome = "client left"
     try:
         work.begin()
         yield work
-        outcome = ", ".join(s.finished.reason if s.finished else "failed" for s in work.streams)
+        ends = Counter(s.finished.reason if s.finished else "failed" for s in work.streams)
+        outcome = ", ".join(end if n == 1 else f"{n} × {end}" for end, n in ends.items())
     except ServingError as error:
         outcome = error.code
         raise
     finally:
         for stream in work.streams:
             pool.release(stream)
-        ids = " ".join(str(stream.request.id) for stream in work.streams)
+        ids = " … ".join(str(stream.request.id) for stream in work.ends())
         logger.info("request %s: %s after %.3f s", ids, outcome, time.monotonic() - started)
 
 
 class Work:
     """The tasks of one answer: AT_ONCE of them at a time, so that many leave room for others."""
 
-    def __init__(self, tasks: Sequence[Task], pool: WorkerPool) -> None:
+    def __init__(self, tasks: Sequence[Task], submit: Callable[[Task], RequestStream]) -> None:
         self._tasks = tasks
-        self._pool = pool
+        self._submit = submit
         self._running = 0
         self.streams: list[RequestStream] = []
-        """Of the tasks that were submitted, in the tasks' order."""
+        """Of the tasks that have begun, in the tasks' order."""
 
-    @property
-    def is_single(self) -> bool:
-        return len(self._tasks) == 1
-
-    @property
-    def is_done(self) -> bool:
-        return not self._running and len(self.streams) == len(self._tasks)
+    def ends(self) -> list[RequestStream]:
+        """The first and the last stream, if there are any."""
+        return self.streams[:1] + self.streams[1:][-1:]
 
     def begin(self) -> None:
-        """Submit as many tasks as may be. Raises ServingError.
+        """Begin as many tasks as may be. Raises ServingError.
 
         A full queue refuses none while others run: their ends are the time to try again.
         """
         try:
-            while self._has_more():
-                self._submit_next()
+            for task in self._tasks[len(self.streams) :][: AT_ONCE - self._running]:
+                self.streams.append(self._submit(task))
+                self._running += 1
         except QueueFull:
             if not self._running:
                 raise
 
-    def ended(self) -> None:
+    def on_end(self) -> None:
         """One of them has ended, so others may begin. Raises ServingError."""
         self._running -= 1
         self.begin()
 
-    def _has_more(self) -> bool:
-        return self._running < AT_ONCE and len(self.streams) < len(self._tasks)
 
-    def _submit_next(self) -> None:
-        self.streams.append(submit(self._tasks[len(self.streams)], self._pool))
-        self._running += 1
-
-
-def submit(task: Task, pool: WorkerPool) -> RequestStream:
+def submit(task: Task, pool: WorkerPool, client: str) -> RequestStream:
     """Raises ServingError."""
-    if isinstance(task, Generation):
-        return pool.submit(task.prompt, task.sampling, task.cache, shows_control=task.shows_control)
-    return pool.embed(task.prompt)
+    if isinstance(task, Embedding):
+        return pool.embed(task.prompt, client)
+    return pool.submit(
+        task.prompt, task.sampling, task.cache, shows_control=task.shows_control, client=client
+    )
 
 
-async def relay(work: Work, renderer: Renderer, send: Send) -> None:
-    """Send the events of the work's streams until all have ended.
+def nothing_more() -> None:
+    """Of an answer all of whose tasks have begun."""
+
+
+async def relay(
+    streams: Sequence[RequestStream],
+    renderer: Renderer,
+    send: Send,
+    on_end: Callable[[], None] = nothing_more,
+) -> None:
+    """Send the streams' events until all have ended. `on_end` may bring others.
 
     Tokens that wait together leave together. Raises ServingError when the
     request fails before its first byte.
     """
     output = Output(renderer, send)
-    if work.is_done:
+    ended = 0
+    if not streams:
         await output.end(b"")
-    async for index, events in merged(work):
+    async for index, events in merged(streams):
         body = renderer.tokens(index, tokens_of(events))
         for event in events:
             if isinstance(event, Embedded):
@@ -191,41 +235,50 @@ async def relay(work: Work, renderer: Renderer, send: Send) -> None:
             await output.cut(body, error_from_code(last.code, last.message))
             return
         if isinstance(last, Finished):
-            body += renderer.finished(index, last, work.streams[index].queued_s)
+            body += renderer.finished(index, last, streams[index].queued_s)
+            ended += 1
             try:
-                work.ended()
+                on_end()
             except ServingError as error:
                 await output.cut(body, error)
                 return
-        if work.is_done:
-            await output.end(body)
-        else:
+        if ended < len(streams):
             await output.write(body)
+        else:
+            await output.end(body)
 
 
-async def merged(work: Work) -> AsyncIterator[tuple[int, list[Event]]]:
-    """The events of all streams as they come, each with its stream's place, until one fails."""
-    if work.is_single:  # the usual case needs no tasks
-        while not isinstance((events := await work.streams[0].take())[-1], Finished | Failed):
+async def merged(streams: Sequence[RequestStream]) -> AsyncIterator[tuple[int, list[Event]]]:
+    """The events of all streams as they come, each with its stream's place.
+
+    There may be more streams after one has ended.
+    """
+    known = 0
+    if len(streams) == 1:  # the usual case needs no tasks
+        known = 1
+        while not is_end(events := await streams[0].take()):
             yield 0, events
         yield 0, events
-        return
     takers: dict[asyncio.Task[list[Event]], int] = {}
-    known = 0
     try:
-        while not work.is_done:
-            for index in range(known, len(work.streams)):
-                takers[asyncio.create_task(work.streams[index].take())] = index
-            known = len(work.streams)
+        while takers or known < len(streams):
+            for index in range(known, len(streams)):
+                takers[asyncio.create_task(streams[index].take())] = index
+            known = len(streams)
             done, _ = await asyncio.wait(takers, return_when=asyncio.FIRST_COMPLETED)
             for taker in sorted(done, key=takers.__getitem__):
                 index, events = takers.pop(taker), taker.result()
-                if not isinstance(events[-1], Finished | Failed):
-                    takers[asyncio.create_task(work.streams[index].take())] = index
+                if not is_end(events):
+                    takers[asyncio.create_task(streams[index].take())] = index
                 yield index, events
     finally:
         for taker in takers:
             taker.cancel()
+
+
+def is_end(events: Sequence[Event]) -> bool:
+    """No more of them will come."""
+    return isinstance(events[-1], Finished | Failed)
 
 
 class Output:

@@ -337,10 +337,24 @@ def test_a_connection_that_stays_broken_is_given_up(
 
 def test_offline_only_the_cache_serves(hub: Hub) -> None:
     sentence = hub.refused(HF_HUB_OFFLINE="1")
-    assert "not in the cache, and HF_HUB_OFFLINE forbids" in sentence
+    assert "does not have it at main, and HF_HUB_OFFLINE forbids" in sentence
     assert hub.stand_in.requests == []
     hub.start()
     assert hub.start(HF_HUB_OFFLINE="1").returncode == 0
+
+
+def test_offline_a_file_is_there_though_another_ones_commit_is_newer(
+    hub: Hub, model: bytes
+) -> None:
+    """The cache knows one commit of a branch, that of the file that was fetched last."""
+    hub.start()
+    hub.stand_in.add("owner/tales", "new.gguf", model + b"\0", SECOND)
+    hub.start("hf:owner/tales/new.gguf")
+    done = hub.start(HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert f"taking the one of commit {FIRST}" in done.stderr
+    assert "cannot be reached" in hub.start(HF_ENDPOINT="http://127.0.0.1:1").stderr
+    assert "does not have it at v2" in hub.refused(f"{NAME}@v2", HF_HUB_OFFLINE="1")
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_the_download(hub: Hub) -> None:

@@ -25,15 +25,15 @@ ERROR_TYPES = {
     403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
-    500: "server_error",
     503: "unavailable_error",
 }
-"""By status; all others are the request's own fault."""
+"""By status; of the others, those below 500 are the request's own fault."""
 
 
 def error_object(error: ServingError) -> Json:
     """{"error": {"message", "type", "param", "code"}}."""
-    kind = ERROR_TYPES.get(error.status, "invalid_request_error")
+    fault = "invalid_request_error" if error.status < 500 else "server_error"
+    kind = ERROR_TYPES.get(error.status, fault)
     code = error.code
     if isinstance(error, ContextTooShort):  # clients look for both words
         kind, code = "exceed_context_size_error", "context_length_exceeded"
