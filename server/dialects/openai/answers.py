@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from server.dialects.base import Generation, Renderer
-from shared.errors import ContextTooShort, ServingError
+from shared.errors import ContextTooShort, ServingError, Unauthorized
 from shared.messages import Finished, Token
 from shared.sampling import MAX_SEED
 
@@ -28,15 +28,17 @@ ERROR_TYPES = {
     503: "unavailable_error",
 }
 """By status; of the others, those below 500 are the request's own fault."""
+CODES = {ContextTooShort: "context_length_exceeded", Unauthorized: "invalid_api_key"}
+"""Where clients look for OpenAI's own."""
 
 
 def error_object(error: ServingError) -> Json:
     """{"error": {"message", "type", "param", "code"}}."""
     fault = "invalid_request_error" if error.status < 500 else "server_error"
     kind = ERROR_TYPES.get(error.status, fault)
-    code = error.code
-    if isinstance(error, ContextTooShort):  # clients look for both words
-        kind, code = "exceed_context_size_error", "context_length_exceeded"
+    if isinstance(error, ContextTooShort):
+        kind = "exceed_context_size_error"
+    code = CODES.get(type(error), error.code)
     return {"error": {"message": error.message, "type": kind, "param": error.field, "code": code}}
 
 

@@ -125,12 +125,12 @@ def take_common(fields: Fields, *limits: str, **known: tuple[str, Any]) -> Commo
     )
     for name, check in NEUTRAL.items():
         fields.take(name, check, None)
-    known |= _limit(fields, ("num_predict", *limits))
+    known |= _limit(fields, (*limits, "num_predict"))
     if "seed" in fields:
         known["seed"] = "seed", fields.take("seed", _seed, None)
     if "response_format" in fields:
         schema = fields.take("response_format", _response_format, None)
-        if schema:
+        if schema is not None:
             fields.exclude("response_format", "grammar", "json_schema")
             known["json_schema"] = "response_format", schema
     for field, (name, value) in known.items():
@@ -246,8 +246,8 @@ def label(name: str, value: Any) -> None:
 
 
 def _labels(name: str, value: Any) -> None:
-    for key, label in json_object(name, value).items():
-        label(f"{name}: {key!r:.80}", label)
+    for key, one in json_object(name, value).items():
+        label(f"{name}: {key!r:.80}", one)
 
 
 NEUTRAL: Mapping[str, Check[None]] = {
