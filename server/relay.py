@@ -12,29 +12,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeVar, cast
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from server.dialects.base import Answer, Call, Dialect, Embedding, Parse, Renderer, Task
+from server.dialects.base import Call, Dialect, Parse, Renderer
 from server.errors import error_response
 from server.models import Models
-from shared.errors import BodyTooLarge, DeadlineExceeded, QueueFull, ServingError, error_from_code
+from server.work import EXPIRED, Work, begun
+from shared.errors import BodyTooLarge, DeadlineExceeded, ServingError, error_from_code
 from shared.messages import Embedded, Failed, Finished, Token
-from workers.pool import WorkerPool
-from workers.stream import Event, RequestStream
+from workers.stream import Event
 
 MAX_BODY = 1024 * 1024
 """Bytes of a request's body."""
-
-AT_ONCE = 32
-"""Tasks of one answer that wait or run at a time."""
-
-EXPIRED = "the request was not answered within its timeout_s"
 
 T = TypeVar("T")
 logger = logging.getLogger("tokenflume.request")
@@ -72,15 +65,15 @@ class GenerationEndpoint:
             using = stack.enter_async_context(self._models.use(call.model))
             model, pool = await in_time(using, deadline)
             answer = call.answer(model)
-            work = stack.enter_context(submitted(answer, pool, client))
-            stack.enter_context(expiring(work.streams, deadline))
-            await relay(work.streams, answer.renderer, send, work.on_end)
+            work = Work(answer.tasks, pool, client)
+            stack.enter_context(begun(work, deadline))
+            await relay(work, answer.renderer, send)
 
 
 def client_of(scope: Scope) -> str:
     """Who asks: requests of one are served in turn with those of others."""
     address = scope.get("client")
-    return address[0] if address else ""
+    return scope.get("api_key_owner") or (address[0] if address else "")
 
 
 async def in_time(waiting: Awaitable[T], deadline: float | None) -> T:
@@ -90,24 +83,6 @@ async def in_time(waiting: Awaitable[T], deadline: float | None) -> T:
             return await waiting
     except TimeoutError:
         raise DeadlineExceeded(EXPIRED) from None
-
-
-@contextlib.contextmanager
-def expiring(streams: Sequence[RequestStream], deadline: float | None) -> Iterator[None]:
-    """Streams that are still open at the deadline, in the loop's time, fail."""
-
-    def expire() -> None:
-        for stream in streams:
-            stream.put(Failed(stream.request.id, DeadlineExceeded.code, EXPIRED))
-
-    if deadline is None:
-        yield
-        return
-    timer = asyncio.get_running_loop().call_at(deadline, expire)
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -143,89 +118,16 @@ async def client_stays(receive: Receive, send: Send) -> AsyncIterator[Send]:
         watcher.cancel()
 
 
-@contextlib.contextmanager
-def submitted(answer: Answer, pool: WorkerPool, client: str) -> Iterator[Work]:
-    """The answer's tasks, the first of them begun; in the end none is left."""
-    started = time.monotonic()
-    work = Work(answer.tasks, lambda task: submit(task, pool, client))
-    outcome = "client left"
-    try:
-        work.begin()
-        yield work
-        ends = Counter(s.finished.reason if s.finished else "failed" for s in work.streams)
-        outcome = ", ".join(end if n == 1 else f"{n} × {end}" for end, n in ends.items())
-    except ServingError as error:
-        outcome = error.code
-        raise
-    finally:
-        for stream in work.streams:
-            pool.release(stream)
-        ids = " … ".join(str(stream.request.id) for stream in work.ends())
-        logger.info("request %s: %s after %.3f s", ids, outcome, time.monotonic() - started)
-
-
-class Work:
-    """The tasks of one answer: AT_ONCE of them at a time, so that many leave room for others."""
-
-    def __init__(self, tasks: Sequence[Task], submit: Callable[[Task], RequestStream]) -> None:
-        self._tasks = tasks
-        self._submit = submit
-        self._running = 0
-        self.streams: list[RequestStream] = []
-        """Of the tasks that have begun, in the tasks' order."""
-
-    def ends(self) -> list[RequestStream]:
-        """The first and the last stream, if there are any."""
-        return self.streams[:1] + self.streams[1:][-1:]
-
-    def begin(self) -> None:
-        """Begin as many tasks as may be. Raises ServingError.
-
-        A full queue refuses none while others run: their ends are the time to try again.
-        """
-        try:
-            for task in self._tasks[len(self.streams) :][: AT_ONCE - self._running]:
-                self.streams.append(self._submit(task))
-                self._running += 1
-        except QueueFull:
-            if not self._running:
-                raise
-
-    def on_end(self) -> None:
-        """One of them has ended, so others may begin. Raises ServingError."""
-        self._running -= 1
-        self.begin()
-
-
-def submit(task: Task, pool: WorkerPool, client: str) -> RequestStream:
-    """Raises ServingError."""
-    if isinstance(task, Embedding):
-        return pool.embed(task.prompt, client)
-    return pool.submit(
-        task.prompt, task.sampling, task.cache, shows_control=task.shows_control, client=client
-    )
-
-
-def nothing_more() -> None:
-    """Of an answer all of whose tasks have begun."""
-
-
-async def relay(
-    streams: Sequence[RequestStream],
-    renderer: Renderer,
-    send: Send,
-    on_end: Callable[[], None] = nothing_more,
-) -> None:
-    """Send the streams' events until all have ended. `on_end` may bring others.
+async def relay(work: Work, renderer: Renderer, send: Send) -> None:
+    """Send the events of the work's streams until all have ended.
 
     Tokens that wait together leave together. Raises ServingError when the
     request fails before its first byte.
     """
     output = Output(renderer, send)
-    ended = 0
-    if not streams:
+    if work.is_done:
         await output.end(b"")
-    async for index, events in merged(streams):
+    async for index, events in work.events():
         body = renderer.tokens(index, tokens_of(events))
         for event in events:
             if isinstance(event, Embedded):
@@ -235,50 +137,16 @@ async def relay(
             await output.cut(body, error_from_code(last.code, last.message))
             return
         if isinstance(last, Finished):
-            body += renderer.finished(index, last, streams[index].queued_s)
-            ended += 1
+            body += renderer.finished(index, last, work.streams[index].queued_s)
             try:
-                on_end()
+                work.ended()
             except ServingError as error:
                 await output.cut(body, error)
                 return
-        if ended < len(streams):
-            await output.write(body)
-        else:
+        if work.is_done:
             await output.end(body)
-
-
-async def merged(streams: Sequence[RequestStream]) -> AsyncIterator[tuple[int, list[Event]]]:
-    """The events of all streams as they come, each with its stream's place.
-
-    There may be more streams after one has ended.
-    """
-    known = 0
-    if len(streams) == 1:  # the usual case needs no tasks
-        known = 1
-        while not is_end(events := await streams[0].take()):
-            yield 0, events
-        yield 0, events
-    takers: dict[asyncio.Task[list[Event]], int] = {}
-    try:
-        while takers or known < len(streams):
-            for index in range(known, len(streams)):
-                takers[asyncio.create_task(streams[index].take())] = index
-            known = len(streams)
-            done, _ = await asyncio.wait(takers, return_when=asyncio.FIRST_COMPLETED)
-            for taker in sorted(done, key=takers.__getitem__):
-                index, events = takers.pop(taker), taker.result()
-                if not is_end(events):
-                    takers[asyncio.create_task(streams[index].take())] = index
-                yield index, events
-    finally:
-        for taker in takers:
-            taker.cancel()
-
-
-def is_end(events: Sequence[Event]) -> bool:
-    """No more of them will come."""
-    return isinstance(events[-1], Finished | Failed)
+        else:
+            await output.write(body)
 
 
 class Output:

@@ -28,7 +28,7 @@ class ServingError(Exception):
     """Seconds after which trying again makes sense; None: it makes none."""
 
     def __init__(
-        self, message: str, retry_after_s: int | None = None, *, field: str | None = None
+        self, message: str, field: str | None = None, retry_after_s: int | None = None
     ) -> None:
         super().__init__(message)
         self.message = message
