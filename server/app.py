@@ -79,7 +79,7 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
 
 async def _on_serving_error(request: Request, exception: Exception) -> Response:
     error = exception if isinstance(exception, ServingError) else ServingError(str(exception))
-    return _error_at(request.url.path, error)
+    return error_at(request.url.path, error)
 
 
 async def _on_http_exception(request: Request, exception: Exception) -> Response:
@@ -94,13 +94,13 @@ async def _on_http_exception(request: Request, exception: Exception) -> Response
             error = MethodNotAllowed(f"{path} does not take {request.method}")
         case _:
             error = InvalidRequest("the request cannot be served")
-    response = _error_at(path, error)
+    response = error_at(path, error)
     if isinstance(exception, HTTPException):
         response.headers.update(exception.headers or {})
     return response
 
 
-def _error_at(path: str, error: ServingError) -> Response:
+def error_at(path: str, error: ServingError) -> Response:
     """The error as the dialect has it whose paths begin like this one."""
     bodies = (d.error_body for d in DIALECTS if d.prefix and path.startswith(d.prefix))
     return error_response(error, next(bodies, error_body)(error))
