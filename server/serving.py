@@ -10,18 +10,20 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import uvicorn
 
 from server.announce import Announcer, announced
 from server.app import create_app
+from server.front import Front
+from server.http_protocol import StrictProtocol
 from server.models import Models
 from server.notify import Notifier, take_notifier
 from server.reload import Reload
-from server.system_prompts import SystemPrompts, system_prompts
+from server.system_prompts import system_prompts
 from shared.errors import ConfigurationError
-from shared.settings import Settings
 from workers.catalog import Catalog
 
 EXIT_FORCED = 5
@@ -46,22 +48,13 @@ class CutStreamFilter(logging.Filter):
         return record.msg != "ASGI callable returned without completing response."
 
 
-def serve_until_stopped(
-    settings: Settings,
-    catalog: Catalog,
-    system: SystemPrompts,
-    listener: socket.socket,
-    on_reload: Sequence[Reload] = (),
-) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Raises ConfigurationError when no model loads.
-
-    `on_reload`: what SIGHUP reads again, besides the system prompts.
-    """
+def serve_until_stopped(front: Front, listener: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. Raises ConfigurationError when no model loads."""
     notifier = take_notifier(os.environ)
     config = uvicorn.Config(
         app="",
         loop="uvloop",
-        http="httptools",
+        http=partial(StrictProtocol, request_s=front.settings.request_timeout_s),  # type: ignore[arg-type]  # it is only called
         ws="none",
         lifespan="off",
         log_config=None,
@@ -73,32 +66,18 @@ def serve_until_stopped(
     logging.getLogger("uvicorn.error").addFilter(CutStreamFilter())
     loop_factory = config.get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        models = Models(catalog, settings.sampling, system, settings.chat.template)
-        on_reload = [*_reload_prompts(settings, models), *on_reload]
-        runner.run(_serve(settings, models, config, listener, notifier, on_reload))
-
-
-def _reload_prompts(settings: Settings, models: Models) -> list[Reload]:
-    chat = settings.chat
-
-    def read() -> None:
-        models.prompt_with(system_prompts(chat.prompts, chat.system))
-
-    return [] if chat.prompts is None else [Reload(f"the system prompts of {chat.prompts}", read)]
+        runner.run(_serve(front, config, listener, notifier))
 
 
 async def _serve(
-    settings: Settings,
-    models: Models,
-    config: uvicorn.Config,
-    listener: socket.socket,
-    notifier: Notifier,
-    on_reload: Sequence[Reload],
+    front: Front, config: uvicorn.Config, listener: socket.socket, notifier: Notifier
 ) -> None:
+    settings = front.settings
+    models = Models(front.catalog, settings.sampling, front.system, settings.chat.template)
     async with announced(notifier, models.catalog) as announcer, models.catalog as catalog:
-        config.app = create_app(models, settings.cors_origins)
+        config.app = create_app(models, settings.access, front.keys)
         server = HttpServer(config)
-        stopping = _stop_on_signals(catalog, announcer, on_reload)
+        stopping = _stop_on_signals(catalog, announcer, _reloads(front, models))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         introducing = asyncio.create_task(models.introduce())
         load_failure = asyncio.create_task(catalog.load_failure())
@@ -118,6 +97,22 @@ async def _serve(
             failure = _result_or_cancel(load_failure)
     if failure is not None:
         raise failure
+
+
+def _reloads(front: Front, models: Models) -> list[Reload]:
+    """What SIGHUP reads again."""
+    chat, keys = front.settings.chat, front.keys
+    reloads = []
+    if chat.prompts is not None:
+        reloads.append(
+            Reload(
+                f"the system prompts of {chat.prompts}",
+                lambda: models.prompt_with(system_prompts(chat.prompts, chat.system)),
+            )
+        )
+    if keys is not None:
+        reloads.append(Reload(f"the keys of {front.settings.access.key_file}", keys.reload))
+    return reloads
 
 
 def _stop_on_signals(

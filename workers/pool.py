@@ -117,13 +117,14 @@ class WorkerPool:
         retry_after_s = self._pace.wait_s(waiting + 1, slots)
         if waiting >= self._settings.queue:
             raise QueueFull(
-                f"every slot is taken, and {waiting} requests wait, as many as may", retry_after_s
+                f"every slot is taken, and {waiting} requests wait, as many as may",
+                retry_after_s=retry_after_s,
             )
         if tokens > self._settings.queue_tokens:
             raise QueueFull(
                 f"every slot is taken, and the prompts that wait would have about {tokens} tokens,"
                 f" more than {self._settings.queue_tokens}",
-                retry_after_s,
+                retry_after_s=retry_after_s,
             )
 
     def release(self, stream: RequestStream) -> None:

@@ -139,5 +139,7 @@ class Dialect:
     paths: Mapping[str, Parse]
     error_body: Callable[[ServingError], bytes]
     """JSON, sent with the error's status."""
+    prefix: str | None = None
+    """Of its paths; errors of unknown paths that begin so look like its, too. None: it has none."""
     routes: Callable[[Models], Sequence[BaseRoute]] = no_routes
     """Lists of models and the like: whatever is no work for a worker's slots."""
