@@ -182,6 +182,20 @@ def test_the_real_model_streams_in_the_sandbox_pinned_and_locked(service: System
     assert service.show(UNIT)["Result"] == "success"
 
 
+def test_models_that_the_script_names_are_served(service: SystemdMachine) -> None:
+    """A path goes through systemd's quotes and through a shell's."""
+    configure(service)
+    model = "/opt/my models/it's \\ $HOME.json"
+    service.write(model, json.dumps({"slots": 3}))
+    script = str(ROOT / "scripts" / "install-service")
+    service.run(sys.executable, script, "--prefix", PREFIX, "-m", f"tale={model}", "-m", model)
+    environment = service.path("/etc/tokenflume.env")
+    environment.write_text(f"{environment.read_text()}TOKENFLUME_ENGINE=echo\n")
+    with start(service) as client:
+        models = client.get("/ready").json()["models"]
+        assert [one["name"] for one in models] == ["tale", "it's \\ $HOME"]
+
+
 def test_the_journal_has_priorities_and_no_times_of_ours(service: SystemdMachine) -> None:
     configure_echo(service)
     start(service).close()
