@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from notify_socket import Fields, NotifySocket, notify_socket
-from running import ROOT, START_S, RunningServer
+from running import ROOT, START_S, RunningServer, run_to_its_end
 from support import echo_options
 
 INSTALL = ROOT / "scripts" / "install-service"
@@ -189,6 +189,15 @@ def test_a_model_that_does_not_load_is_said_before_the_end(
         manager.until_status("the model is upside down")
         assert running.process.wait(timeout=20) == 3
         assert not any("READY" in message for message in manager.heard)
+
+
+def test_a_folder_of_models_that_is_gone_is_said_without_a_traceback(
+    manager: NotifySocket, tmp_path: Path
+) -> None:
+    (tmp_path / "models").write_text("no folder")
+    ended = run_to_its_end("--models-dir", str(tmp_path / "models"), **watched(manager))
+    assert ended.returncode == 3
+    assert "Traceback" not in ended.stderr
 
 
 def reloaded(manager: NotifySocket, running: RunningServer) -> Fields:
