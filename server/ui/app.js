@@ -11,7 +11,7 @@ import { Failure } from "./failure.js";
 import { Meter } from "./figures.js";
 import { Painter } from "./painter.js";
 import { chatBody, fieldOf, SAMPLING, textBody } from "./request_body.js";
-import { ChatView, following, TextView } from "./views.js";
+import { ChatView, following, TextView, toEnd } from "./views.js";
 
 const POLL_MS = 2000;
 const SETTINGS = ["system", ...SAMPLING];
@@ -62,6 +62,7 @@ async function answer(turns) {
   const turn = { role: "assistant", content: "" };
   conversation.chat = [...turns, turn];
   showConversation();
+  toEnd();
   const body = chatBody(conversation.model, turns, conversation.settings);
   const add = (text) => (turn.content += text);
   const isAccepted = await run((signal) => streamChat(body, signal), chatView.last, turn, add);
@@ -77,6 +78,7 @@ async function extend(given) {
   conversation.text = text;
   textView.show(text);
   showConversation();
+  toEnd();
   const body = textBody(conversation.model, given, conversation.settings);
   const add = (more) => (text.written += more);
   const isAccepted = await run((signal) => streamText(body, signal), textView, text, add);
@@ -148,7 +150,7 @@ function say(sentence) {
 
 /** Show an error and the field it is about; null: none. @param {Failure | null} failure */
 function complain(failure) {
-  $("error").textContent = failure?.message ?? "";
+  following(() => ($("error").textContent = failure?.message ?? ""));
   for (const name of SAMPLING) $(name).removeAttribute("aria-invalid");
   const field = fieldOf(failure?.param);
   if (!field) return;
@@ -254,6 +256,7 @@ function waitingFor({ status, detail, message }) {
 
 function showModels(models) {
   state.models = models;
+  $("model").hidden = !models.length;
   $("model").replaceChildren(...models.map(({ id }) => new Option(id, id)));
   const isThere = models.some(({ id }) => id === conversation.model);
   if (isThere) $("model").value = conversation.model;
@@ -284,7 +287,6 @@ async function onSend(event) {
   if (!canRun() || !draft.trim()) return;
   if (mode === "continue") return extend(draft);
   setDraft("");
-  $("composer").scrollIntoView({ block: "end" });
   const isAccepted = await answer([...chat, { role: "user", content: draft }]);
   if (!isAccepted && !conversation.drafts.chat) giveBack(draft);
 }

@@ -29,7 +29,7 @@ export class Meter {
 /** Figures as pairs of name and text; without those that are not known. @param {Figures} figures */
 export function pairs({ firstMs, rate, tokens, promptTokens, reason }) {
   const known = [
-    ["Tokens/s", rate?.toFixed(1)],
+    ["Tokens/s", rate?.toFixed(rate < 100 ? 1 : 0)],
     ["First token", firstMs === undefined ? undefined : duration(firstMs)],
     ["Tokens", tokens?.toString()],
     ["Prompt tokens", promptTokens?.toString()],

@@ -8,7 +8,12 @@ export function following(change) {
   const page = document.documentElement;
   const isAtEnd = page.scrollHeight - page.clientHeight - page.scrollTop < 64;
   change();
-  if (isAtEnd) page.scrollTop = page.scrollHeight;
+  if (isAtEnd) toEnd();
+}
+
+export function toEnd() {
+  const page = document.documentElement;
+  page.scrollTop = page.scrollHeight;
 }
 
 /** @param {string} act What a click does; the page's listener knows. @param {string} label */
