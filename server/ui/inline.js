@@ -8,13 +8,16 @@ const TOKEN = /\\[!-/:-@[-`{-~]|`+|!?\[|<(?:https?:|mailto:)[^\s<>]{1,2000}>|htt
 const LINK = /!?\[([^[\]]{1,1000})\]\(\s?((?:[^\s()<>]|\([^\s()<>]*\)){1,2000})(?:\s"[^"\n]{0,500}")?\)/y;
 const SAFE = ["http:", "https:", "mailto:"];
 const WORD = /[\p{L}\p{N}]/u;
+const NAMES = { "*": ["em", "strong"], _: ["em", "strong"], "~": ["", "del"] };
+const SMALLEST = { "*": 1, _: 1, "~": 2 };
+const MAX_RUN = 3;
 const MAX_DEPTH = 12;
 
 /**
  * @typedef {{kind: "text", text: string} | {kind: "code", text: string}
  *   | {kind: "link", href: string, pieces: Piece[]}
  *   | {kind: "open" | "close", name: "em" | "strong" | "del"}
- *   | {kind: "run", mark: string, opens: boolean, closes: boolean}} Piece
+ *   | {kind: "run", char: string, left: number, opens: boolean, closes: boolean}} Piece
  */
 
 /** The pieces of a text; those that open and close are always in pairs, and well nested. */
@@ -68,7 +71,7 @@ function read(text, token, at, ticks) {
     case "h":
       return bareAddress(token, at);
     default:
-      return [run(text, token, at), next];
+      return token.length <= MAX_RUN ? [run(text, token, at), next] : [];
   }
 }
 
@@ -123,49 +126,51 @@ function run(text, mark, at) {
   const touches = /\S/.test(after);
   const follows = /\S/.test(before);
   const isWithinWord = mark[0] === "_" && WORD.test(before) && WORD.test(after);
-  return { kind: "run", mark, opens: touches && !isWithinWord, closes: follows && !isWithinWord };
+  const [opens, closes] = [touches && !isWithinWord, follows && !isWithinWord];
+  return { kind: "run", char: mark[0], left: mark.length, opens, closes };
 }
 
-/** Each run as what it opens, closes, or as plain text. @param {Piece[]} given */
+/** Each run as what it opens or closes; what is left of it is plain text. @param {Piece[]} given */
 function paired(given) {
   const found = [];
-  let open = []; // {char, size, at}, the innermost last
-  const close = ({ at, name }) => {
-    found[at] = { kind: "open", name };
-    found.push({ kind: "close", name });
-  };
+  let open = []; // runs that something may still close, the innermost last
   for (const piece of given) {
     if (piece.kind !== "run") {
       found.push(piece);
       continue;
     }
-    const char = piece.mark[0];
-    let left = piece.mark.length;
-    while (piece.closes && left) {
-      const index = open.findLastIndex((one) => one.char === char && one.size <= left);
-      if (index < 0) break;
-      close(open[index]);
-      left -= open[index].size;
-      open = open.slice(0, index);
-    }
-    while (piece.opens && left && open.length < MAX_DEPTH) {
-      const size = left >= 2 ? 2 : 1;
-      if (char === "~" && size === 1) break;
-      const name = char === "~" ? "del" : size === 2 ? "strong" : "em";
-      open.push({ char, size, name, at: found.length });
-      found.push({ kind: "text", text: char.repeat(size) });
+    const { char, opens, closes } = piece;
+    let { left } = piece;
+    while (closes && left) {
+      const index = open.findLastIndex((one) => one.char === char);
+      const opener = open[index];
+      const size = Math.min(2, left, opener?.left ?? 0);
+      if (size < SMALLEST[char] || !opener) break;
+      const name = NAMES[char][size - 1];
+      opener.names.unshift(name); // the later it is closed, the farther out it is
+      opener.left -= size;
       left -= size;
+      found.push({ kind: "close", name });
+      open = open.slice(0, opener.left ? index + 1 : index);
     }
-    if (left) found.push({ kind: "text", text: char.repeat(left) });
+    const rest = { kind: "run", char, left, names: [] };
+    found.push(rest);
+    if (opens && left && open.length < MAX_DEPTH) open.push(rest);
   }
-  return found;
+  return found.flatMap((piece) => (piece.kind === "run" ? openings(piece) : piece));
 }
+
+const openings = ({ char, left, names }) => [
+  { kind: "text", text: char.repeat(left) },
+  ...names.map((name) => ({ kind: "open", name })),
+];
 
 /** With neighbouring texts as one. @param {Piece[]} given */
 function joined(given) {
   const found = [];
   for (const piece of given) {
     const last = found.at(-1);
+    if (piece.text === "") continue;
     if (piece.kind === "text" && last?.kind === "text") last.text += piece.text;
     else found.push(piece.kind === "text" ? { ...piece } : piece);
   }
