@@ -45,6 +45,8 @@ const textView = new TextView($("tale"));
 const state = {
   isReady: false,
   isConnecting: false,
+  /** Then streams break, and what they had written is kept already. */
+  isLeaving: false,
   /** @type {AbortController | null} Of the stream that runs. */
   running: null,
   /** @type {{id: string, chat: boolean}[]} */
@@ -177,6 +179,7 @@ function welcome() {
 }
 
 function keep() {
+  if (state.isLeaving) return;
   if (!save(conversation)) say("There is no room to keep the conversation over a reload.");
 }
 
@@ -367,6 +370,11 @@ function onKey(event) {
   if (isShort || event.ctrlKey || event.metaKey) onSend(event);
 }
 
+function onLeave() {
+  keep();
+  state.isLeaving = true;
+}
+
 function onDraft() {
   conversation.drafts[conversation.mode] = $("prompt").value;
 }
@@ -393,5 +401,6 @@ $("model").addEventListener("change", ({ target }) =>
   chooseModel(state.models.find(({ id }) => id === target.value)));
 document.addEventListener("click", onAct);
 document.addEventListener("keydown", onKey);
-window.addEventListener("pagehide", keep);
+window.addEventListener("pagehide", onLeave);
+window.addEventListener("pageshow", () => (state.isLeaving = false));
 connect();

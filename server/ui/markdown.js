@@ -45,12 +45,10 @@ export class GrowingMarkdown {
       block,
       source: lines.slice(block.line, found[index + 1]?.line).join("\n"),
     })));
-    // The last line may become anything: with it, the block before it may still go on.
-    const isWhole = ({ line }) => line < lines.length - 1;
-    const first = Math.max(0, found.findLastIndex(isWhole));
-    if (first === 0) return;
-    this.#release(first);
-    this.source = lines.slice(found[first].line).join("\n");
+    const whole = countWhole(found, lines);
+    if (!whole) return;
+    this.#release(whole);
+    this.source = lines.slice(found[whole].line).join("\n");
   }
 
   /** The text is whole. */
@@ -77,6 +75,18 @@ export class GrowingMarkdown {
     for (const { node } of this.shown.splice(0, count)) this.parent.insertBefore(node, this.tail);
     if (this.parent.contains(focused)) focused.focus({ preventScroll: true });
   }
+}
+
+/**
+ * How many of the first blocks can change no more. The last line may become anything, and with it
+ * the block before it may go on, unless an empty line has ended that.
+ */
+function countWhole(found, lines) {
+  const [before, last] = [found.at(-2), found.at(-1)];
+  if (!before) return 0;
+  if (last.line < lines.length - 1) return found.length - 1;
+  const isEnded = before.kind !== "list" && lines[last.line - 1].trim() === "";
+  return isEnded ? found.length - 1 : found.length - 2;
 }
 
 const linesOf = (text) => text.replaceAll("\r\n", "\n").split("\n");
@@ -106,8 +116,9 @@ const BUILDERS = {
 };
 
 function buildCode({ language, text }) {
-  const copy = element("button", "copy-code quiet", ["Copy"]);
+  const copy = element("button", "quiet", ["Copy"]);
   copy.type = "button";
+  copy.dataset.act = "copy-code";
   copy.ariaLabel = "Copy this code";
   const pre = element("pre", "", [element("code", "", [text])]);
   pre.tabIndex = 0; // so that the keyboard can scroll it

@@ -65,7 +65,7 @@ def opened(browser: Any, url: str, **context: Any) -> Iterator[Any]:
     page.add_init_script(WATCH_POLICY)
     yield page
     profile.close()
-    assert complaints == []
+    assert not complaints, complaints
 
 
 def offer_models(page: Any, **models: bool) -> None:

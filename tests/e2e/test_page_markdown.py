@@ -192,6 +192,7 @@ ELEMENTS = {
 }  # fmt: skip
 ATTRIBUTES = {
     "class", "href", "rel", "target", "start", "scope", "type", "tabindex", "role", "aria-label",
+    "data-act",
 }  # fmt: skip
 
 
