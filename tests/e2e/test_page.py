@@ -13,19 +13,13 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from browser import chromium, offer_models, opened
+from browser import offer_models, opened, stand_in_for_models
 from running import RunningServer
 from scripted import CUT, Script, chat, delta, ending, event, scripted
 from support import echo_options
 
 CHAT = "/v1/chat/completions"
 CODE = "Look:\n\n```py\nprint(1)\n```"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +42,10 @@ def ready(browser: Any, url: str, script: Script | None = None, **context: Any) 
             offer_models(page, talker=True, teller=False)
             script.take(page, CHAT)
         else:
-            until_the_server_lists_models(page)
+            stand_in_for_models(page, url)
         page.goto("/")
         expect(status(page)).to_have_text("Ready.")
         yield page
-
-
-def until_the_server_lists_models(page: Any) -> None:
-    """A stand-in for GET /v1/models and for the field `model` of POST /stream."""
-
-    def without_model(route: Any) -> None:
-        start, end = route.request.post_data.split(',"prompt"', 1)
-        assert start == '{"model":"echo"'
-        route.continue_(post_data='{"prompt"' + end)
-
-    offer_models(page, echo=False)
-    page.route("**/stream", without_model)
 
 
 @pytest.fixture
@@ -185,7 +167,9 @@ def test_an_answer_is_the_same_however_its_bytes_are_split(page: Any, script: Sc
     text = "Grüße aus 世界 🙂,\n\n- one\n- two"
     whole = b": hello\r\n\r\n" + b"".join(chat(*text)).replace(b"\n\n", b"\r\n\r\n", 5)
     ask(page, script, "Hi", *(whole[at : at + 1] for at in range(len(whole))))
-    assert answers(page).inner_html() == "<p>Grüße aus 世界 🙂,</p><ul><li>one</li><li>two</li></ul>"
+    assert (
+        answers(page).inner_html() == "<p>Grüße aus 世界 🙂,</p><ul><li>one</li><li>two</li></ul>"
+    )
 
 
 def test_an_event_may_have_its_data_in_several_lines(page: Any, script: Script) -> None:
@@ -329,7 +313,9 @@ def test_a_browser_that_keeps_nothing_can_still_chat(
         script.answer(*chat("An answer."))
         send(page, "Hi")
         expect(answers(page)).to_have_text("An answer.")
-        expect(status(page)).to_have_text("There is no room to keep the conversation over a reload.")
+        expect(status(page)).to_have_text(
+            "There is no room to keep the conversation over a reload."
+        )
 
 
 # Copies
@@ -447,7 +433,7 @@ def test_the_page_says_that_the_server_is_still_loading(browser: Any, tmp_path: 
     path = echo_options(tmp_path, load_s=2.0)
     flags = ("--engine", "echo", "-m", str(path))
     with RunningServer(*flags, wait_ready=False) as loading, opened(browser, loading.url) as page:
-        offer_models(page, echo=False)
+        stand_in_for_models(page, loading.url)
         page.goto("/")
         expect(status(page)).to_contain_text("Waiting for the server to load: ")
         expect(status(page)).to_have_text("Ready.")
@@ -577,20 +563,20 @@ def test_a_text_is_continued_from_its_end_and_again_and_kept(text_page: Any) -> 
 
 def test_a_stop_frees_the_slot_of_the_server(browser: Any, tmp_path: Path) -> None:
     path = echo_options(tmp_path, step_s=0.02)
-    with RunningServer("--engine", "echo", "-m", str(path), "-n", "9999") as slow:
-        with ready(browser, slow.url) as page:
-            mode(page, "Continue").check()
-            button(page, "Settings").click()
-            page.get_by_label("Tokens at most").fill("4000")
-            prompt(page).fill("word " * 800)
-            button(page, "Continue").click()
-            expect(page.locator("#written")).to_contain_text("word")
-            page.keyboard.press("Escape")
-            expect(status(page)).to_have_text("Stopped.")
-            slow.until_idle()
-            expect(page.locator("#written")).to_contain_text("word")
-            page.reload()
-            expect(page.locator("#written")).to_contain_text("word")
+    flags = ("--engine", "echo", "-m", str(path), "-n", "9999")
+    with RunningServer(*flags) as slow, ready(browser, slow.url) as page:
+        mode(page, "Continue").check()
+        button(page, "Settings").click()
+        page.get_by_label("Tokens at most").fill("4000")
+        prompt(page).fill("word " * 800)
+        button(page, "Continue").click()
+        expect(page.locator("#written")).to_contain_text("word")
+        page.keyboard.press("Escape")
+        expect(status(page)).to_have_text("Stopped.")
+        slow.until_idle()
+        expect(page.locator("#written")).to_contain_text("word")
+        page.reload()
+        expect(page.locator("#written")).to_contain_text("word")
 
 
 def test_a_field_that_the_server_refuses_is_marked(text_page: Any) -> None:
@@ -606,26 +592,21 @@ def test_an_engine_that_fails_and_a_worker_that_dies_are_sentences(
     browser: Any, tmp_path: Path
 ) -> None:
     path = echo_options(tmp_path, step_s=0.005)
-    with RunningServer("--engine", "echo", "-m", str(path)) as failing:
-        with ready(browser, failing.url) as page:
-            mode(page, "Continue").check()
-            alert = page.get_by_role("alert")
-            write(page, "well, [[fail]]", "")
-            expect(alert).to_contain_text("The server could not go on: the prompt asked for a failure.")
-            expect(page.locator("#written")).to_have_text("well, ")
-            prompt(page).fill("well, [[segfault]]")
-            button(page, "Continue").click()
-            expect(alert).to_contain_text("The server could not go on: ")
-            expect(alert).not_to_contain_text("asked for a failure")
+    flags = ("--engine", "echo", "-m", str(path))
+    with RunningServer(*flags) as failing, ready(browser, failing.url) as page:
+        mode(page, "Continue").check()
+        alert = page.get_by_role("alert")
+        write(page, "well, [[fail]]", "")
+        expect(alert).to_contain_text("The server could not go on: the prompt asked for a failure.")
+        expect(page.locator("#written")).to_have_text("well, ")
+        prompt(page).fill("well, [[segfault]]")
+        button(page, "Continue").click()
+        expect(alert).to_contain_text("The server could not go on: ")
+        expect(alert).not_to_contain_text("asked for a failure")
 
 
 def test_the_bundled_model_tells_a_tale(browser: Any) -> None:
-    with RunningServer() as tales, opened(browser, tales.url) as page:
-        until_the_server_lists_models(page)
-        page.unroute("**/v1/models")
-        offer_models(page, echo=False)
-        page.goto("/")
-        expect(status(page)).to_have_text("Ready.")
+    with RunningServer() as tales, ready(browser, tales.url) as page:
         expect(mode(page, "Continue")).to_be_checked()
         button(page, "Continue").click()
         expect(status(page)).to_have_text("Finished: the limit of tokens is reached.")
@@ -676,10 +657,12 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(
 
 def test_everything_can_be_done_with_the_keyboard(page: Any, script: Script) -> None:
     def focused() -> str:
-        return str(page.evaluate("""() => {
+        return str(
+            page.evaluate("""() => {
             const one = document.activeElement;
             return one.labels?.[0]?.textContent.trim() || one.ariaLabel || one.textContent.trim();
-        }"""))
+        }""")
+        )
 
     def tab(times: int = 1) -> list[str]:
         names = []
@@ -719,9 +702,13 @@ def test_every_control_has_a_name(page: Any, script: Script) -> None:
     ask(page, script, "Hi", *chat(CODE))
     button(page, "Settings").click()
     expect(page.get_by_role("log", name="Conversation")).to_be_visible()
-    controls = page.locator("button, select, input, textarea, pre, form#settings").filter(visible=True)
+    controls = page.locator("button, select, input, textarea, pre, form#settings").filter(
+        visible=True
+    )
     for control in controls.all():
-        name = control.evaluate("one => one.ariaLabel || one.labels?.[0]?.textContent || one.textContent")
+        name = control.evaluate(
+            "one => one.ariaLabel || one.labels?.[0]?.textContent || one.textContent"
+        )
         assert name.strip(), control.evaluate("one => one.outerHTML")
 
 
@@ -747,7 +734,9 @@ def test_a_reader_who_scrolled_up_stays_there_and_one_at_the_end_follows(
     is_at_end = f"document.documentElement.scrollHeight - innerHeight - {position} < 2"
     first, last = threading.Event(), threading.Event()
     lines = "line\n\n" * 60
-    script.answer(*chat(lines)[:-1], first, delta(lines + "up"), last, delta(lines + "end"), ending())
+    script.answer(
+        *chat(lines)[:-1], first, delta(lines + "up"), last, delta(lines + "end"), ending()
+    )
     send(page, "Hi")
     expect(page.locator(".answer p")).to_have_count(60)
     assert page.evaluate(is_at_end)
@@ -765,7 +754,9 @@ def test_a_reader_who_scrolled_up_stays_there_and_one_at_the_end_follows(
 # What is hostile
 
 
-def test_a_hostile_answer_of_100_000_tokens_is_harmless_and_shown(page: Any, script: Script) -> None:
+def test_a_hostile_answer_of_100_000_tokens_is_harmless_and_shown(
+    page: Any, script: Script
+) -> None:
     """A paragraph, a fence and a list that never end, each of a token a character."""
     hostile = "<script>document.title='owned'</script>" * 1000 + "\n```\n" + "x\n" * 30_000
     events = [delta(character) for character in hostile]

@@ -1,4 +1,4 @@
-"""The page's Markdown: what it makes of a text, that nothing in a text can act, that none is slow."""
+"""The page's Markdown: what it makes of a text; no text can act, and none is slow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from browser import chromium, opened
+from browser import opened
 from running import RunningServer
 
 SIZE = 100_000
@@ -39,11 +39,10 @@ SHOWN = """async (text) => {
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Any]:
-    with RunningServer("--engine", "echo") as server, chromium() as browser:
-        with opened(browser, server.url) as page:
-            page.goto("/")
-            yield page
+def page(browser: Any) -> Iterator[Any]:
+    with RunningServer("--engine", "echo") as server, opened(browser, server.url) as page:
+        page.goto("/")
+        yield page
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,8 @@ def page() -> Iterator[Any]:
         ("![a](https://x.org/i.png)", '<p><a href="https://x.org/i.png" '
          'rel="noopener noreferrer" target="_blank">a</a></p>'),
         ("[a](/b) [c](javascript:d) [e]()", "<p>[a](/b) [c](javascript:d) [e]()</p>"),
-        ("a < b & c > d &amp; <b>e</b>", "<p>a &lt; b &amp; c &gt; d &amp;amp; &lt;b&gt;e&lt;/b&gt;</p>"),
+        ("a < b & c > d &amp; <b>e</b>", "<p>a &lt; b &amp; c &gt; d &amp;amp; "
+         "&lt;b&gt;e&lt;/b&gt;</p>"),
         ("a | b\nno table", "<p>a | b\nno table</p>"),
     ],
 )  # fmt: skip
@@ -87,7 +87,7 @@ def test_markdown_becomes_these_elements(page: Any, text: str, html: str) -> Non
 
 def test_a_fence_keeps_its_text_and_names_its_language(page: Any) -> None:
     html = page.evaluate(WHOLE, "````py title=x\n  a\n```\n\n<b>\n````\nend")
-    assert '<code>  a\n```\n\n&lt;b&gt;</code>' in html
+    assert "<code>  a\n```\n\n&lt;b&gt;</code>" in html
     assert "<span>py</span>" in html
     assert html.endswith("<p>end</p>")
 
@@ -111,7 +111,7 @@ def test_a_text_that_grows_ends_as_the_whole_text(page: Any, seed: int) -> None:
     pieces = [
         "word ", "\n", "\n\n", "- item", "\n  - ", "\n1. ", "\n2. x", "```", "\n```py\n", "\n~~~\n",
         "**", "*", "_", "`", "\n# ", "\n> ", "\n---\n", "|a|b|\n|-|-|\n|c|d|", "\n|", "-", " ", "5",
-        "[l](https://x.org)", "https://x.org", "[", "](", "\\", "\r\n", "  ", "    ", "#", "🙂", "ü",
+        "[l](https://x.org)", "https://x.org", "[", "](", "\\", "\r\n", "  ", "    ", "#", "🙂",
     ]  # fmt: skip
     for _ in range(40):
         text = "".join(chance.choices(pieces, k=chance.randint(1, 60)))
@@ -144,7 +144,7 @@ HOSTILE = {
     "scripts": fill("<script>document.title='owned'</script>"),
     "images": fill('<img src=x onerror="document.title=1">'),
     "javascript links": fill("[a](javascript:document.title=1) <javascript:x> "),
-    "disguised links": fill("[a](JaVaScRiPt:x) [b](&#106;avascript:x) [c](\\javascript:x) [d](data:,x)"),
+    "disguised links": fill("[a](JaVaScRiPt:) [b](&#106;avascript:x) [c](\\javascript:) [d](data:)"),
     "attributes": fill('[a](https://x.org/"onmouseover="x) [b](https://x.org "t" onclick=x) '),
     "fences without end": fill("```\n```x\n````\n"),
     "a fence": "```" + fill("x\n"),
@@ -182,13 +182,14 @@ HOSTILE = {
     "paragraphs": fill("a\n\n"),
     "one word": fill("x"),
     "spaces": fill(" ") + "x",
-    "marks above marks": fill("a" + "\u0301" * 1000),  # far more on one letter: the browser itself is slow
+    # With far more marks on one letter, the browser itself is slow, on any page.
+    "marks above marks": fill("a" + "\u0301" * 1000),
     "directions": fill("\u202e\u2066a"),
     "nothing": fill("\0\ufffd\ufeff"),
 }  # fmt: skip
 ELEMENTS = {
-    "p", "h3", "h4", "h5", "h6", "em", "strong", "del", "code", "pre", "div", "span", "button", "ul",
-    "ol", "li", "blockquote", "hr", "a", "table", "thead", "tbody", "tr", "th", "td",
+    "p", "h3", "h4", "h5", "h6", "em", "strong", "del", "code", "pre", "div", "span", "button",
+    "ul", "ol", "li", "blockquote", "hr", "a", "table", "thead", "tbody", "tr", "th", "td",
 }  # fmt: skip
 ATTRIBUTES = {
     "class", "href", "rel", "target", "start", "scope", "type", "tabindex", "role", "aria-label",
