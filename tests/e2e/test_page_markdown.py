@@ -144,7 +144,7 @@ HOSTILE = {
     "scripts": fill("<script>document.title='owned'</script>"),
     "images": fill('<img src=x onerror="document.title=1">'),
     "javascript links": fill("[a](javascript:document.title=1) <javascript:x> "),
-    "disguised links": fill("[a](JaVaScRiPt:) [b](&#106;avascript:x) [c](\\javascript:) [d](data:)"),
+    "disguised links": fill("[a](JaVaScRiPt:)[b](&#106;avascript:x) [c](\\javascript:) [d](data:)"),
     "attributes": fill('[a](https://x.org/"onmouseover="x) [b](https://x.org "t" onclick=x) '),
     "fences without end": fill("```\n```x\n````\n"),
     "a fence": "```" + fill("x\n"),
