@@ -7,10 +7,12 @@ import { chatParts, textParts } from "./streams.js";
 const KEY = "tokenflume.key";
 let key = read(KEY);
 
-/** Send this key with every request, as long as the tab is open. @param {string} given */
+/** Send this key with every request. False if no header can hold it. @param {string} given */
 export function useKey(given) {
+  if (!/^[!-~]+$/.test(given)) return false;
   key = given;
   write(KEY, given);
+  return true;
 }
 
 /** Whether the server can answer now; if not, the Failure's detail says why. */

@@ -1,40 +1,19 @@
 /* The page at /: it continues a chat, or a text, and shows what is written as it arrives.
 
-     send ─▶ answer ─┐
-                     ├─▶ run ─▶ api ─▶ streams ─▶ Painter ─▶ views
-     send ─▶ extend ─┘
+     onSend ─▶ answer ─┐                                  ┌─▶ conversation, kept
+                       ├─▶ run ─▶ api ─▶ streams ─▶ follow ─▶ views, shown
+     onSend ─▶ extend ─┘
 */
 
-import { askReady, listModels, streamChat, streamText, useKey } from "./api.js";
+import { streamChat, streamText, useKey } from "./api.js";
+import { copy } from "./clipboard.js";
+import { Connection } from "./connection.js";
 import { load, save } from "./conversation.js";
 import { Failure } from "./failure.js";
-import { Meter } from "./figures.js";
-import { Painter } from "./painter.js";
+import { follow } from "./generation.js";
 import { chatBody, fieldOf, SAMPLING, textBody } from "./request_body.js";
+import { ending, MODES, waiting, welcome } from "./sentences.js";
 import { ChatView, following, TextView, toEnd } from "./views.js";
-
-const POLL_MS = 2000;
-const SETTINGS = ["system", ...SAMPLING];
-const ENDINGS = {
-  stop: "Finished: the model ended the text.",
-  length: "Finished: the limit of tokens is reached.",
-  cancelled: "The server cancelled the stream.",
-};
-const MODES = {
-  chat: {
-    label: "Message",
-    send: "Send",
-    key: "↵",
-    welcome: "Write a message to begin. The conversation stays in this tab.",
-    warning: "This model has no chat template of its own; Continue may suit it better.",
-  },
-  continue: {
-    label: "Beginning of a text",
-    send: "Continue",
-    key: "Ctrl ↵",
-    welcome: "Write the beginning of a text, and the model goes on.",
-  },
-};
 
 /** @param {string} id @returns {HTMLElement & HTMLInputElement} */
 const $ = (id) => document.getElementById(id);
@@ -42,21 +21,24 @@ const $ = (id) => document.getElementById(id);
 const conversation = load();
 const chatView = new ChatView($("chat"));
 const textView = new TextView($("tale"));
+const connection = new Connection({
+  waiting: (trouble) => say(waiting(trouble)),
+  needsKey: askForKey,
+  ready: onReady,
+});
 const state = {
-  isReady: false,
-  isConnecting: false,
-  /** Then streams break, and what they had written is kept already. */
-  isLeaving: false,
   /** @type {AbortController | null} Of the stream that runs. */
   running: null,
   /** @type {{id: string, chat: boolean}[]} */
   models: [],
+  /** Then streams break, and what they had written is kept already. */
+  isLeaving: false,
 };
 
 /* One generation */
 
-const canRun = () => !state.running && state.isReady;
 const modelInUse = () => state.models.find(({ id }) => id === conversation.model);
+const canRun = () => !state.running && connection.isReady;
 
 /** Answer the last of these turns. What is not accepted leaves the chat as it was. */
 async function answer(turns) {
@@ -66,8 +48,7 @@ async function answer(turns) {
   showConversation();
   toEnd();
   const body = chatBody(conversation.model, turns, conversation.settings);
-  const add = (text) => (turn.content += text);
-  const isAccepted = await run((signal) => streamChat(body, signal), chatView.last, turn, add);
+  const isAccepted = await run(streamChat, body, chatView.last, turn, "content");
   if (!isAccepted) conversation.chat = before;
   showConversation();
   return isAccepted;
@@ -82,65 +63,43 @@ async function extend(given) {
   showConversation();
   toEnd();
   const body = textBody(conversation.model, given, conversation.settings);
-  const add = (more) => (text.written += more);
-  const isAccepted = await run((signal) => streamText(body, signal), textView, text, add);
+  const isAccepted = await run(streamText, body, textView, text, "written");
   if (!isAccepted) textView.show((conversation.text = before));
   showConversation();
 }
 
 /**
- * Run one stream to its end and show it; it is kept in `record` by `add`. False if it ended before
- * its first token, for another reason than that the model had nothing to say.
+ * Run one stream to its end: its text goes to the view, and into `record[field]`. False if it was
+ * ended before its first token.
  */
-async function run(open, view, record, add) {
+async function run(open, body, view, record, field) {
   const controller = new AbortController();
-  const meter = new Meter();
-  const painter = new Painter((text) => following(() => view.add(text, meter.figures())));
   state.running = controller;
   updateButtons();
   complain(null);
   say("Reading the prompt…");
-  let end;
-  let trouble = null;
-  try {
-    for await (const part of open(controller.signal)) {
-      end = part.end;
-      if (!part.tokens) continue;
-      say("Writing…");
-      meter.add(part.tokens);
-      add(part.text);
-      painter.add(part.text);
-    }
-  } catch (error) {
-    controller.abort(); // whatever went wrong, nothing more of this stream is wanted
-    trouble = error;
-    end = { reason: error.name === "AbortError" ? "stopped" : "error" };
-  }
-  painter.end();
-  record.figures = meter.figures(end);
-  following(() => view.end(record.figures));
+  const { figures, trouble } = await follow(open(body, controller.signal), {
+    onFirst: () => say("Writing…"),
+    keep: (text) => (record[field] += text),
+    show: (text, soFar) => following(() => view.add(text, soFar)),
+  });
+  controller.abort(); // whatever went wrong, nothing more of this stream is wanted
+  record.figures = figures;
+  following(() => view.end(figures));
   state.running = null;
   updateButtons();
-  conclude(trouble, end.reason, meter.tokens);
-  return !trouble || meter.tokens > 0;
+  if (figures.reason === "error") report(trouble);
+  else say(ending(figures.reason, figures.tokens));
+  return !trouble || figures.tokens > 0;
 }
 
-/** Say how a stream has ended. @param {Error | null} trouble */
-function conclude(trouble, reason, tokens) {
-  if (!trouble) say(ENDINGS[reason] ?? `Finished: ${reason}.`);
-  else if (reason === "stopped") say(tokens ? "Stopped." : "Stopped before the first token.");
-  else {
-    say("");
-    report(trouble);
-  }
-}
-
-/** Show what went wrong, and do what it asks for. @param {Error} error */
+/** Say what went wrong, and do what it asks for. @param {Error} error */
 function report(error) {
   const isKnown = error instanceof Failure;
+  say("");
   complain(isKnown ? error : new Failure(`The answer cannot be read: ${error.message}.`));
   if (error.status === 401) askForKey();
-  if (error.status === 0 || error.status === 503) connect();
+  if (error.status === 0 || error.status === 503) reconnect();
 }
 
 /* What is shown */
@@ -166,16 +125,10 @@ function showConversation() {
   chatView.show(chat);
   $("chat").hidden = mode !== "chat" || !chat.length;
   $("tale").hidden = mode !== "continue" || !text;
-  $("welcome").textContent = welcome();
+  $("welcome").textContent = welcome(mode, modelInUse()?.chat);
   $("welcome").hidden = !$("chat").hidden || !$("tale").hidden;
   updateButtons();
   keep();
-}
-
-function welcome() {
-  const { mode } = conversation;
-  const isUnsuited = mode === "chat" && modelInUse()?.chat === false;
-  return isUnsuited ? MODES.chat.warning : MODES[mode].welcome;
 }
 
 function keep() {
@@ -198,14 +151,14 @@ function updateButtons() {
 
 /** @param {"chat" | "continue"} mode */
 function showMode(mode) {
-  const { label, send, key } = MODES[mode];
+  const { label, send, key, shortcut } = MODES[mode];
   conversation.mode = mode;
   document.querySelector(`#mode [value=${mode}]`).checked = true;
   $("prompt-label").textContent = $("prompt").placeholder = label;
   $("prompt").value = conversation.drafts[mode];
   $("send-label").textContent = send;
   $("send-key").textContent = key;
-  $("send").setAttribute("aria-keyshortcuts", mode === "chat" ? "Enter" : "Control+Enter");
+  $("send").setAttribute("aria-keyshortcuts", shortcut);
   $("system-field").hidden = mode !== "chat";
   showConversation();
 }
@@ -222,48 +175,25 @@ function openSettings(isOpen) {
 
 /* The server */
 
-/** Wait for the server, and show its models; meanwhile say what is missing. */
-async function connect() {
-  if (state.isConnecting) return;
-  state.isConnecting = true;
-  state.isReady = false;
+function reconnect() {
+  const opening = connection.open();
   updateButtons();
-  let trouble = await tryToConnect();
-  while (trouble && trouble.status !== 401) {
-    say(waitingFor(trouble));
-    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-    trouble = await tryToConnect();
-  }
-  state.isConnecting = false;
-  if (trouble) return askForKey();
-  state.isReady = true;
+  return opening;
+}
+
+function onReady(models) {
+  showModels(models);
   updateButtons();
   say("Ready.");
-}
-
-/** What keeps the server from answering, or null. @returns {Promise<Failure | null>} */
-async function tryToConnect() {
-  try {
-    await askReady();
-    showModels(await listModels());
-    return null;
-  } catch (error) {
-    return error;
-  }
-}
-
-function waitingFor({ status, detail, message }) {
-  if (status === 0) return "The server cannot be reached. Trying again…";
-  return status === 503 ? `Waiting for the server to load: ${detail}.` : `${message} Trying again…`;
 }
 
 function showModels(models) {
   state.models = models;
   $("model").hidden = !models.length;
   $("model").replaceChildren(...models.map(({ id }) => new Option(id, id)));
-  const isThere = models.some(({ id }) => id === conversation.model);
-  if (isThere) $("model").value = conversation.model;
+  if (modelInUse()) $("model").value = conversation.model;
   else chooseModel(models[0]);
+  showConversation();
 }
 
 /** A model brings its mode with it. @param {{id: string, chat: boolean} | undefined} model */
@@ -274,7 +204,7 @@ function chooseModel(model) {
 
 function askForKey() {
   say("");
-  state.isReady = false;
+  connection.close();
   updateButtons();
   if (!$("key-form").hidden) complain(new Failure("The server does not take this key."));
   $("key-form").hidden = false;
@@ -301,8 +231,8 @@ function giveBack(message) {
 }
 
 const ACTS = {
-  "copy-code": (button) => copy(button.closest(".code").querySelector("pre").textContent),
-  copy: (button) => copy(chatView.turnOf(button)?.content ?? wholeText()),
+  "copy-code": (button) => offerCopy(button.closest(".code").querySelector("pre").textContent),
+  copy: (button) => offerCopy(chatView.turnOf(button)?.content ?? wholeText()),
   retry: () => canRun() && retry(),
   further: () => canRun() && extend(wholeText()),
   edit: () => {
@@ -323,20 +253,8 @@ function onAct({ target }) {
   if (button) ACTS[button.dataset.act](button);
 }
 
-/** Put a text into the clipboard; over plain HTTP, only the old way is open. */
-async function copy(text) {
-  const onCopy = (event) => {
-    event.preventDefault();
-    event.clipboardData.setData("text/plain", text);
-  };
-  try {
-    await navigator.clipboard.writeText(text);
-    say("Copied.");
-  } catch {
-    document.addEventListener("copy", onCopy, { once: true });
-    say(document.execCommand("copy") ? "Copied." : "The browser does not let this page copy.");
-    document.removeEventListener("copy", onCopy);
-  }
+async function offerCopy(text) {
+  say((await copy(text)) ? "Copied." : "The browser does not let this page copy.");
 }
 
 function onClear() {
@@ -349,17 +267,15 @@ function onClear() {
   $("prompt").focus();
 }
 
-function onKeySubmit(event) {
+async function onKeySubmit(event) {
   event.preventDefault();
-  if (!$("key").value) return;
-  useKey($("key").value);
-  complain(null);
-  connect().then(() => {
-    if (!state.isReady) return;
-    $("key").value = "";
-    $("key-form").hidden = true;
-    $("prompt").focus();
-  });
+  const isPossible = useKey($("key").value.trim());
+  complain(isPossible ? null : new Failure("No key has characters like these."));
+  if (isPossible) await reconnect();
+  if (!connection.isReady) return;
+  $("key").value = "";
+  $("key-form").hidden = true;
+  $("prompt").focus();
 }
 
 function onKey(event) {
@@ -384,7 +300,7 @@ function onSetting({ target }) {
   keep();
 }
 
-for (const name of SETTINGS) $(name).value = conversation.settings[name] ?? "";
+for (const name of ["system", ...SAMPLING]) $(name).value = conversation.settings[name] ?? "";
 textView.show(conversation.text);
 showMode(conversation.mode || "chat");
 
@@ -403,4 +319,4 @@ document.addEventListener("click", onAct);
 document.addEventListener("keydown", onKey);
 window.addEventListener("pagehide", onLeave);
 window.addEventListener("pageshow", () => (state.isLeaving = false));
-connect();
+reconnect();
