@@ -221,12 +221,12 @@ async function onSend(event) {
   if (mode === "continue") return extend(draft);
   setDraft("");
   const isAccepted = await answer([...chat, { role: "user", content: draft }]);
-  if (!isAccepted && !conversation.drafts.chat) giveBack(draft);
+  if (!isAccepted) giveBack(draft);
 }
 
-/** A message that was not accepted can be sent again. */
+/** A message that was not accepted can be sent again, before what was typed meanwhile. */
 function giveBack(message) {
-  conversation.drafts.chat = message;
+  conversation.drafts.chat = [message, conversation.drafts.chat].filter(Boolean).join("\n\n");
   showMode(conversation.mode);
 }
 
@@ -270,7 +270,7 @@ function onClear() {
 async function onKeySubmit(event) {
   event.preventDefault();
   const isPossible = useKey($("key").value.trim());
-  complain(isPossible ? null : new Failure("No key has characters like these."));
+  complain(isPossible ? null : new Failure("A key is one word of ASCII characters."));
   if (isPossible) await reconnect();
   if (!connection.isReady) return;
   $("key").value = "";
@@ -279,8 +279,9 @@ async function onKeySubmit(event) {
 }
 
 function onKey(event) {
+  if (event.isComposing) return; // the key belongs to an input method
   if (event.key === "Escape") state.running?.abort();
-  const isSend = event.key === "Enter" && !event.isComposing && event.target === $("prompt");
+  const isSend = event.key === "Enter" && event.target === $("prompt");
   if (!isSend || event.shiftKey) return;
   const isShort = conversation.mode === "chat" && matchMedia("(pointer: fine)").matches;
   if (isShort || event.ctrlKey || event.metaKey) onSend(event);

@@ -207,6 +207,11 @@ def test_a_stop_before_the_first_token_gives_the_message_back(page: Any, script:
     expect(status(page)).to_have_text("Stopped before the first token.")
     expect(prompt(page)).to_have_value("Write!")
     expect(page.locator(".turn")).to_have_count(0)
+    script.answer(threading.Event())
+    send(page, "Write!")
+    prompt(page).fill("And then?")
+    page.keyboard.press("Escape")
+    expect(prompt(page)).to_have_value("Write!\n\nAnd then?")
 
 
 def test_a_retry_takes_the_place_of_the_last_answer(page: Any, script: Script) -> None:
@@ -471,7 +476,7 @@ def test_a_key_is_asked_for_and_sent_with_every_request(
         expect(key).to_be_focused()
         key.fill("ключ")
         key.press("Enter")
-        expect(page.get_by_role("alert")).to_have_text("No key has characters like these.")
+        expect(page.get_by_role("alert")).to_have_text("A key is one word of ASCII characters.")
         key.fill("wrong")
         key.press("Enter")
         expect(page.get_by_role("alert")).to_have_text("The server does not take this key.")
