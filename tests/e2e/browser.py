@@ -17,6 +17,8 @@ from typing import Any
 import httpx
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+WAIT_MS = 15_000
+"""Long enough for anything here on a slow machine; a test that needs it has failed."""
 REFUSED = "Failed to load resource: the server responded with a status of"
 """The browser's own note of an HTTP error; tests of errors ask for these."""
 AWAY = "Failed to load resource: net::ERR_"
@@ -34,8 +36,9 @@ def find_chromium() -> str | None:
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A running headless browser."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=WAIT_MS)
     path = find_chromium()
     assert path, "no Chromium: scripts/test installs it, or set CHROMIUM to the path of one"
     with sync_playwright() as playwright:
@@ -59,7 +62,7 @@ def opened(browser: Any, url: str, **context: Any) -> Iterator[Any]:
             complaints.append(f"{response.status} {response.url}")
 
     profile = browser.new_context(base_url=url, **context)
-    profile.set_default_timeout(15_000)
+    profile.set_default_timeout(WAIT_MS)
     page = profile.new_page()
     page.on("console", on_console)
     page.on("pageerror", lambda error: complaints.append(str(error)))

@@ -434,13 +434,16 @@ def test_a_server_that_is_away_is_waited_for(page: Any, script: Script) -> None:
     ask(page, script, "Hi")
 
 
-def test_the_page_says_that_the_server_is_still_loading(browser: Any, tmp_path: Path) -> None:
-    path = echo_options(tmp_path, load_s=2.0)
-    flags = ("--engine", "echo", "-m", str(path))
-    with RunningServer(*flags, wait_ready=False) as loading, opened(browser, loading.url) as page:
-        stand_in_for_models(page, loading.url)
+def test_the_page_says_why_the_server_is_not_ready(browser: Any, server: RunningServer) -> None:
+    error = {"code": "not_ready", "message": "no worker is ready yet"}
+    with opened(browser, server.url) as page:
+        stand_in_for_models(page, server.url)
+        page.route("**/ready", lambda route: route.fulfill(status=503, json={"error": error}))
         page.goto("/")
-        expect(status(page)).to_contain_text("Waiting for the server to load: ")
+        sentence = "Waiting for the server to load: no worker is ready yet."
+        expect(status(page)).to_have_text(sentence)
+        expect(button(page, "Send")).to_have_attribute("aria-disabled", "true")
+        page.unroute("**/ready")
         expect(status(page)).to_have_text("Ready.")
 
 
