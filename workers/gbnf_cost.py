@@ -1,8 +1,9 @@
 """Refuses grammars that would take llama.cpp too long.
 
-It follows all ways through a grammar at once, each with a stack of its own. The ways to the next
-character can be counted beforehand, and whether they double with every character can be tried. What
-grows slowly is not found here: whoever runs a grammar looks at the clock, too.
+It follows all ways through a grammar, each with a stack of its own, and looks at every candidate
+token on each of them, also on those that meet again. The ways to the next character can be counted
+beforehand, and whether they double with every character can be tried. What grows slowly is not
+found here: whoever runs a grammar looks at the clock, too.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ NO_GROWTH = 4
 """Characters without a new record, after which no more are tried."""
 CHOICES = 6
 """Characters that are tried at a place, of those that its ways begin with."""
-MAX_GROWTH = 200
-"""Ways that are followed at once, besides four times as many as a rule begins with."""
+MAX_GROWTH = 300
+"""Ways, unless there were more from the first character on, as in a long list of texts."""
 MAX_TRIES = 100_000
 """Stacks in all: about half a second."""
 TOO_AMBIGUOUS = "it is too ambiguous: too many ways through it have to be followed at once"
@@ -35,19 +36,16 @@ TOO_AMBIGUOUS = "it is too ambiguous: too many ways through it have to be follow
 
 def check_cost(rules: list[Rule]) -> None:
     """Raise GrammarError for left recursion, and for too many ways to follow."""
-    ways = check_ways(rules)
+    check_ways(rules)
     few = _with_few_places(rules)
-    trial = _Trial(rules, MAX_GROWTH + 4 * max(ways))
+    trial = _Trial(rules)
     for number in range(len(rules)):
         if number not in few:
             trial.run(number)
 
 
-def check_ways(rules: list[Rule]) -> list[int]:
-    """Of each rule, how many ways lead to its first characters.
-
-    Raises GrammarError for left recursion, and for more than MAX_WAYS.
-    """
+def check_ways(rules: list[Rule]) -> None:
+    """Raise GrammarError for left recursion, and for more than MAX_WAYS to begin a rule."""
     nullable = _nullable(rules)
     first = [list(_first_symbols(rule, nullable)) for rule in rules]
     ways, depths = [0] * len(rules), [0] * len(rules)
@@ -63,7 +61,6 @@ def check_ways(rules: list[Rule]) -> list[int]:
         ways[number] = 1 + copies * count
         if ways[number] > MAX_WAYS:
             raise GrammarError(f"{rule.name} has more than {MAX_WAYS} ways to begin")
-    return ways
 
 
 def _order(rules: list[Rule], first: list[list[Symbol]]) -> list[int]:
@@ -171,50 +168,62 @@ class _Trial:
     A stack is a number: of a frame, what comes next, before another stack.
     """
 
-    def __init__(self, rules: list[Rule], limit: int) -> None:
+    def __init__(self, rules: list[Rule]) -> None:
         self._rules = rules
-        self._limit = limit
         self._tries = 0
         self._stacks: list[tuple[_Frame, int]] = [(_Again(0, 0, 0), _NONE)]
         self._numbers: dict[tuple[_Frame, int], int] = {}
+        self._ready: dict[int, list[tuple[int, Terminal]]] = {}
 
     def run(self, number: int) -> None:
-        """From the beginning of a rule. Raises GrammarError if there are too many."""
-        stacks = self._closure(list(self._pushed(number, _NONE)))
-        most, since = len(stacks), 0
+        """From the beginning of a rule. Raises GrammarError if there are too many ways."""
+        ways: Counter[tuple[int, Terminal]] = Counter()
+        for stack in self._pushed(number, _NONE):
+            ways.update(self._closure(stack))
+        first, most, since = max(MAX_GROWTH, len(ways)), 0, 0
         for _ in range(TRIED_CHARACTERS):
-            following = [self._after(stacks, c) for c in self._characters(stacks)]
-            stacks = max(following, key=len, default={})
-            since = 0 if len(stacks) > most else since + 1
-            most = max(most, len(stacks))
-            if not stacks or since == NO_GROWTH:
+            following = [self._after(ways, c) for c in self._characters(ways)]
+            ways = max(following, key=Counter.total, default=Counter())
+            if ways.total() > first:
+                raise GrammarError(TOO_AMBIGUOUS)
+            since = 0 if ways.total() > most else since + 1
+            most = max(most, ways.total())
+            if not ways or since == NO_GROWTH:
                 return
 
-    def _characters(self, stacks: dict[int, Terminal]) -> list[int]:
+    def _characters(self, ways: Counter[tuple[int, Terminal]]) -> list[int]:
         """Those with which most of the ranges begin that could be next: where ranges overlap,
         one of them begins."""
         begins: Counter[int] = Counter()
-        for terminal in stacks.values():
-            begins.update(_begins(terminal))
+        for (_, terminal), count in ways.items():
+            for character in _begins(terminal):
+                begins[character] += count
         return [character for character, _ in begins.most_common(CHOICES)]
 
-    def _after(self, stacks: dict[int, Terminal], character: int) -> dict[int, Terminal]:
-        self._count(len(stacks))
-        moved = [stack for stack, terminal in stacks.items() if terminal.matches(character)]
-        return self._closure([self._rest(*self._stacks[stack]) for stack in moved])
+    def _after(
+        self, ways: Counter[tuple[int, Terminal]], character: int
+    ) -> Counter[tuple[int, Terminal]]:
+        self._count(len(ways))
+        following: Counter[tuple[int, Terminal]] = Counter()
+        for (stack, terminal), count in ways.items():
+            if terminal.matches(character):
+                for way in self._closure(self._rest(*self._stacks[stack])):
+                    following[way] += count
+        return following
 
-    def _closure(self, todo: list[int]) -> dict[int, Terminal]:
-        """The stacks that have a terminal next, with it."""
-        seen: set[int] = set()
-        ready: dict[int, Terminal] = {}
+    def _closure(self, start: int) -> list[tuple[int, Terminal]]:
+        """The stacks with a terminal next that this one can become, with that."""
+        if start in self._ready:
+            self._count(len(self._ready[start]))
+            return self._ready[start]
+        todo, seen = [start], set[int]()
+        ready = self._ready[start] = []
         while todo:
             stack = todo.pop()
-            if stack in seen:
+            if stack in seen or stack == _NONE:
                 continue
             seen.add(stack)
             self._count(1)
-            if stack == _NONE:
-                continue
             frame, rest = self._stacks[stack]
             if isinstance(frame, _Again):
                 todo += self._repeated(frame, rest)
@@ -222,10 +231,8 @@ class _Trial:
             symbol = self._rules[frame.rule].alternates[frame.alternate][frame.place]
             if isinstance(symbol, int):
                 todo += self._pushed(symbol, self._rest(frame, rest))
-                continue
-            ready[stack] = symbol
-            if len(ready) > self._limit:
-                raise GrammarError(TOO_AMBIGUOUS)
+            else:
+                ready.append((stack, symbol))
         return ready
 
     def _pushed(self, number: int, rest: int) -> Iterator[int]:
