@@ -19,28 +19,25 @@ MAX_WAYS = 5_000
 """To the next character, at any place: llama.cpp compares each with all others."""
 MAX_DEPTH = 500
 """Rules that begin with each other: llama.cpp looks for recursion recursively."""
-FEW = 500
-"""Places that a rule has with all that it consists of: no more ways can be followed in it."""
 TRIED_CHARACTERS = 12
-"""From the beginning of each rule that has more."""
+"""From the beginning of each rule, and of what is repeated."""
 NO_GROWTH = 4
 """Characters without a new record, after which no more are tried."""
 CHOICES = 6
 """Characters that are tried at a place, of those that its ways begin with."""
 MAX_GROWTH = 300
 """Ways, unless there were more from the first character on, as in a long list of texts."""
-MAX_TRIES = 100_000
-"""Stacks in all: about half a second."""
+MAX_TRIES = 150_000
+"""Stacks in all: some tenths of a second."""
 TOO_AMBIGUOUS = "it is too ambiguous: too many ways through it have to be followed at once"
 
 
 def check_cost(rules: list[Rule]) -> None:
     """Raise GrammarError for left recursion, and for too many ways to follow."""
     check_ways(rules)
-    few = _with_few_places(rules)
     trial = _Trial(rules)
-    for number in range(len(rules)):
-        if number not in few:
+    for number, rule in enumerate(rules):
+        if rule.has_name or rule.high is None or rule.high > 1:
             trial.run(number)
 
 
@@ -72,9 +69,9 @@ def _order(rules: list[Rule], first: list[list[Symbol]]) -> list[int]:
     try:
         return list(graphlib.TopologicalSorter(graph).static_order())
     except graphlib.CycleError as error:
-        names = [rules[number].name for number in error.args[1]]
-        named = next((name for name in names if name.startswith("rule ")), names[0])
-        raise GrammarError(f"left recursion: {named} begins with itself") from None
+        circle = [rules[number] for number in error.args[1]]
+        rule = next((rule for rule in circle if rule.has_name), circle[0])
+        raise GrammarError(f"left recursion: {rule.name} begins with itself") from None
 
 
 def _is_nothing(symbol: Symbol, nullable: list[bool]) -> bool:
@@ -113,32 +110,6 @@ def _nullable(rules: list[Rule]) -> list[bool]:
             if not left[user][place]:
                 found.append(user)
     return nullable
-
-
-def _with_few_places(rules: list[Rule]) -> set[int]:
-    """The rules that do not come back to themselves, and have few places, all copies counted."""
-    parts = [
-        [symbol for alternate in rule.alternates for symbol in alternate if isinstance(symbol, int)]
-        for rule in rules
-    ]
-    users: dict[int, list[int]] = {}
-    for number, symbols in enumerate(parts):
-        for symbol in set(symbols):
-            users.setdefault(symbol, []).append(number)
-    missing = [len(set(symbols)) for symbols in parts]
-    places: dict[int, int] = {}
-    todo = [number for number, count in enumerate(missing) if not count]
-    while todo:
-        number = todo.pop()
-        rule = rules[number]
-        own = sum(map(len, rule.alternates)) + sum(places[part] for part in parts[number])
-        copies = rule.low + 1 if rule.high is None else rule.high
-        places[number] = min(own * max(1, copies), FEW + 1)
-        for user in users.get(number, ()):
-            missing[user] -= 1
-            if not missing[user]:
-                todo.append(user)
-    return {number for number, count in places.items() if count <= FEW}
 
 
 class _At(NamedTuple):
