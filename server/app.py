@@ -18,18 +18,25 @@ from starlette.types import ASGIApp
 from server import cache, health
 from server.dialects import DIALECTS
 from server.errors import error_body, error_response
+from server.guard import Guard
+from server.keys import ApiKeys
 from server.middleware import PageSecurity, RequestIds
 from server.models import Models
 from server.relay import GenerationEndpoint
 from shared.errors import InvalidRequest, MethodNotAllowed, NotFound, ServingError
+from shared.settings import AccessSettings
 
 UI = Path(__file__).parent / "ui"
 
 
-def create_app(models: Models, cors_origins: Sequence[str] = ()) -> ASGIApp:
+def create_app(
+    models: Models,
+    access: AccessSettings = AccessSettings(),  # noqa: B008  frozen
+    keys: ApiKeys | None = None,
+) -> ASGIApp:
     """The application over models that its caller starts and stops.
 
-    `cors_origins`: those whose pages may use it; "*" is all.
+    `keys`: None where none are needed.
     """
     generations = [
         Route(path, GenerationEndpoint(dialect, parse, models), methods=["POST"])
@@ -38,6 +45,9 @@ def create_app(models: Models, cors_origins: Sequence[str] = ()) -> ASGIApp:
     ]
     others = [route for dialect in DIALECTS for route in dialect.routes(models)]
     page = PageSecurity(StaticFiles(directory=UI, html=True))
+    guard = Middleware(
+        Guard, hosts=access.hosts, origins=access.origins, keys=keys, refuse=_error_at
+    )
     app = Starlette(
         routes=[
             *generations,
@@ -48,7 +58,7 @@ def create_app(models: Models, cors_origins: Sequence[str] = ()) -> ASGIApp:
             Route("/", page),
         ],
         exception_handlers={HTTPException: _on_http_exception, ServingError: _on_serving_error},
-        middleware=_cors(cors_origins),
+        middleware=[*_cors(access.origins), guard],
     )
     return RequestIds(app)
 

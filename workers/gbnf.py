@@ -26,7 +26,6 @@ _REPEAT = re.compile(r"[*+?]|\{\s*([0-9]{1,9})\s*(,)?\s*([0-9]{1,9})?\s*\}")
 _ESCAPE = r'\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[trn\\"\[\]-])'
 _LITERAL_CHARACTER = re.compile(rf'{_ESCAPE}|[^"\\]')
 _CLASS_CHARACTER = re.compile(rf"{_ESCAPE}|[^\]\\]")
-_TOKEN = re.compile(r"!?<(?:\[[0-9]{1,9}\]|[^>\[][^>]*)>")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -36,7 +35,7 @@ class GrammarError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """One character, of these ranges or of none of them; or one token, which has no ranges."""
+    """One character, of these ranges or of none of them."""
 
     ranges: tuple[tuple[int, int], ...]
     is_negated: bool = False
@@ -46,7 +45,6 @@ class Terminal:
         return is_inside != self.is_negated
 
 
-TOKEN = Terminal(())
 ANY = Terminal(((0, END_OF_CHARACTERS),))
 Symbol = int | Terminal
 """A rule's number, or a terminal."""
@@ -54,7 +52,7 @@ Symbol = int | Terminal
 
 @dataclass(slots=True)
 class Rule:
-    """A rule, a group in parentheses, or what is repeated."""
+    """A rule with a name, a group in parentheses, or what is repeated."""
 
     name: str
     alternates: list[list[Symbol]] = field(default_factory=list)
@@ -64,20 +62,13 @@ class Rule:
     """At the most; None: any number of times."""
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedGrammar:
-    rules: list[Rule]
-    root: int
-    names_tokens: bool
-
-
-def parse_gbnf(text: str) -> ParsedGrammar:
+def parse_gbnf(text: str) -> list[Rule]:
     """Raises GrammarError, for what is no grammar and for what llama.cpp cannot count."""
     if "\0" in text or _SURROGATE.search(text):
         raise GrammarError("it has zero bytes or halves of characters")
     parser = _Parser(text)
-    root = parser.parse()
-    return ParsedGrammar(parser.rules, root, parser.names_tokens)
+    parser.parse()
+    return parser.rules
 
 
 class _Parser:
@@ -85,21 +76,18 @@ class _Parser:
         self.text = text
         self.position = 0
         self.rules: list[Rule] = []
-        self.names_tokens = False
         self._numbers: dict[str, int] = {}
         self._defined: set[int] = set()
         self._elements = 0
         self._depth = 0
 
-    def parse(self) -> int:
-        """The number of the root rule."""
+    def parse(self) -> None:
         self._skip(lines=True)
         while self.position < len(self.text):
             self._rule()
         for name in (ROOT, *self._numbers):
             if self._numbers.get(name) not in self._defined:
                 raise GrammarError(f"there is no rule {name:.80}")
-        return self._numbers[ROOT]
 
     def _rule(self) -> None:
         name = self._take(_NAME)
@@ -149,10 +137,8 @@ class _Parser:
         if character == "[":
             return self._class()
         if character and character in "<!":
-            if self._take(_TOKEN) is None:
-                raise self._error("a token was expected, such as <[5]> or <name>")
-            self.names_tokens = True
-            return [TOKEN], 1
+            # llama.cpp allows some in its look at the candidates that it then cannot accept.
+            raise self._error("tokens have no place in a grammar here: write texts in quotes")
         if character == ".":
             self.position += 1
             return [ANY], 1

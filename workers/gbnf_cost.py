@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from workers.gbnf import GrammarError, ParsedGrammar, Rule, Symbol, Terminal
+from workers.gbnf import GrammarError, Rule, Symbol, Terminal
 
 MAX_WAYS = 5_000
 """To the next character, at any place: llama.cpp compares each with all others."""
@@ -33,22 +33,21 @@ MAX_TRIES = 100_000
 TOO_AMBIGUOUS = "it is too ambiguous: too many ways through it have to be followed at once"
 
 
-def check_cost(grammar: ParsedGrammar) -> None:
+def check_cost(rules: list[Rule]) -> None:
     """Raise GrammarError for left recursion, and for too many ways to follow."""
-    ways = check_ways(grammar)
-    few = _with_few_places(grammar.rules)
-    trial = _Trial(grammar.rules, MAX_GROWTH + 4 * max(ways))
-    for number in range(len(grammar.rules)):
+    ways = check_ways(rules)
+    few = _with_few_places(rules)
+    trial = _Trial(rules, MAX_GROWTH + 4 * max(ways))
+    for number in range(len(rules)):
         if number not in few:
             trial.run(number)
 
 
-def check_ways(grammar: ParsedGrammar) -> list[int]:
+def check_ways(rules: list[Rule]) -> list[int]:
     """Of each rule, how many ways lead to its first characters.
 
     Raises GrammarError for left recursion, and for more than MAX_WAYS.
     """
-    rules = grammar.rules
     nullable = _nullable(rules)
     first = [list(_first_symbols(rule, nullable)) for rule in rules]
     ways, depths = [0] * len(rules), [0] * len(rules)
@@ -244,7 +243,9 @@ class _Trial:
             yield rest
         if high != 0 and self._rules[number].alternates[0]:
             left = _Again(number, max(0, low - 1), None if high is None else high - 1)
-            yield self._stack(_At(number, 0, 0), rest if left.high == 0 else self._stack(left, rest))
+            yield self._stack(
+                _At(number, 0, 0), rest if left.high == 0 else self._stack(left, rest)
+            )
 
     def _rest(self, frame: _Frame, rest: int) -> int:
         """What is to come behind the frame's next symbol."""

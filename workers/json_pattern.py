@@ -206,4 +206,6 @@ def _in_brackets(character: str) -> str:
     code = ord(character)
     if character.isascii() and character.isalnum():
         return character
-    return f"\\x{code:02X}" if code < 256 else f"\\u{code:04X}" if code < 65536 else f"\\U{code:08X}"
+    return (
+        f"\\x{code:02X}" if code < 256 else f"\\u{code:04X}" if code < 65536 else f"\\U{code:08X}"
+    )

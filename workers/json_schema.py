@@ -112,7 +112,9 @@ class _Converter:
         if schema is True or schema == {}:
             return self._use("value")
         if not isinstance(schema, dict):
-            raise SchemaError("false allows nothing" if schema is False else "a schema is an object")
+            raise SchemaError(
+                "false allows nothing" if schema is False else "a schema is an object"
+            )
         for keyword in INEXPRESSIBLE & schema.keys():
             raise SchemaError(f"{keyword} cannot be expressed as a grammar")
         if "$ref" in schema:
@@ -140,7 +142,9 @@ class _Converter:
     def _target(self, reference: Any) -> Any:
         """What a reference within the schema points to."""
         if not isinstance(reference, str) or not reference.startswith("#"):
-            raise SchemaError(f"$ref must point into the schema, as #/$defs/name: {reference!r:.80}")
+            raise SchemaError(
+                f"$ref must point into the schema, as #/$defs/name: {reference!r:.80}"
+            )
         target = self._root
         for part in reference[1:].split("/")[1:]:
             key = unquote(part).replace("~1", "/").replace("~0", "~")

@@ -21,7 +21,7 @@ RULES = {
     "boolean": '"true" | "false"',
     "null": '"null"',
     "integer": f'"-"? ("0" | [1-9] [0-9]{{0,{MAX_DIGITS - 1}}})',
-    "number": f'integer ({FRACTION})? ([eE] [-+]? [0-9]{{1,2}})?',
+    "number": f"integer ({FRACTION})? ([eE] [-+]? [0-9]{{1,2}})?",
     "value": "object | array | string | number | boolean | null",
     "member": 'string space ":" space value',
     "object": '"{" space (member (space "," space member)* space)? "}"',
@@ -38,9 +38,7 @@ RULES = {
     "time": 'clock ":" [0-5] [0-9] ("." [0-9]{1,6})? ("Z" | [-+] clock)',
     "date-time": 'date "T" time',
     "amount": "[0-9]{1,4}",
-    "duration": (
-        '"P" (amount "D" ("T" duration-time)? | "T" duration-time)'
-    ),
+    "duration": ('"P" (amount "D" ("T" duration-time)? | "T" duration-time)'),
     "duration-time": (
         'amount "H" (amount "M" (amount "S")?)? | amount "M" (amount "S")? | amount "S"'
     ),

@@ -20,14 +20,12 @@ from shared.errors import EngineFailed, InvalidRequest
 from shared.sampling import LogitBias, SamplingParams
 from support import model_settings
 from workers.engine import Engine, Feed, load_engine
-from workers.gbnf import GrammarError, check_gbnf
+from workers.gbnf import GrammarError, parse_gbnf
 from workers.json_schema import SchemaError, schema_to_gbnf
 
 TOKENS = 400
 ENDINGS = '"}]'
-PLAIN = SamplingParams(
-    num_predict=TOKENS, temp=1.0, top_k=0, top_p=1.0, repeat_penalty=1.0, seed=1
-)
+PLAIN = SamplingParams(num_predict=TOKENS, temp=1.0, top_k=0, top_p=1.0, repeat_penalty=1.0, seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -31,17 +31,14 @@ def grammar_of(params: SamplingParams, vocabulary: Vocabulary) -> Grammar | None
     """What the parameters say that an answer obeys. Raises InvalidRequest, naming the field."""
     try:
         if params.grammar:
-            grammar = parse_gbnf(params.grammar)
-            check_cost(grammar)
-            return Grammar(params.grammar, vocabulary, names_tokens=grammar.names_tokens)
+            check_cost(parse_gbnf(params.grammar))
+            return Grammar(params.grammar, vocabulary)
         if params.json_schema:
             text = schema_to_gbnf(params.json_schema)
             check_ways(parse_gbnf(text))  # what comes out of the converter is not ambiguous
-            return Grammar(text, vocabulary, names_tokens=False)
+            return Grammar(text, vocabulary)
     except (GrammarError, SchemaError) as error:
-        raise InvalidRequest(
-            f"{'grammar' if params.grammar else 'json_schema'}: {error}"
-        ) from None
+        raise InvalidRequest(f"{'grammar' if params.grammar else 'json_schema'}: {error}") from None
     return None
 
 
@@ -51,11 +48,11 @@ class Grammar:
     Raises GrammarError where llama.cpp refuses it.
     """
 
-    def __init__(self, text: str, vocabulary: Vocabulary, *, names_tokens: bool) -> None:
+    def __init__(self, text: str, vocabulary: Vocabulary) -> None:
         self._grammar: Any = None
         self._ends = vocabulary.ends
         # llama.cpp lets their names pass for text, but an answer does not show them.
-        control = [] if names_tokens else sorted(set(vocabulary.control) - vocabulary.ends)
+        control = sorted(set(vocabulary.control) - vocabulary.ends)
         self._forbidden = np.array(control, dtype=np.int32)
         self._grammar = lib.llama_sampler_init_grammar(
             vocabulary.vocab, text.encode(), ROOT.encode()
