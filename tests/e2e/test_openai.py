@@ -82,6 +82,7 @@ def models(llama_gguf: Path) -> Iterator[RunningServer]:
         *("-m", f"tales={BUNDLED_MODEL}", "-m", f"tiny={llama_gguf}"),
         *("-n", "1024", "--chat-template", "chatml", "--slots", "4"),
     ) as running:
+        running.until(lambda state: all(model["is_loaded"] for model in state["models"]))
         yield running
 
 
