@@ -20,6 +20,7 @@ from server.errors import error_body, error_response
 from server.middleware import PageSecurity
 from server.models import Models
 from server.relay import GenerationEndpoint
+from server.request_body import ClientLeft
 from shared.errors import InvalidRequest, MethodNotAllowed, NotFound, ServingError
 
 UI = Path(__file__).parent / "ui"
@@ -46,7 +47,11 @@ def create_app(models: Models, cors_origins: Sequence[str] = ()) -> Starlette:
             Mount("/ui", page),
             Route("/", page),
         ],
-        exception_handlers={HTTPException: _on_http_exception, ServingError: _on_serving_error},
+        exception_handlers={
+            HTTPException: _on_http_exception,
+            ServingError: _on_serving_error,
+            ClientLeft: _on_client_left,
+        },
         middleware=_cors(cors_origins),
     )
 
@@ -65,23 +70,35 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
     ]
 
 
-async def _on_serving_error(_: Request, exception: Exception) -> Response:
+async def _on_serving_error(request: Request, exception: Exception) -> Response:
     error = exception if isinstance(exception, ServingError) else ServingError(str(exception))
-    return error_response(error, error_body(error))
+    return _error_at(request.url.path, error)
+
+
+async def _on_client_left(_: Request, __: Exception) -> Response:
+    """Nobody reads it."""
+    return Response()
 
 
 async def _on_http_exception(request: Request, exception: Exception) -> Response:
-    """A routing error in the shape of all our errors."""
+    """A routing error in the shape of all errors at its path."""
+    path = request.url.path
     status = exception.status_code if isinstance(exception, HTTPException) else 500
     error: ServingError
     match status:
         case 404:
-            error = NotFound(f"there is nothing at {request.url.path}")
+            error = NotFound(f"there is nothing at {path}")
         case 405:
-            error = MethodNotAllowed(f"{request.url.path} does not take {request.method}")
+            error = MethodNotAllowed(f"{path} does not take {request.method}")
         case _:
             error = InvalidRequest("the request cannot be served")
-    response = error_response(error, error_body(error))
+    response = _error_at(path, error)
     if isinstance(exception, HTTPException):
         response.headers.update(exception.headers or {})
     return response
+
+
+def _error_at(path: str, error: ServingError) -> Response:
+    """The error as the dialect has it whose paths begin like this one."""
+    bodies = (d.error_body for d in DIALECTS if d.prefix and path.startswith(d.prefix))
+    return error_response(error, next(bodies, error_body)(error))

@@ -7,7 +7,7 @@ events ─▶ Renderer ─▶ bytes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.routing import BaseRoute
@@ -137,5 +137,9 @@ class Dialect:
     paths: Mapping[str, Parse]
     error_body: Callable[[ServingError], bytes]
     """JSON, sent with the error's status."""
+    prefix: str | None = None
+    """Of its paths, and of others whose errors look like its; None: there is none in common."""
     routes: Callable[[Models], Sequence[BaseRoute]] = no_routes
     """Lists of models and the like: whatever is no work for a worker's slots."""
+    statuses: Mapping[int, int] = field(default_factory=dict)
+    """By our own HTTP status: which one its clients expect in its place."""
