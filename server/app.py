@@ -13,11 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from server import cache, health
 from server.dialects import DIALECTS
 from server.errors import error_body, error_response
-from server.middleware import PageSecurity
+from server.middleware import PageSecurity, RequestIds
 from server.models import Models
 from server.relay import GenerationEndpoint
 from server.request_body import ClientLeft
@@ -26,7 +27,7 @@ from shared.errors import InvalidRequest, MethodNotAllowed, NotFound, ServingErr
 UI = Path(__file__).parent / "ui"
 
 
-def create_app(models: Models, cors_origins: Sequence[str] = ()) -> Starlette:
+def create_app(models: Models, cors_origins: Sequence[str] = ()) -> ASGIApp:
     """The application over models that its caller starts and stops.
 
     `cors_origins`: those whose pages may use it; "*" is all.
@@ -38,7 +39,7 @@ def create_app(models: Models, cors_origins: Sequence[str] = ()) -> Starlette:
     ]
     others = [route for dialect in DIALECTS for route in dialect.routes(models)]
     page = PageSecurity(StaticFiles(directory=UI, html=True))
-    return Starlette(
+    app = Starlette(
         routes=[
             *generations,
             *others,
@@ -54,6 +55,7 @@ def create_app(models: Models, cors_origins: Sequence[str] = ()) -> Starlette:
         },
         middleware=_cors(cors_origins),
     )
+    return RequestIds(app)
 
 
 def _cors(origins: Sequence[str]) -> list[Middleware]:

@@ -27,9 +27,11 @@ class ServingError(Exception):
     retry_after_s: ClassVar[int | None] = None
     """Seconds after which trying again makes sense; None: it makes none."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.message = message
+        self.field = field
+        """The request's field that it is about; None: no single one, or not known."""
 
 
 class InvalidRequest(ServingError):

@@ -138,7 +138,7 @@ class Dialect:
     error_body: Callable[[ServingError], bytes]
     """JSON, sent with the error's status."""
     prefix: str | None = None
-    """Of its paths, and of others whose errors look like its; None: there is none in common."""
+    """Of its paths; errors of unknown paths that begin so look like its, too. None: it has none."""
     routes: Callable[[Models], Sequence[BaseRoute]] = no_routes
     """Lists of models and the like: whatever is no work for a worker's slots."""
     statuses: Mapping[int, int] = field(default_factory=dict)
