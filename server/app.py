@@ -15,7 +15,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from server import cache, health
+from server import cache, health, tokens
 from server.dialects import DIALECTS
 from server.errors import error_body, error_response
 from server.middleware import PageSecurity, RequestIds
@@ -45,6 +45,7 @@ def create_app(models: Models, cors_origins: Sequence[str] = ()) -> ASGIApp:
             *others,
             *health.routes(models.catalog),
             *cache.routes(models.catalog),
+            *tokens.routes(models),
             Mount("/ui", page),
             Route("/", page),
         ],

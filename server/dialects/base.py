@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from server.system_prompts import SystemPrompts
 
 
+SYSTEM_ROLES = ("system", "developer")
+
+
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """What a dialect may know of the model that a request names, once it is loaded."""
@@ -33,6 +36,19 @@ class ServedModel:
     """Where a request does not say."""
     chat: ChatFormat
     system: SystemPrompts
+
+    def with_system(
+        self, messages: Sequence[Mapping[str, Any]], system: str | None = None
+    ) -> list[Mapping[str, Any]]:
+        """The chat, with a system prompt in front if it has none.
+
+        `system`: its name or its text; None: the server's; "": none.
+        """
+        resolved = self.system.resolve(system)
+        has_one = any(message.get("role") in SYSTEM_ROLES for message in messages)
+        if has_one or not resolved:
+            return list(messages)
+        return [{"role": "system", "content": resolved}, *messages]
 
     def reply(
         self, messages: Sequence[Mapping[str, Any]], sampling: SamplingParams, **template: Any

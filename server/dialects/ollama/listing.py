@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,8 @@ CHAT_TEMPLATE = "tokenizer.chat_template"
 THINKING = "enable_thinking"
 """The variable of templates that can be told to think, or not to."""
 
+logger = logging.getLogger("tokenflume")
+
 
 def routes(models: Models) -> Sequence[BaseRoute]:
     """GET /api/tags, /api/ps and /api/version, POST /api/show."""
@@ -43,12 +46,12 @@ def routes(models: Models) -> Sequence[BaseRoute]:
 
     async def tags(_: Request) -> Response:
         statuses = models.statuses()
-        found = await asyncio.to_thread(lambda: [describe(status, cache) for status in statuses])
+        found = await asyncio.to_thread(listed, statuses, describe, cache)
         return JSONResponse({"models": found})
 
     async def ps(_: Request) -> Response:
         loaded = [status for status in models.statuses() if status.info is not None]
-        found = await asyncio.to_thread(lambda: [running(status, cache) for status in loaded])
+        found = await asyncio.to_thread(listed, loaded, running, cache)
         return JSONResponse({"models": found})
 
     async def version(_: Request) -> Response:
@@ -80,8 +83,24 @@ def shown_name(body: bytes) -> str:
     return name
 
 
+Describe = Callable[[ModelStatus, DetailsCache], dict[str, Any]]
+
+
+def listed(
+    statuses: Sequence[ModelStatus], describe: Describe, cache: DetailsCache
+) -> list[dict[str, Any]]:
+    """Those whose files can still be read: one that is gone is no reason to hide the others."""
+    found = []
+    for status in statuses:
+        try:
+            found.append(describe(status, cache))
+        except ModelUnavailable as error:
+            logger.warning("%s", error.message)
+    return found
+
+
 def describe(status: ModelStatus, cache: DetailsCache) -> dict[str, Any]:
-    """A model in a list. Reads its file's header."""
+    """A model in a list. Reads its file's header. Raises ModelUnavailable."""
     name = status.spec.name
     file = file_of(status.spec)
     details = details_of(status, file, cache)
@@ -106,7 +125,10 @@ def describe(status: ModelStatus, cache: DetailsCache) -> dict[str, Any]:
 
 
 def running(status: ModelStatus, cache: DetailsCache) -> dict[str, Any]:
-    """A loaded model in a list: without an end, as its stay has none that is known."""
+    """A loaded model in a list: without an end, as its stay has none that is known.
+
+    Raises ModelUnavailable.
+    """
     value = describe(status, cache)
     value.pop("modified_at", None)
     context = {} if status.info is None else {"context_length": status.info.context}
@@ -138,7 +160,7 @@ def shown(status: ModelStatus, models: Models, cache: DetailsCache) -> dict[str,
 def file_of(spec: ModelSpec) -> ModelFile | None:
     """The model's file, or files, as they are now; None: it has none. Raises ModelUnavailable."""
     path = spec.model.path
-    if path is None:
+    if path is None or spec.model.engine == "echo":
         return None
     paths = tuple(Path(part) for part in parts_of(str(path)))
     try:

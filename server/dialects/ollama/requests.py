@@ -46,7 +46,7 @@ def parse_generate(body: bytes, headers: Mapping[str, str]) -> Call:
     """A body of /api/generate. Raises InvalidRequest, naming the field."""
     fields = known_fields(body, *GENERATE)
     prompt = plain_text("prompt", fields.get("prompt", ""))
-    system = plain_text("system", fields.get("system", "")) or None
+    system = plain_text("system", fields["system"]) if "system" in fields else None
     is_raw, think = boolean("raw", fields.get("raw", False)), read_think(fields)
     if is_raw and (system or think):
         raise InvalidRequest("raw: a prompt without a template has no place for system or think")
@@ -55,7 +55,7 @@ def parse_generate(body: bytes, headers: Mapping[str, str]) -> Call:
         if is_raw:
             return Generation(Prompt(prompt), sampling)
         messages = [{"role": "user", "content": prompt}]
-        return _reply(served, system, messages, sampling, variables=think)
+        return served.reply(served.with_system(messages, system), sampling, variables=think)
 
     return _text_call(fields, generated, task if prompt else None)
 
@@ -64,9 +64,11 @@ def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
     """A body of /api/chat. Raises InvalidRequest, naming the field."""
     fields = known_fields(body, *CHAT)
     messages, think = read_messages(fields.get("messages", [])), read_think(fields)
+    continues = bool(messages) and messages[-1]["role"] == "assistant"
 
     def task(served: ServedModel, sampling: SamplingParams) -> Generation:
-        return _reply(served, None, messages, sampling, variables=think)
+        chat = served.with_system(messages)
+        return served.reply(chat, sampling, continues=continues, variables=think)
 
     return _text_call(fields, message, task if messages else None)
 
@@ -125,18 +127,3 @@ def _vector_call(
         return Answer(tasks, renderer(head))
 
     return Call(model, answer)
-
-
-def _reply(
-    served: ServedModel,
-    system: str | None,
-    messages: list[dict[str, Any]],
-    sampling: SamplingParams,
-    **template: Any,
-) -> Generation:
-    """Behind the system prompt, if the chat has none of its own."""
-    if messages[0]["role"] != "system":
-        system_text = served.system.resolve(system)
-        if system_text:
-            messages = [{"role": "system", "content": system_text}, *messages]
-    return served.reply(messages, sampling, **template)
