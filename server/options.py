@@ -271,6 +271,14 @@ OPTIONS: tuple[Option, ...] = (
         "server",
     ),
     Option(
+        ("--queue-tokens",),
+        "N",
+        "tokens that the prompts of waiting requests may have together, about; more get a 429",
+        262_144,
+        _integer("--queue-tokens", 0),
+        "server",
+    ),
+    Option(
         ("--cors-origin",),
         "ORIGIN",
         "an origin whose pages may use this server, such as https://example.org, or *; may be given"

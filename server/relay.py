@@ -13,20 +13,24 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import cast
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from typing import TypeVar, cast
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from server.dialects.base import Answer, Call, Dialect, Generation, Parse, Renderer, Task
+from server.dialects.base import Answer, Call, Dialect, Embedding, Parse, Renderer, Task
 from server.errors import error_response
 from server.models import Models
 from server.request_body import ClientLeft, read_body
-from shared.errors import ServingError, error_from_code
+from shared.errors import DeadlineExceeded, ServingError, error_from_code
 from shared.messages import Embedded, Failed, Finished, Token
 from workers.pool import WorkerPool
 from workers.stream import Event, RequestStream
+
+EXPIRED = "the request was not answered within its timeout_s"
+
+T = TypeVar("T")
 
 logger = logging.getLogger("tokenflume.request")
 
@@ -40,26 +44,63 @@ class GenerationEndpoint:
         self._models = models
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
+        headers, arrived = Headers(scope=scope), asyncio.get_running_loop().time()
         try:
             body = await read_body(headers, receive)
             call = self._parse(body, headers)
+            deadline = None if call.timeout_s is None else arrived + call.timeout_s
             async with client_stays(receive, send) as send_on:
-                await self._answer(call, send_on)
+                await self._answer(call, client_of(scope), deadline, send_on)
         except ServingError as error:
             response = error_response(error, self._dialect.error_body(error))
             status = response.status_code
             response.status_code = self._dialect.statuses.get(status, status)
             await response(scope, receive, send)
         except ClientLeft:
-            logger.info("the client left before its request was answered")
+            logger.debug("a client left before its request was answered")
 
-    async def _answer(self, call: Call, send: Send) -> None:
+    async def _answer(self, call: Call, client: str, deadline: float | None, send: Send) -> None:
         """Raises ServingError only while nothing has been sent."""
-        async with self._models.use(call.model) as (model, pool):
+        async with contextlib.AsyncExitStack() as stack:
+            using = stack.enter_async_context(self._models.use(call.model))
+            model, pool = await in_time(using, deadline)
             answer = call.answer(model)
-            with submitted(answer, pool) as streams:
-                await relay(streams, answer.renderer, send)
+            streams = stack.enter_context(submitted(answer, pool, client))
+            stack.enter_context(expiring(streams, deadline))
+            await relay(streams, answer.renderer, send)
+
+
+def client_of(scope: Scope) -> str:
+    """Who asks: requests of one are served in turn with those of others."""
+    address = scope.get("client")
+    return address[0] if address else ""
+
+
+async def in_time(waiting: Awaitable[T], deadline: float | None) -> T:
+    """`deadline`: in the loop's time. Raises DeadlineExceeded."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await waiting
+    except TimeoutError:
+        raise DeadlineExceeded(EXPIRED) from None
+
+
+@contextlib.contextmanager
+def expiring(streams: Sequence[RequestStream], deadline: float | None) -> Iterator[None]:
+    """Streams that are still open at the deadline, in the loop's time, fail."""
+
+    def expire() -> None:
+        for stream in streams:
+            stream.put(Failed(stream.request.id, DeadlineExceeded.code, EXPIRED))
+
+    if deadline is None:
+        yield
+        return
+    timer = asyncio.get_running_loop().call_at(deadline, expire)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -96,14 +137,14 @@ async def client_stays(receive: Receive, send: Send) -> AsyncIterator[Send]:
 
 
 @contextlib.contextmanager
-def submitted(answer: Answer, pool: WorkerPool) -> Iterator[list[RequestStream]]:
+def submitted(answer: Answer, pool: WorkerPool, client: str) -> Iterator[list[RequestStream]]:
     """The streams of the answer's tasks: all are taken, or none; in the end none is left."""
     started = time.monotonic()
     streams: list[RequestStream] = []
     outcome = "client left"
     try:
         for task in answer.tasks:
-            streams.append(submit(task, pool))  # noqa: PERF401  one that is refused ends those before
+            streams.append(submit(task, pool, client))  # noqa: PERF401  one that is refused ends those before
         yield streams
         outcome = ", ".join(s.finished.reason if s.finished else "failed" for s in streams)
     except ServingError as error:
@@ -116,11 +157,13 @@ def submitted(answer: Answer, pool: WorkerPool) -> Iterator[list[RequestStream]]
         logger.info("request %s: %s after %.3f s", ids, outcome, time.monotonic() - started)
 
 
-def submit(task: Task, pool: WorkerPool) -> RequestStream:
+def submit(task: Task, pool: WorkerPool, client: str) -> RequestStream:
     """Raises ServingError."""
-    if isinstance(task, Generation):
-        return pool.submit(task.prompt, task.sampling, task.cache, shows_control=task.shows_control)
-    return pool.embed(task.prompt)
+    if isinstance(task, Embedding):
+        return pool.embed(task.prompt, client)
+    return pool.submit(
+        task.prompt, task.sampling, task.cache, shows_control=task.shows_control, client=client
+    )
 
 
 async def relay(streams: Sequence[RequestStream], renderer: Renderer, send: Send) -> None:

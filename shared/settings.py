@@ -87,6 +87,8 @@ class PoolSettings:
     workers: tuple[WorkerSettings, ...]
     queue: int
     """Requests that may wait for a slot."""
+    queue_tokens: int
+    """Tokens that the prompts of those may have together, unless it is a single one."""
     load_timeout_s: float
     """From a worker's start to its Ready."""
     progress_timeout_s: float

@@ -135,6 +135,8 @@ class Call:
     """Its name; None: the server's default."""
     answer: Callable[[ServedModel], Answer]
     """Raises ServingError."""
+    timeout_s: float | None = None
+    """Seconds from the request's arrival in which it is to be answered; None: no matter when."""
 
 
 Parse = Callable[[bytes, Mapping[str, str]], Call]

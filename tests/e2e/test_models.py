@@ -47,7 +47,8 @@ def test_a_request_names_its_model_and_the_first_is_the_default(pair: RunningSer
     for body in ({"model": "chat"}, {"model": "code"}, {}):
         assert text_of(pair.post(prompt="hello", num_predict=9, **body).text) == "hello"
     with pair.stream(model="chat", prompt="x[[sleep 20]]") as held:
-        next(held.iter_lines())
+        lines = held.iter_lines()  # if nobody held it, the connection would be closed
+        next(lines)
         assert states(pair)["chat"]["active"] == 1
         assert states(pair)["code"]["active"] == 0
         # The neighbour is not disturbed by a stream that holds all of the first one.

@@ -96,6 +96,7 @@ CASES = (
         (*NO_INTEGERS, "-1", "65536", "http"),
     ),
     Case(("--queue",), 64, {"0": 0, "1000": 1000}, (*NO_INTEGERS, "-1")),
+    Case(("--queue-tokens",), 262_144, {"0": 0, "1000": 1000}, (*NO_INTEGERS, "-1")),
     Case(
         ("--cors-origin",),
         (),

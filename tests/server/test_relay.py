@@ -213,7 +213,7 @@ def test_of_several_tasks_all_are_taken_or_none() -> None:
             for taken in held:
                 await first_tokens(taken)
             answer = Answer((generation(), generation()), Words())
-            with pytest.raises(QueueFull), submitted(answer, pool):
+            with pytest.raises(QueueFull), submitted(answer, pool, ""):
                 raise AssertionError("there was one slot for two tasks")
             await until(lambda: pool.active == 31)
             for taken in held:
@@ -227,7 +227,7 @@ def test_a_task_that_cannot_be_honoured_releases_those_before_it() -> None:
         async with WorkerPool(pool_settings()) as pool:
             await until_ready(pool)
             answer = Answer((generation(), generation(logprobs=1)), Words())
-            with pytest.raises(Unsupported), submitted(answer, pool):
+            with pytest.raises(Unsupported), submitted(answer, pool, ""):
                 raise AssertionError("the echo engine has no log probabilities")
             await until(lambda: pool.active == 0)
 
@@ -241,7 +241,7 @@ def test_the_streams_of_an_answer_are_released_however_it_ends() -> None:
             endless = Generation(Prompt("x"), ENDLESS)
             with (
                 pytest.raises(RuntimeError, match="on the way"),
-                submitted(Answer((endless, endless), Words()), pool) as streams,
+                submitted(Answer((endless, endless), Words()), pool, "") as streams,
             ):
                 for taken in streams:
                     await first_tokens(taken)
