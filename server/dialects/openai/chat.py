@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from server.chat_messages import checked_messages
 from server.dialects.base import Answer, Call, ServedModel
 from server.dialects.openai.answers import (
     Choice,
@@ -18,6 +19,7 @@ from server.dialects.openai.answers import (
     repeated,
 )
 from server.dialects.openai.fields import Common, Fields, about, json_object, only, take_common
+from server.dialects.openai.tools import Reader, ToolUse, merged, take_tools
 from shared.errors import InvalidRequest
 from shared.messages import Candidate, Finished, Logprobs, Token
 from shared.sampling import MAX_LOGPROBS
@@ -30,9 +32,9 @@ CHUNK = "chat.completion.chunk"
 def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
     """A /v1/chat/completions body. Raises InvalidRequest, naming the field."""
     fields = Fields(body)
-    messages = fields.need("messages", _messages)
-    system = fields.take("system", text, None)
-    if system is not None and any(message.get("role") in SYSTEM_ROLES for message in messages):
+    messages = fields.need("messages", lambda _, value: checked_messages(value))
+    system = fields.take("system", lambda name, value: value and text(name, value), None)
+    if system is not None and _has_system(messages):
         raise InvalidRequest("system: there is a system message among messages already", "system")
     variables = fields.take("chat_template_kwargs", json_object, {})
     for name, check in VARIABLES.items():
@@ -46,8 +48,11 @@ def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
         known["logprobs"] = "logprobs", top or 0
     elif top is not None:
         raise InvalidRequest("top_logprobs needs logprobs to be true", "top_logprobs")
+    tools = take_tools(fields)
+    if tools is not None and tools.schema is not None:
+        known["json_schema"] = "tool_choice", tools.schema
     common = take_common(fields, "max_tokens", "max_completion_tokens", **known)
-    request = ChatRequest(common, tuple(messages), system, variables)
+    request = ChatRequest(common, messages, system, variables, tools)
     return Call(common.model, request.answer)
 
 
@@ -56,11 +61,12 @@ class ChatRequest:
     """A body that has been read."""
 
     common: Common
-    messages: tuple[Mapping[str, Any], ...]
+    messages: Sequence[Mapping[str, Any]]
     system: str | None
     """The name or the text of a system prompt; None: the server's, if messages have none."""
-    variables: Mapping[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, Any]
     """For the chat template."""
+    tools: ToolUse | None
 
     def answer(self, served: ServedModel) -> Answer:
         """Raises ServingError."""
@@ -70,12 +76,15 @@ class ChatRequest:
             task = served.reply(
                 self._with_system(served),
                 params,
+                tools=None if self.tools is None else self.tools.tools,
                 continues=self.messages[-1]["role"] == "assistant",
                 variables=self.variables,
             )
+        if self.tools is not None:
+            shows_control = self.tools.format(served.chat.tool_format).shows_control
+            task = replace(task, shows_control=shows_control)
         tasks = repeated(replace(task, cache=common.cache), common.n)
-        shows_logprobs = params.logprobs is not None
-        choices = [ChatChoice(index, shows_logprobs=shows_logprobs) for index in range(common.n)]
+        choices = [ChatChoice(index, self._reader(served)) for index in range(common.n)]
         head, totals = Head.of(served.name, "chatcmpl-"), Totals(common.n)
         if common.is_stream:
             has_usage = common.has_usage
@@ -83,20 +92,27 @@ class ChatRequest:
         return Answer(tasks, WholeRenderer(head, KIND, choices, totals))
 
     def _with_system(self, served: ServedModel) -> list[Mapping[str, Any]]:
-        if any(message.get("role") in SYSTEM_ROLES for message in self.messages):
+        if _has_system(self.messages):
             return list(self.messages)
         system = served.system.resolve(self.system)
         first = [{"role": "system", "content": system}] if system else []
         return [*first, *self.messages]
 
+    def _reader(self, served: ServedModel) -> Reader:
+        return Reader() if self.tools is None else self.tools.reader(served.chat.tool_format)
+
+
+def _has_system(messages: Sequence[Mapping[str, Any]]) -> bool:
+    return any(message["role"] == "system" for message in messages)
+
 
 class ChatChoice(Choice):
     """The next message."""
 
-    def __init__(self, index: int, *, shows_logprobs: bool) -> None:
+    def __init__(self, index: int, reader: Reader) -> None:
         self._index = index
-        self._shows_logprobs = shows_logprobs
-        self._texts: list[str] = []
+        self._reader = reader
+        self._deltas: list[Json] = []
         self._logprobs: list[Json] = []
         self._reason = ""
 
@@ -104,40 +120,42 @@ class ChatChoice(Choice):
         return [self._piece({"role": "assistant", "content": ""})]
 
     def token(self, token: Token) -> list[Json]:
-        logprobs = [] if token.logprobs is None else [_logprobs(token.text, token.logprobs)]
-        self._logprobs += logprobs
-        deltas: list[Json] = [{"content": token.text}] if token.text else []
-        self._texts.append(token.text)
-        if logprobs and not deltas:
-            deltas = [{"content": ""}]
-        return [
-            self._piece(delta, logprobs if place == 0 else None)
-            for place, delta in enumerate(deltas)
-        ]
+        deltas = self._reader.feed(token.text)
+        self._deltas += deltas
+        if token.logprobs is None:
+            return [self._piece(delta) for delta in deltas]
+        logprobs = _logprobs(token.text, token.logprobs)
+        self._logprobs.append(logprobs)
+        first, *others = deltas or [{"content": ""}]
+        return [self._piece(first, [logprobs]), *map(self._piece, others)]
 
     def finished(self, event: Finished) -> list[Json]:
-        self._reason = event.reason
-        return [{**self._piece({}), "finish_reason": self._reason}]
+        deltas = self._reader.finish()
+        self._deltas += deltas
+        is_call = event.reason == "stop" and self._reader.has_calls
+        self._reason = "tool_calls" if is_call else event.reason
+        end = {**self._piece({}), "finish_reason": self._reason}
+        return [*map(self._piece, deltas), end]
 
     def whole(self) -> Json:
-        message = {"role": "assistant", "content": "".join(self._texts), "refusal": None}
         return {
             "index": self._index,
-            "message": message,
-            "logprobs": self._shown(self._logprobs),
+            "message": merged(self._deltas),
+            "logprobs": _shown(self._logprobs),
             "finish_reason": self._reason,
         }
 
-    def _piece(self, delta: Json, logprobs: list[Json] | None = None) -> Json:
+    def _piece(self, delta: Json, logprobs: Sequence[Json] = ()) -> Json:
         return {
             "index": self._index,
             "delta": delta,
-            "logprobs": self._shown(logprobs) if logprobs else None,
+            "logprobs": _shown(logprobs),
             "finish_reason": None,
         }
 
-    def _shown(self, logprobs: list[Json]) -> Json | None:
-        return {"content": logprobs, "refusal": None} if self._shows_logprobs else None
+
+def _shown(logprobs: Sequence[Json]) -> Json | None:
+    return {"content": logprobs, "refusal": None} if logprobs else None
 
 
 def _logprobs(text: str, logprobs: Logprobs) -> Json:
@@ -159,11 +177,6 @@ def _candidate(candidate: Candidate) -> Json:
     }
 
 
-def _messages(name: str, value: Any) -> list[Mapping[str, Any]]:
-    return list(value)
-
-
-SYSTEM_ROLES = ("system", "developer")
 VARIABLES = {"enable_thinking": boolean, "reasoning_effort": text}
 """Fields that are variables of chat templates."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {

@@ -47,6 +47,12 @@ class Fields:
         with about(name):
             return check(name, self._left.pop(name))
 
+    def exclude(self, chosen: str, *others: str) -> None:
+        """Raises InvalidRequest if one of `others` is left, which cannot be beside `chosen`."""
+        for other in others:
+            if other in self._left:
+                raise InvalidRequest(f"{chosen} and {other} exclude each other", other)
+
     def refuse_rest(self) -> None:
         """Raises InvalidRequest if anything is left."""
         for name in self._left:
@@ -119,9 +125,12 @@ def take_common(fields: Fields, *limits: str, **known: tuple[str, Any]) -> Commo
         known["seed"] = "seed", fields.take("seed", _seed, None)
     if "response_format" in fields:
         schema = fields.take("response_format", _response_format, None)
-        _exclude(fields, "response_format" if schema else "", "grammar", "json_schema")
         if schema:
+            fields.exclude("response_format", "grammar", "json_schema")
             known["json_schema"] = "response_format", schema
+    for field, (name, value) in known.items():
+        with about(name):
+            SamplingParams().from_fields({field: value})
     sampling = _sampling(fields.rest())
     return Common(
         model,
@@ -156,12 +165,6 @@ def _limit(fields: Fields, names: tuple[str, ...]) -> dict[str, tuple[str, int]]
     return {"num_predict": (name, limit)}
 
 
-def _exclude(fields: Fields, chosen: str, *others: str) -> None:
-    for other in others:
-        if chosen and other in fields:
-            raise InvalidRequest(f"{chosen} and {other} exclude each other", other)
-
-
 def _seed(name: str, value: Any) -> int:
     """OpenAI's are signed."""
     return integer(name, value, -(2**63), MAX_SEED) % (MAX_SEED + 1)
@@ -192,8 +195,6 @@ def _response_format(name: str, value: Any) -> dict[str, Any] | None:
             if (strict := wanted.pop("strict", None)) is not None:
                 boolean(f"{name}.json_schema.strict", strict)
             refuse_others(f"{name}.json_schema", wanted)
-            with about(name):
-                SamplingParams().from_fields({"json_schema": schema})
         case _:
             raise InvalidRequest(f"{name}.type must be text, json_object or json_schema")
     refuse_others(name, form)
