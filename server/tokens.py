@@ -53,11 +53,14 @@ def routes(models: Models) -> list[Route]:
         return JSONResponse({"content": b"".join(found.pieces).decode(errors="replace")})
 
     async def apply_template(request: Request) -> Response:
-        fields = await _fields(request, "model", "messages", "tools")
+        fields = await _fields(request, "model", "messages", "tools", "add_generation_prompt")
         if "messages" not in fields:
             raise InvalidRequest("messages is missing")
+        is_open = boolean("add_generation_prompt", fields.get("add_generation_prompt", True))
         async with models.use(model_name(fields)) as (served, _):
-            prompt = served.chat.render(fields["messages"], tools=fields.get("tools"))
+            prompt = served.chat.render(
+                fields["messages"], tools=fields.get("tools"), is_open=is_open
+            )
         return JSONResponse({"prompt": prompt.text})
 
     return [

@@ -1,6 +1,6 @@
 """What Ollama's clients read: an object a line while a text is written, or one for all of it.
 
-tokens ─▶ ToolCalls ─▶ Part ─▶ a line, or a share of the one object
+tokens ─▶ TextReader ─▶ Part ─▶ a line, or a share of the one object
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import math
 import struct
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from server.dialects.base import Renderer
+from server.dialects.ollama.parts import Part, TextReader
 from shared.errors import ServingError
 from shared.messages import Finished, Logprobs, Token
 
@@ -44,23 +45,6 @@ class Head:
         }
 
 
-@dataclass(slots=True)
-class Part:
-    """A share of an answer."""
-
-    text: str = ""
-    calls: list[dict[str, Any]] = field(default_factory=list)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, other: Part) -> None:
-        self.text += other.text
-        self.calls += other.calls
-        self.logprobs += other.logprobs
-
-    def is_empty(self) -> bool:
-        return not (self.text or self.calls or self.logprobs)
-
-
 Shape = Callable[[Part], dict[str, Any]]
 """How a part looks."""
 
@@ -79,17 +63,19 @@ def message(part: Part) -> dict[str, Any]:
 class TextRenderer(Renderer):
     """One generation's answer."""
 
-    def __init__(self, head: Head, shape: Shape, *, is_stream: bool) -> None:
+    def __init__(self, head: Head, shape: Shape, reader: TextReader, *, is_stream: bool) -> None:
         self.is_stream = is_stream
         self.media_type = NDJSON if is_stream else Renderer.media_type
         self._head = head
         self._shape = shape
+        self._reader = reader
         self._held = Part()
 
     def tokens(self, index: int, tokens: Sequence[Token]) -> bytes:
         return b"".join([self._part(self._read(token)) for token in tokens])
 
     def finished(self, index: int, event: Finished, queued_s: float) -> bytes:
+        rest = self._part(self._reader.finish())
         usage, timings = event.usage, event.timings
         end = {
             "done": True,
@@ -100,14 +86,16 @@ class TextRenderer(Renderer):
             "eval_count": usage.completion_tokens,
             "eval_duration": nanoseconds(timings.decode_s),
         }
-        return as_line(self._head.line(**self._look(self._held), **end))
+        return rest + as_line(self._head.line(**self._look(self._held), **end))
 
     def failed(self, error: ServingError) -> bytes | None:
         return error_body(error)
 
     def _read(self, token: Token) -> Part:
-        logprobs = [] if token.logprobs is None else [_logprob(token.text, token.logprobs)]
-        return Part(token.text, logprobs=logprobs)
+        part = self._reader.feed(token.text)
+        if token.logprobs is not None:
+            part.logprobs.append(_logprob(token.text, token.logprobs))
+        return part
 
     def _part(self, part: Part) -> bytes:
         if not self.is_stream:

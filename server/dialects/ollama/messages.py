@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.dialects.ollama.fields import plain_text
+from server.chat_messages import checked_messages
 from shared.errors import InvalidRequest
 
 KNOWN = ("role", "content", "thinking", "images", "tool_calls", "tool_name", "tool_call_id")
@@ -16,7 +16,8 @@ def read_messages(value: Any) -> list[dict[str, Any]]:
     """The messages; a content that is missing is empty. Raises InvalidRequest, naming the field."""
     if not isinstance(value, list):
         raise InvalidRequest("messages must be a list")
-    return [_message(f"messages[{place}]", message) for place, message in enumerate(value)]
+    messages = [_message(f"messages[{place}]", message) for place, message in enumerate(value)]
+    return checked_messages(messages) if messages else []
 
 
 def _message(name: str, value: Any) -> dict[str, Any]:
@@ -24,15 +25,12 @@ def _message(name: str, value: Any) -> dict[str, Any]:
         raise InvalidRequest(f"{name} must be an object")
     for key in value:
         if key not in KNOWN:
-            raise InvalidRequest(f"unknown field: {name}.{key:.80}")
+            raise InvalidRequest(f"{name} has an unknown field: {key!r:.80}")
     if value.get("images"):
         raise InvalidRequest(f"{name}.images is not supported: the models here read text only")
-    if not isinstance(value.get("role"), str):
-        raise InvalidRequest(f"{name}.role must be a string")
-    result: dict[str, Any] = {
-        str(RENAMED.get(key, key)): field
-        for key, field in value.items()
-        if field is not None and key != "images"
+    fields = {
+        str(RENAMED.get(key, key)): given
+        for key, given in value.items()
+        if given is not None and key != "images"
     }
-    result["content"] = plain_text(f"{name}.content", result.get("content", ""))
-    return result
+    return {"content": "", **fields}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from server.chat_messages import checked_tools
 from server.dialects.base import Answer, Call, Embedding, Generation, Renderer, ServedModel
 from server.dialects.ollama.answers import (
     Head,
@@ -26,6 +28,7 @@ from server.dialects.ollama.fields import (
     read_think,
 )
 from server.dialects.ollama.messages import read_messages
+from server.dialects.ollama.parts import CallReader, TextReader
 from server.json_body import model_name
 from shared.errors import InvalidRequest
 from shared.prompt import Prompt
@@ -64,13 +67,21 @@ def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
     """A body of /api/chat. Raises InvalidRequest, naming the field."""
     fields = known_fields(body, *CHAT)
     messages, think = read_messages(fields.get("messages", [])), read_think(fields)
+    tools = checked_tools(fields.get("tools"))
     continues = bool(messages) and messages[-1]["role"] == "assistant"
 
     def task(served: ServedModel, sampling: SamplingParams) -> Generation:
         chat = served.with_system(messages)
-        return served.reply(chat, sampling, continues=continues, variables=think)
+        task = served.reply(chat, sampling, tools=tools, continues=continues, variables=think)
+        is_shown = tools is not None and served.chat.tool_format.shows_control
+        return replace(task, shows_control=is_shown)
 
-    return _text_call(fields, message, task if messages else None)
+    def reader(served: ServedModel) -> TextReader:
+        if tools is None:
+            return TextReader()
+        return CallReader(served.chat.tool_format, [tool["function"]["name"] for tool in tools])
+
+    return _text_call(fields, message, task if messages else None, reader)
 
 
 def parse_embed(body: bytes, headers: Mapping[str, str]) -> Call:
@@ -95,7 +106,12 @@ def parse_embeddings(body: bytes, headers: Mapping[str, str]) -> Call:
     return _vector_call(fields, [prompt] if prompt else [], VectorRenderer)
 
 
-def _text_call(fields: dict[str, Any], shape: Shape, make: MakeTask | None) -> Call:
+def _text_call(
+    fields: dict[str, Any],
+    shape: Shape,
+    make: MakeTask | None,
+    reader: Callable[[ServedModel], TextReader] = lambda _: TextReader(),
+) -> Call:
     """`make` is None where nothing is to be written: the model is only to be loaded."""
     asked = time.monotonic()
     model, is_stream = model_name(fields), boolean("stream", fields.get("stream", True))
@@ -107,8 +123,8 @@ def _text_call(fields: dict[str, Any], shape: Shape, make: MakeTask | None) -> C
         sampling = options.of(served)
         if make is None:
             return Answer((), LoadedRenderer(head, shape, is_stream=is_stream))
-        task = make(served, sampling)
-        return Answer((task,), TextRenderer(head, shape, is_stream=is_stream))
+        renderer = TextRenderer(head, shape, reader(served), is_stream=is_stream)
+        return Answer((make(served, sampling),), renderer)
 
     return Call(model, answer)
 
