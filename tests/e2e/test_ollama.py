@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -90,15 +91,15 @@ def test_calls_come_as_objects(echo: ollama.Client) -> None:
         return city
 
     wanted = '<tool_call>{"name": "weather", "arguments": {"city": "Köln"}}</tool_call>'
-    chat = [{"role": "user", "content": wanted}]
+    chat = [{"role": "system", "content": wanted}, *HELLO]  # the echo ends before the user's
     called = {"name": "weather", "arguments": {"city": "Köln"}}
     whole = echo.chat("echo", chat, tools=[weather])
     assert called in [call.function.model_dump() for call in whole.message.tool_calls or []]
     parts = echo.chat("echo", chat, tools=[weather], stream=True)
     calls = [call for part in parts for call in part.message.tool_calls or []]
     assert called in [call.function.model_dump() for call in calls]
-    chat += [whole.message, {"role": "tool", "tool_name": "weather", "content": "rain in Köln"}]
-    assert "rain in Köln" in (echo.chat("echo", chat).message.content or "")
+    result = {"role": "tool", "tool_name": "weather", "content": "rain"}
+    assert echo.chat("echo", [*chat, whole.message, result], tools=[weather]).done
 
 
 @pytest.mark.parametrize(
@@ -227,10 +228,14 @@ def test_texts_become_vectors_of_length_one(tales: RunningServer) -> None:
 
 
 def test_a_file_that_is_gone_does_not_hide_the_others(tmp_path: Path) -> None:
-    gone = echo_options(tmp_path)
-    with (
-        RunningServer("--engine", "echo", "-m", f"a={gone}", "-m", f"b={gone}") as server,
-        client_of(server) as client,
-    ):
+    pytest.importorskip("llama_cpp")
+    gone = tmp_path / "gone.gguf"
+    shutil.copy(BUNDLED, gone)
+    models = ("-m", str(gone), "-m", f"tales={BUNDLED}")
+    with RunningServer(*models, "-n", "64", "--slots", "1") as server, client_of(server) as client:
+        assert [model.model for model in client.list().models] == ["gone", "tales"]
         gone.unlink()
-        assert [model.model for model in client.list().models] == ["a", "b"]
+        assert [model.model for model in client.list().models] == ["tales"]
+        with pytest.raises(ollama.ResponseError, match="the file of gone cannot be read") as raised:
+            client.show("gone")
+        assert raised.value.status_code == 500

@@ -84,4 +84,5 @@ class CallReader(TextReader):
                 return Part(calls=[{"id": self._call.id, "function": function}])
         except (ValueError, RecursionError):
             pass
-        return Part(f'{{"name": {json.dumps(name)}, "arguments": {self._arguments}')
+        shown = json.dumps(name, ensure_ascii=False)
+        return Part(f'{{"name": {shown}, "arguments": {self._arguments}')
