@@ -9,12 +9,14 @@ import socket
 import sys
 from pathlib import Path
 
+from server.chat import chat_format
 from server.options import read_options
 from server.specs import FolderModels, folder_settings, given_files, make_specs
-from server.system_prompts import SystemPrompts
+from server.system_prompts import SystemPrompts, system_prompts
 from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.logs import configure_logging
+from shared.messages import ModelCard
 from shared.sampling import SamplingParams
 from shared.settings import ChatSettings, ModelSpec, Settings
 from workers.catalog import Catalog, LoadedModels
@@ -51,7 +53,9 @@ def run(arguments: list[str]) -> int:
             return EXIT_OK
         for spec in settings.models:
             _prepare_folder(spec.pool.workers[0].cache.folder)
-        system = SystemPrompts()
+        system = system_prompts(settings.chat.prompts, settings.chat.system)
+        if settings.chat.template is not None:
+            chat_format(ModelCard(), settings.chat.template)  # a bad one is told before all else
         listener = listen(settings.host, settings.port)
     except ConfigurationError as error:
         return _fail(EXIT_CONFIGURATION, str(error))

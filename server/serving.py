@@ -73,6 +73,7 @@ async def _serve(
         server = HttpServer(config)
         stopping = _stop_on_signals(catalog)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
+        introducing = asyncio.create_task(models.introduce())
         load_failure = asyncio.create_task(catalog.load_failure())
         address, port = listener.getsockname()[:2]
         logger.info(
@@ -83,6 +84,7 @@ async def _serve(
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             await catalog.drain(0 if load_failure.done() else settings.drain_timeout_s)
         finally:
+            introducing.cancel()
             server.should_exit = True
             await serving
             failure = _result_or_cancel(load_failure)

@@ -28,7 +28,7 @@ class ServingError(Exception):
     """Seconds after which trying again makes sense; None: it makes none."""
 
     def __init__(
-        self, message: str, field: str | None = None, *, retry_after_s: int | None = None
+        self, message: str, field: str | None = None, retry_after_s: int | None = None
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -57,6 +57,27 @@ class Unsupported(ServingError):
 
     code = "unsupported"
     status = 400
+
+
+class ForeignHost(ServingError):
+    """400: the request is for a server of another name."""
+
+    code = "foreign_host"
+    status = 400
+
+
+class ForeignOrigin(ServingError):
+    """400: the page that asks is of an origin that may not."""
+
+    code = "foreign_origin"
+    status = 400
+
+
+class Unauthorized(ServingError):
+    """401: no API key, or one that is not known."""
+
+    code = "unauthorized"
+    status = 401
 
 
 class NotFound(ServingError):

@@ -44,6 +44,9 @@ class Catalog(Protocol):
     def statuses(self) -> list[ModelStatus]:
         """Of all models; the default one, if there is one, is the first."""
 
+    def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
+        """The models that are in memory, or on their way there."""
+
     def use(self, name: str | None) -> AbstractAsyncContextManager[tuple[ModelSpec, WorkerPool]]:
         """Within, the model's workers are there, which may first have to load it.
 
@@ -81,6 +84,9 @@ class LoadedModels:
 
     def statuses(self) -> list[ModelStatus]:
         return [status_of(spec, self._pools.get(spec.name)) for spec in self._specs.values()]
+
+    def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
+        return [(self._specs[name], pool) for name, pool in self._pools.items()]
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[tuple[ModelSpec, WorkerPool]]:

@@ -38,7 +38,7 @@ def test_an_unknown_code_is_an_internal_error_that_keeps_its_message() -> None:
 
 
 def test_no_two_errors_share_a_code() -> None:
-    assert len({kind.code for kind in KINDS}) == len(KINDS) == 14
+    assert len({kind.code for kind in KINDS}) == len(KINDS) == 17
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,9 @@ def test_no_two_errors_share_a_code() -> None:
         (errors.InvalidRequest, "invalid_request", 400, None),
         (errors.ContextTooShort, "context_length", 400, None),
         (errors.Unsupported, "unsupported", 400, None),
+        (errors.ForeignHost, "foreign_host", 400, None),
+        (errors.ForeignOrigin, "foreign_origin", 400, None),
+        (errors.Unauthorized, "unauthorized", 401, None),
         (errors.NotFound, "not_found", 404, None),
         (errors.ModelNotFound, "model_not_found", 404, None),
         (errors.ModelUnavailable, "model_unavailable", 500, None),

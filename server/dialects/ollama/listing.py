@@ -19,7 +19,6 @@ from server.json_body import model_name
 from server.request_body import read_body
 from server.version import VERSION
 from shared.errors import ConfigurationError, InvalidRequest, ModelUnavailable
-from shared.messages import ModelCard
 from shared.settings import ModelSpec
 from shared.split_gguf import parts_of
 from shared.validation import boolean
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
     from server.models import Models
 
 CHAT_TEMPLATE = "tokenizer.chat_template"
-THINKING = "enable_thinking"
-"""The variable of templates that can be told to think, or not to."""
+TEMPLATE_WORDS = {"tools": "tools", "thinking": "enable_thinking"}
+"""What a model was trained for, by the variable that its chat template has then."""
 
 logger = logging.getLogger("tokenflume")
 
@@ -62,7 +61,7 @@ def routes(models: Models) -> Sequence[BaseRoute]:
         statuses = {status.spec.name: status for status in models.statuses()}
         specs = {name: status.spec for name, status in statuses.items()}
         status = statuses[find(name, specs).name]
-        return JSONResponse(await asyncio.to_thread(shown, status, models, cache))
+        return JSONResponse(await asyncio.to_thread(shown, status, cache))
 
     return (
         Route("/api/tags", tags),
@@ -135,15 +134,13 @@ def running(status: ModelStatus, cache: DetailsCache) -> dict[str, Any]:
     return {**value, "size": status.spec.memory or value["size"], "size_vram": 0, **context}
 
 
-def shown(status: ModelStatus, models: Models, cache: DetailsCache) -> dict[str, Any]:
+def shown(status: ModelStatus, cache: DetailsCache) -> dict[str, Any]:
     """All that is known of a model. Reads its file's header. Raises ModelUnavailable."""
     described = describe(status, cache)
     metadata = metadata_of(status.spec)
     template = str(metadata.pop(CHAT_TEMPLATE, ""))
-    card = ModelCard(chat_template=template) if status.info is None else status.info.card
     capabilities = ["completion"]
-    capabilities += ["tools"] if models.chat_of(card).takes_tools else []
-    capabilities += ["thinking"] if THINKING in template else []
+    capabilities += [name for name, word in TEMPLATE_WORDS.items() if word in template]
     capabilities += ["embedding"] if status.info is not None and status.info.embedding else []
     value = {
         "details": described["details"],
