@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ollama
@@ -160,16 +159,18 @@ def test_a_client_that_leaves_frees_its_slot(slow: RunningServer) -> None:
 
 
 def test_a_full_queue_is_a_503(slow: RunningServer) -> None:
-    with ExitStack() as stack:
-        body = {"model": "slow", "prompt": "a[[sleep 60]]", "raw": True}
-        running = stack.enter_context(slow.client.stream("POST", "/api/generate", json=body))
-        assert json.loads(next(running.iter_lines()))["response"] == "a"
-        waiting = stack.enter_context(client_of(slow))
-        with pytest.raises(ollama.ResponseError) as raised:
-            waiting.embed("slow", ["one", "two"])
+    with client_of(slow) as client, ThreadPoolExecutor(1) as threads:
+        running = client.generate("slow", "a[[sleep 60]]", raw=True, stream=True)
+        assert next(running).response == "a"
+        waiting = threads.submit(client.generate, "slow", "b", raw=True)
+        slow.until(lambda state: bool(state["waiting"] == 1))
+        with pytest.raises(ollama.ResponseError, match="as many as may") as raised:
+            client.generate("slow", "c", raw=True)
         assert raised.value.status_code == 503
-    slow.kill_workers()
-    slow.until_ready()
+        slow.kill_workers()
+        with pytest.raises(ollama.ResponseError, match="has died"):
+            list(running)
+        assert waiting.result().response == "b"
 
 
 def test_a_model_tells_what_its_file_says(tales: RunningServer) -> None:
