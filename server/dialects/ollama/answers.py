@@ -51,13 +51,17 @@ Shape = Callable[[Part], dict[str, Any]]
 
 def generated(part: Part) -> dict[str, Any]:
     """In an answer of /api/generate."""
-    return {"response": part.text}
+    return {"response": part.text, **_thinking(part)}
 
 
 def message(part: Part) -> dict[str, Any]:
     """In an answer of /api/chat."""
     calls = {"tool_calls": part.calls} if part.calls else {}
-    return {"message": {"role": "assistant", "content": part.text, **calls}}
+    return {"message": {"role": "assistant", "content": part.text, **_thinking(part), **calls}}
+
+
+def _thinking(part: Part) -> dict[str, str]:
+    return {"thinking": part.thinking} if part.thinking else {}
 
 
 class TextRenderer(Renderer):

@@ -16,6 +16,8 @@ from shared.validation import MAX_INTEGER, boolean, integer, number, text
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 """What `"format": "json"` asks for."""
 MAX_TOP_LOGPROBS = 20
+THINKING = "enable_thinking"
+"""The variable of chat templates."""
 THINK_LEVELS = ("low", "medium", "high")
 DURATION = re.compile(r"[-+]?(?:0|(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+)", re.ASCII)
 """As Go writes them: 5m, 1h30m, -1s."""
@@ -188,7 +190,7 @@ def read_think(fields: Mapping[str, Any]) -> dict[str, Any]:
     if think is None:
         return {}
     if isinstance(think, bool):
-        return {"enable_thinking": think}
+        return {THINKING: think}
     if isinstance(think, str) and think in THINK_LEVELS:
-        return {"enable_thinking": True, "reasoning_effort": think}
+        return {THINKING: True, "reasoning_effort": think}
     raise InvalidRequest(f"think must be true, false, or one of {', '.join(THINK_LEVELS)}")

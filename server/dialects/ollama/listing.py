@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from server.dialects.ollama.fields import known_fields
+from server.dialects.ollama.fields import THINKING, known_fields
 from server.json_body import model_name
 from server.request_body import read_body
 from server.version import VERSION
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from server.models import Models
 
 CHAT_TEMPLATE = "tokenizer.chat_template"
-TEMPLATE_WORDS = {"tools": "tools", "thinking": "enable_thinking"}
+TEMPLATE_WORDS = {"tools": "tools", "thinking": THINKING}
 """What a model was trained for, by the variable that its chat template has then."""
 
 logger = logging.getLogger("tokenflume")

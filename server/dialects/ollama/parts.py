@@ -1,4 +1,4 @@
-"""What a token brings: text, and calls of functions, which leave when they are whole."""
+"""What a token brings: thoughts, text, and calls of functions, which leave when they are whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from server.tool_calls import (
     ToolCallParser,
     ToolEvent,
     ToolFormat,
+    overlap,
 )
+
+THINK, THOUGHT = "<think>", "</think>"
+"""Around what a model thinks, before its answer."""
 
 
 @dataclass(slots=True)
@@ -23,16 +27,18 @@ class Part:
     """A share of an answer."""
 
     text: str = ""
+    thinking: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, other: Part) -> None:
         self.text += other.text
+        self.thinking += other.thinking
         self.calls += other.calls
         self.logprobs += other.logprobs
 
     def is_empty(self) -> bool:
-        return not (self.text or self.calls or self.logprobs)
+        return not (self.text or self.thinking or self.calls or self.logprobs)
 
 
 class TextReader:
@@ -86,3 +92,56 @@ class CallReader(TextReader):
             pass
         shown = json.dumps(name, ensure_ascii=False)
         return Part(f'{{"name": {shown}, "arguments": {self._arguments}')
+
+
+class ThinkingReader(TextReader):
+    """Of an answer that may begin with thoughts; `answer` reads what follows them.
+
+    `is_thinking`: the prompt ends within them.
+    """
+
+    def __init__(self, answer: TextReader, *, is_thinking: bool) -> None:
+        self._answer = answer
+        self._state = self._thoughts if is_thinking else self._beginning
+        self._held = ""
+
+    def feed(self, text: str) -> Part:
+        return self._state(text)
+
+    def finish(self) -> Part:
+        """What is held can be part of a mark no more."""
+        held, self._held = self._held, ""
+        part = Part(thinking=held) if self._state == self._thoughts else self._answer.feed(held)
+        part.add(self._answer.finish())
+        return part
+
+    def _beginning(self, text: str) -> Part:
+        """Before anything but white space."""
+        self._held += text
+        inner = self._held.lstrip()
+        if inner.startswith(THINK):
+            self._held, self._state = "", self._thoughts
+            return self._thoughts(inner.removeprefix(THINK))
+        if THINK.startswith(inner):
+            return Part()
+        held, self._held, self._state = self._held, "", self._answer.feed
+        return self._answer.feed(held)
+
+    def _thoughts(self, text: str) -> Part:
+        thoughts, end, answer = (self._held + text).partition(THOUGHT)
+        if end:
+            self._held, self._state = "", self._after
+            part = self._after(answer)
+            part.thinking = thoughts
+            return part
+        ready = len(thoughts) - overlap(thoughts, (THOUGHT,))
+        self._held = thoughts[ready:]
+        return Part(thinking=thoughts[:ready])
+
+    def _after(self, text: str) -> Part:
+        """White space between thoughts and the answer is neither's."""
+        answer = text.lstrip()
+        if not answer:
+            return Part()
+        self._state = self._answer.feed
+        return self._answer.feed(answer)

@@ -20,6 +20,7 @@ from server.dialects.ollama.answers import (
     message,
 )
 from server.dialects.ollama.fields import (
+    THINKING,
     check_keep_alive,
     known_fields,
     plain_text,
@@ -28,7 +29,7 @@ from server.dialects.ollama.fields import (
     read_think,
 )
 from server.dialects.ollama.messages import read_messages
-from server.dialects.ollama.parts import CallReader, TextReader
+from server.dialects.ollama.parts import THINK, THOUGHT, CallReader, TextReader, ThinkingReader
 from server.json_body import model_name
 from shared.errors import InvalidRequest
 from shared.prompt import Prompt
@@ -60,7 +61,7 @@ def parse_generate(body: bytes, headers: Mapping[str, str]) -> Call:
         messages = [{"role": "user", "content": prompt}]
         return served.reply(served.with_system(messages, system), sampling, variables=think)
 
-    return _text_call(fields, generated, task if prompt else None)
+    return _text_call(fields, generated, task if prompt else None, think)
 
 
 def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
@@ -81,7 +82,7 @@ def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
             return TextReader()
         return CallReader(served.chat.tool_format, [tool["function"]["name"] for tool in tools])
 
-    return _text_call(fields, message, task if messages else None, reader)
+    return _text_call(fields, message, task if messages else None, think, reader)
 
 
 def parse_embed(body: bytes, headers: Mapping[str, str]) -> Call:
@@ -110,6 +111,7 @@ def _text_call(
     fields: dict[str, Any],
     shape: Shape,
     make: MakeTask | None,
+    think: Mapping[str, Any],
     reader: Callable[[ServedModel], TextReader] = lambda _: TextReader(),
 ) -> Call:
     """`make` is None where nothing is to be written: the model is only to be loaded."""
@@ -123,10 +125,22 @@ def _text_call(
         sampling = options.of(served)
         if make is None:
             return Answer((), LoadedRenderer(head, shape, is_stream=is_stream))
-        renderer = TextRenderer(head, shape, reader(served), is_stream=is_stream)
-        return Answer((make(served, sampling),), renderer)
+        task, parts = make(served, sampling), reader(served)
+        if think.get(THINKING):
+            task, parts = _thinking(served, task, parts)
+        return Answer((task,), TextRenderer(head, shape, parts, is_stream=is_stream))
 
     return Call(model, answer)
+
+
+def _thinking(
+    served: ServedModel, task: Generation, answer: TextReader
+) -> tuple[Generation, TextReader]:
+    """The same, with thoughts told from the answer. Some templates begin them in the prompt."""
+    is_thinking = task.prompt.text.rstrip().endswith(THINK)
+    has_control_marks = not {THINK, THOUGHT}.isdisjoint(served.info.card.control)
+    task = replace(task, shows_control=task.shows_control or has_control_marks)
+    return task, ThinkingReader(answer, is_thinking=is_thinking)
 
 
 def _vector_call(

@@ -342,13 +342,54 @@ def test_a_call_that_is_cut_or_no_json_stays_a_text(call: str) -> None:
     assert whole["message"]["content"].startswith(call.removesuffix("}"))
 
 
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_thoughts_are_told_from_the_answer(size: int) -> None:
+    """This template begins the thoughts in the prompt, but the model may do it."""
+    for begin in ("", "\n <think>"):
+        fields = {"messages": HELLO, "think": True, "tools": [WEATHER], "stream": False}
+        card = CARD if not begin else ModelCard(chat_template=HERMES.replace("<think>{% e", "{% e"))
+        answer = parse_chat(json.dumps(fields).encode(), {}).answer(served(card=card))
+        call = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+        text = f"{begin}Is 1 < 2 </thin, I think?</think>\n\nYes.{call}"
+        (whole,) = rendered(answer, *(text[i : i + size] for i in range(0, len(text), size)))
+        assert whole["message"]["thinking"] == "Is 1 < 2 </thin, I think?"
+        assert whole["message"]["content"] == "Yes."
+        assert whole["message"]["tool_calls"][0]["function"]["name"] == "weather"
+
+
+def test_an_answer_without_thoughts_or_with_nothing_else_is_whole() -> None:
+    plain = ModelCard(chat_template=HERMES.replace("<think>{% e", "{% e"))
+
+    def whole(*texts: str, card: ModelCard = plain) -> dict[str, Any]:
+        body = json.dumps({"prompt": "x", "think": True, "stream": False}).encode()
+        (line,) = rendered(parse_generate(body, {}).answer(served(card=card)), *texts)
+        return {name: line[name] for name in ("response", "thinking") if name in line}
+
+    assert whole(" ", "<th", "ree") == {"response": " <three"}
+    assert whole(" ", "<thi") == {"response": " <thi"}
+    assert whole("a ", "<think>b") == {"response": "a <think>b"}
+    assert whole("Hm", "</thi", card=CARD) == {"response": "", "thinking": "Hm</thi"}
+    body = json.dumps({"prompt": "x", "stream": False}).encode()
+    (line,) = rendered(parse_generate(body, {}).answer(served(card=plain)), "<think>a</think>b")
+    assert line["response"] == "<think>a</think>b"
+
+
 def test_tools_show_control_tokens_where_calls_are_written_with_them() -> None:
-    assert not generation(parse_chat, messages=HELLO, tools=[WEATHER]).shows_control
+    assert not generation(parse_chat, messages=HELLO, tools=[WEATHER], think=True).shows_control
     card = ModelCard(chat_template=HERMES, control=("<tool_call>", "<|im_end|>"))
     body = json.dumps({"messages": HELLO, "tools": [WEATHER]}).encode()
     (task,) = parse_chat(body, {}).answer(served(card=card)).tasks
     assert isinstance(task, Generation)
     assert task.shows_control
+
+
+def test_thinking_shows_control_tokens_where_thoughts_are_between_them() -> None:
+    card = ModelCard(chat_template=HERMES, control=("<think>", "</think>"))
+    for think in (True, False):
+        body = json.dumps({"messages": HELLO, "think": think}).encode()
+        (task,) = parse_chat(body, {}).answer(served(card=card)).tasks
+        assert isinstance(task, Generation)
+        assert task.shows_control is think
 
 
 def test_log_probabilities_are_numbers_with_their_candidates() -> None:
