@@ -18,19 +18,26 @@ from starlette.types import ASGIApp
 from server import cache, health, tokens
 from server.dialects import DIALECTS
 from server.errors import error_body, error_response
+from server.guard import Guard
+from server.keys import ApiKeys
 from server.middleware import PageSecurity, RequestIds
 from server.models import Models
 from server.relay import GenerationEndpoint
 from server.request_body import ClientLeft
 from shared.errors import InvalidRequest, MethodNotAllowed, NotFound, ServingError
+from shared.settings import AccessSettings
 
 UI = Path(__file__).parent / "ui"
 
 
-def create_app(models: Models, cors_origins: Sequence[str] = ()) -> ASGIApp:
+def create_app(
+    models: Models,
+    access: AccessSettings = AccessSettings(),  # noqa: B008  frozen
+    keys: ApiKeys | None = None,
+) -> ASGIApp:
     """The application over models that its caller starts and stops.
 
-    `cors_origins`: those whose pages may use it; "*" is all.
+    `keys`: None where none are needed.
     """
     generations = [
         Route(path, GenerationEndpoint(dialect, parse, models), methods=["POST"])
@@ -39,6 +46,9 @@ def create_app(models: Models, cors_origins: Sequence[str] = ()) -> ASGIApp:
     ]
     others = [route for dialect in DIALECTS for route in dialect.routes(models)]
     page = PageSecurity(StaticFiles(directory=UI, html=True))
+    guard = Middleware(
+        Guard, hosts=access.hosts, origins=access.origins, keys=keys, refuse=_error_at
+    )
     app = Starlette(
         routes=[
             *generations,
@@ -54,7 +64,7 @@ def create_app(models: Models, cors_origins: Sequence[str] = ()) -> ASGIApp:
             ServingError: _on_serving_error,
             ClientLeft: _on_client_left,
         },
-        middleware=_cors(cors_origins),
+        middleware=[*_cors(access.origins), guard],
     )
     return RequestIds(app)
 
@@ -75,7 +85,7 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
 
 async def _on_serving_error(request: Request, exception: Exception) -> Response:
     error = exception if isinstance(exception, ServingError) else ServingError(str(exception))
-    return _error_at(request.url.path, error)
+    return error_at(request.url.path, error)
 
 
 async def _on_client_left(_: Request, __: Exception) -> Response:
@@ -95,13 +105,13 @@ async def _on_http_exception(request: Request, exception: Exception) -> Response
             error = MethodNotAllowed(f"{path} does not take {request.method}")
         case _:
             error = InvalidRequest("the request cannot be served")
-    response = _error_at(path, error)
+    response = error_at(path, error)
     if isinstance(exception, HTTPException):
         response.headers.update(exception.headers or {})
     return response
 
 
-def _error_at(path: str, error: ServingError) -> Response:
+def error_at(path: str, error: ServingError) -> Response:
     """The error as the dialect has it whose paths begin like this one."""
     bodies = (d.error_body for d in DIALECTS if d.prefix and path.startswith(d.prefix))
     return error_response(error, next(bodies, error_body)(error))

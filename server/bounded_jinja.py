@@ -25,12 +25,13 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MAX_TEMPLATE = 2**20
+MAX_TEMPLATE = 2**17
 """Characters of a template."""
 MAX_LENGTH = 2**24
 """Characters of a text, or members of a list, that a template may make."""
 MAX_MADE = 2**28
-"""Of all texts and lists together, in one rendering."""
+"""Characters of all texts that one rendering may make; a list's member counts as MEMBER."""
+MEMBER = 16
 MAX_ARGUMENT = 10_000
 """The greatest width or count that a filter may be given."""
 MAX_INDENT = 16
@@ -129,7 +130,7 @@ class _Work:
         """Count what was made."""
         if isinstance(value, (str, list, tuple, dict)):
             self.fits(len(value))
-            self._left -= len(value)
+            self._left -= len(value) * (1 if isinstance(value, str) else MEMBER)
             if self._left < 0:
                 raise _Exceeded(f"it makes more than {MAX_MADE} characters")
         return value
@@ -240,6 +241,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         elif name == "indent" and args:
             longest = max((n if isinstance(n, int) else len(str(n)) for n in more), default=4)
             self.work.fits((str(args[0]).count("\n") + 1) * longest)
+        elif name == "sum" and any(
+            isinstance(start, _SIZED) and not isinstance(start, str) for start in more
+        ):
+            raise _Exceeded("it adds up lists")
         elif name == "format" and args:
             self._check_format(str(args[0]), more)
         elif name == "join":

@@ -94,6 +94,7 @@ def _message(name: str, message: Any) -> Message:
         raise InvalidRequest(f"{name}.role must be one of {', '.join(ROLES)}")
     fields["role"] = ROLES[role]
     _check_names(name, fields, "name", "tool_call_id")
+    _copy_reasoning(fields)
     calls = fields.pop("tool_calls", None)
     if calls:
         fields["tool_calls"] = _calls(f"{name}.tool_calls", calls, role)
@@ -101,6 +102,16 @@ def _message(name: str, message: Any) -> Message:
     if fields["content"] is None and role != "assistant":
         raise InvalidRequest(f"{name}.content must be a string or a list of text parts")
     return fields
+
+
+def _copy_reasoning(fields: Message) -> None:
+    """What a model thought has two names, as templates look for one or the other."""
+    thought = next((fields[key] for key in _REASONING if isinstance(fields.get(key), str)), None)
+    if thought is not None:
+        fields["reasoning_content"] = fields["thinking"] = thought
+
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def _check_names(name: str, fields: Message, *keys: str) -> None:

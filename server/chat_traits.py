@@ -159,7 +159,7 @@ def _calls(renderer: Renderer, tools: Sequence[Message] | None) -> CallTraits | 
                 renderer,
                 [_USER, message, _RESULT],
                 *("Vocative", "Dative"),
-                without=("None", "'noun'", '\\"noun'),
+                without=("None", "'Vocative'", '\\"Vocative'),
                 tools=tools,
             ):
                 return CallTraits(content, is_text)
@@ -177,4 +177,5 @@ def _shows(
         text = renderer.text(messages, tools=tools)
     except TemplateFailed:
         return False
-    return all(word in text for word in words) and not any(word in text for word in without)
+    after = text[max(text.find("Umlaut"), 0) :]  # what describes functions is mostly before
+    return all(word in text for word in words) and not any(word in after for word in without)

@@ -11,6 +11,7 @@ the beginning of a text, or between brackets, is marked too.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -45,7 +46,7 @@ class ControlNames:
     def of(names: Iterable[str]) -> ControlNames:
         usable = sorted({name for name in names if len(name) > 1})
         return ControlNames(
-            re.compile(f"(?s)(?={_any_of(usable)}).") if usable else re.compile("(?!)"),
+            _beginnings(usable),
             frozenset(name[:end] for name in usable for end in range(2, len(name))),
             frozenset(name[start:] for name in usable for start in range(1, len(name) - 1)),
             frozenset(core for name in usable for core in _cores(name)),
@@ -87,7 +88,8 @@ def unused_marks(values: Iterable[Any], count: int) -> list[str]:
     texts: list[str] = []
     for value in values:
         each_text(value, texts.append)
-    marks = [mark for mark in MARKS if not any(mark in text for text in texts)][:count]
+    unused = (mark for mark in MARKS if not any(mark in text for text in texts))
+    marks = list(itertools.islice(unused, count))
     if len(marks) < count:
         raise InvalidRequest("messages must not contain all cuneiform signs")
     return marks
@@ -127,6 +129,15 @@ def each_text(value: Any, look: Callable[[str], Any], levels: int = MAX_DEPTH) -
         members = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
         for member in members:
             each_text(member, look, levels - 1)
+
+
+def _beginnings(names: Sequence[str]) -> re.Pattern[str]:
+    """The first character of each name; so few characters are looked at twice."""
+    rests: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        rests[name[0]].append(name[1:])
+    branches = [f"{re.escape(first)}(?={_any_of(rest)})" for first, rest in rests.items()]
+    return re.compile("|".join(branches) or "(?!)")
 
 
 def _any_of(names: Sequence[str]) -> str:

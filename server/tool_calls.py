@@ -12,9 +12,11 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from server.tagged_calls import from_tags, may_be_tagged
 
 MAX_NAME = 256
 """Characters between [TOOL_CALLS] and [ARGS]."""
@@ -35,6 +37,12 @@ class ToolFormat:
     shows_control: bool = False
     """The worker must show control tokens, as there are some among openers and closers."""
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What an answer's control tokens may be for the parser; it has no use for others."""
+        named = ("[ARGS]", "[CALL_ID]") if MISTRAL.openers[0] in self.openers else ()
+        return (*self.openers, *self.closers, *named)
+
     def bare(self) -> ToolFormat:
         """For an answer that is forced to be a call: see server.tool_schema."""
         return replace(self, is_bare=True)
@@ -54,8 +62,7 @@ GENERIC = ToolFormat(
 def tool_format(template: str, control: Collection[str]) -> ToolFormat:
     """The format that a chat template's text speaks of."""
     form = next((form for form in (MISTRAL, HERMES, LLAMA) if form.openers[0] in template), GENERIC)
-    marks = (*form.openers, *form.closers, *(("[ARGS]",) if form is MISTRAL else ()))
-    return replace(form, shows_control=any(mark in control for mark in marks))
+    return replace(form, shows_control=any(mark in control for mark in form.marks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +109,19 @@ def new_call_id() -> str:
 class ToolCallParser:
     """One answer's parser: give it the text in pieces, then say that it is over.
 
-    A bare object is a call only if it calls one of `names`, the functions that there are.
+    `tools` are the functions that there are, as OpenAI's clients write them. What has no opener
+    is a call only if it calls one of them.
     """
 
     def __init__(
         self,
         form: ToolFormat,
-        names: Collection[str],
+        tools: Sequence[Mapping[str, Any]],
         make_id: Callable[[], str] = new_call_id,
     ) -> None:
         self._form = form
-        self._names = names
+        functions = [tool["function"] for tool in tools]
+        self._schemas = {each["name"]: each.get("parameters") or {} for each in functions}
         self._make_id = make_id
         self._events: list[ToolEvent] = []
         self._held = ""
@@ -197,7 +206,22 @@ class ToolCallParser:
             return True
         if "[TOOL_CALLS]" in self._form.openers and not self._in_list:
             return self._named(inner)
+        if "<tool_call>" in self._form.openers and self._is_tagged and not self._in_list:
+            self._state = self._tags
+            return True
         return self._no_call(self._body)
+
+    def _tags(self) -> bool:
+        """Within a call that is written with tags; it is read when it is complete."""
+        inner, closer, _ = self._held[self._body :].partition("</tool_call>")
+        if not closer:
+            kept = _overlap(inner, ("</tool_call>",))
+            return not may_be_tagged(inner[: len(inner) - kept]) and self._no_call(self._body)
+        call = from_tags(inner, self._schemas)
+        if call is None:
+            return self._no_call(self._body)
+        self._give_call(call, self._body + len(inner))
+        return True
 
     def _named(self, inner: str) -> bool:
         """A name, "[ARGS]", and an object."""
@@ -231,9 +255,7 @@ class ToolCallParser:
         call = _as_call(self._held[start:end])
         if call is None or not self._may_call(call[0]):
             return self._no_call(end)
-        self._start(call[0], end)
-        self._events.append(CallArguments(self._calls - 1, call[1]))
-        self._end(is_complete=True)
+        self._give_call(call, end)
         return True
 
     def _arguments(self) -> bool:
@@ -282,7 +304,7 @@ class ToolCallParser:
         return True
 
     def _may_call(self, name: str) -> bool:
-        return bool(name) and (self._is_tagged or name in self._names)
+        return bool(name) and (self._is_tagged or name in self._schemas)
 
     def _no_call(self, length: int) -> bool:
         text, self._held = self._held[:length], self._held[length:]
@@ -297,6 +319,11 @@ class ToolCallParser:
         self._events.append(CallStart(self._calls, self._make_id(), name))
         self._calls += 1
         self._state, self._scan = self._arguments, _Scan()
+
+    def _give_call(self, call: tuple[str, str], consumed: int) -> None:
+        self._start(call[0], consumed)
+        self._events.append(CallArguments(self._calls - 1, call[1]))
+        self._end(is_complete=True)
 
     def _end(self, *, is_complete: bool) -> None:
         self._events.append(CallEnd(self._calls - 1, is_complete))

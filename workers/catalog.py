@@ -131,13 +131,13 @@ def find(name: str, specs: dict[str, ModelSpec]) -> ModelSpec:
     spec = specs.get(name) or specs.get(name.removesuffix(":latest"))
     if spec is None:
         sentence = f"there is no model {name!r:.100}; there are: {listed(specs)}"
-        raise ModelNotFound(sentence, "model")
+        raise ModelNotFound(sentence, field="model")
     return spec
 
 
 def name_is_missing(specs: dict[str, ModelSpec]) -> InvalidRequest:
     """The error of a request that names no model where there is no default."""
-    return InvalidRequest(f"model is missing; there are: {listed(specs)}", "model")
+    return InvalidRequest(f"model is missing; there are: {listed(specs)}", field="model")
 
 
 def listed(specs: dict[str, ModelSpec]) -> str:

@@ -69,6 +69,9 @@ DOUBLED = "{% set n = namespace(x=X) %}{% for i in range(60) %}{% set n.x = Y %}
         "{{ 1.5 | round(999999999, 'ceil') }}",
         "{{ [1] | slice(999999999) | list }}",
         "{{ range(10 ** 9) }}",
+        "{{ ([range(99999) | list] * 99999) | sum(start=[]) | length }}",
+        "{% set n = namespace(x=[]) %}{% for i in range(99999) %}"
+        "{% set n.x = [range(99999) | list, n.x] %}{% endfor %}",
         "{{ lipsum(10 ** 9) }}",
     ],
 )

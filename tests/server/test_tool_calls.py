@@ -20,11 +20,24 @@ from server.tool_calls import (
 )
 
 NAMES = ("weather", "time")
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            },
+        },
+    }
+    for name in NAMES
+]
 FORMS = (HERMES, LLAMA, MISTRAL, GENERIC)
 
 
 def events(form, pieces):
-    parser = ToolCallParser(form, NAMES)
+    parser = ToolCallParser(form, TOOLS)
     return [event for piece in pieces for event in parser.feed(piece)] + parser.finish()
 
 
@@ -66,6 +79,23 @@ ANSWERS = [
     (HERMES, '{"name": "weather", "arguments": {}}', '{"name": "weather", "arguments": {}}', []),
     (HERMES, "<tool_call>{1}</tool_call>", "<tool_call>{1}</tool_call>", []),
     (HERMES, '<tool_call>{"name": "a"}</tool_call>', '<tool_call>{"name": "a"}</tool_call>', []),
+    (
+        HERMES,
+        "Hm.\n<tool_call>\n<function=weather>\n<parameter=city>\n12 <b>\n\n</parameter>\n"
+        "<parameter=days>\n3\n</parameter>\n<parameter=x>\nThe\n</parameter>\n</function>\n"
+        "</tool_call>\n<tool_call>\n<function=time>\n</function>\n</tool_call>",
+        "Hm.\n",
+        [("weather", '{"city": "12 <b>\\n", "days": 3, "x": "The"}', True), TIME],
+    ),
+    (
+        HERMES,
+        "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>1</arg_value>\n</tool_call>"
+        "<tool_call>time</tool_call>.",
+        ".",
+        [("weather", '{"city": "1"}', True), TIME],
+    ),
+    (HERMES, "<tool_call>nothing</tool_call>", "<tool_call>nothing</tool_call>", []),
+    (HERMES, "a <tool_call> b, <c", "a <tool_call> b, <c", []),
     (LLAMA, '{"name": "weather", "parameters": %s}', "", [CALL]),
     (LLAMA, '<|python_tag|>{"name": "weather", "parameters": %s}', "", [CALL]),
     (LLAMA, '{"type": "function", "name": "weather", "parameters": %s}', "", [CALL]),
@@ -121,7 +151,7 @@ def test_an_answer_is_text_and_calls_in_any_pieces(form, answer, text, calls):
 
 
 def test_arguments_come_as_they_are_written():
-    parser = ToolCallParser(HERMES, NAMES)
+    parser = ToolCallParser(HERMES, TOOLS)
     assert parser.feed('<tool_call>{"name": "weather", "argum') == []
     start, first = parser.feed('ents": {"city": "P')
     assert (start.index, start.name) == (0, "weather")
@@ -142,10 +172,10 @@ def test_a_call_that_is_cut_short_says_so():
 
 
 def test_text_is_not_held_back_without_need():
-    parser = ToolCallParser(HERMES, NAMES)
+    parser = ToolCallParser(HERMES, TOOLS)
     assert parser.feed("Hello <") == [Text("Hello ")]
     assert parser.feed("b>") == [Text("<b>")]
-    parser = ToolCallParser(LLAMA, NAMES)
+    parser = ToolCallParser(LLAMA, TOOLS)
     assert parser.feed('{"city": ') == [Text("{"), Text('"city": ')]
 
 
@@ -159,7 +189,8 @@ def test_ids_are_nine_letters_and_digits_and_differ():
 FRAGMENTS = st.sampled_from(
     [
         "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "{", "}", "[",
-        "]", '"', "\\", ",", ":", ";", " ", "\n", "a", "name", '"name": ', '"weather"',
+        "]", "<function=", "time", ">", "</function>", "<arg_key>",
+        '"', "\\", ",", ":", ";", " ", "\n", "a", "name", '"name": ', '"weather"',
         '"arguments": ', '{"name": "weather", "arguments": ', "weather", "<", "tool",
     ]
 )  # fmt: skip

@@ -260,11 +260,7 @@ class LlamaCppEngine:
             vocabulary=self._vocabulary.size,
             slots=slots,
             batch=min(settings.batch or BATCH, BATCH),
-            sampling=tuple(
-                field.name
-                for field in fields(SamplingParams)
-                if field.name not in ("grammar", "json_schema")
-            ),
+            sampling=tuple(field.name for field in fields(SamplingParams)),
             saves_states=True,
             embedding=embedding_size(model),
             card=model_card(model, Path(self._name), self._vocabulary),
@@ -286,13 +282,7 @@ class LlamaCppEngine:
         return token in self._vocabulary.ends
 
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> SamplerChain:
-        return build_chain(
-            params,
-            prompt,
-            vocab=self._vocabulary.vocab,
-            context=self.info.context,
-            ends=self._vocabulary.ends,
-        )
+        return build_chain(params, prompt, vocab=self._vocabulary, context=self.info.context)
 
     def decode(self, feeds: Sequence[Feed], *, interruptible: bool = False, width: int = 0) -> None:
         feeds = sorted(feeds)  # by slot: llama.cpp takes neighbours together, in their order
@@ -312,6 +302,8 @@ class LlamaCppEngine:
             self._lengths[slot] = position + len(tokens)
 
     def sample(self, slot: int, sampler: SamplerChain) -> int:
+        if sampler.grammar is not None:
+            return sampler.grammar.sample(sampler.chain, self._logits(self._batch.logits_at[slot]))
         token: int = lib.llama_sampler_sample(
             sampler.chain, self._context, self._batch.logits_at[slot]
         )

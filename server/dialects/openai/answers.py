@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from server.dialects.base import Generation, Renderer
-from shared.errors import ContextTooShort, ServingError
+from shared.errors import ContextTooShort, ServingError, Unauthorized
 from shared.messages import Finished, Token
 from shared.sampling import MAX_SEED
 
@@ -25,18 +25,20 @@ ERROR_TYPES = {
     403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
-    500: "server_error",
     503: "unavailable_error",
 }
-"""By status; all others are the request's own fault."""
+"""By status; of the others, those below 500 are the request's own fault."""
+CODES = {ContextTooShort: "context_length_exceeded", Unauthorized: "invalid_api_key"}
+"""Where clients look for OpenAI's own."""
 
 
 def error_object(error: ServingError) -> Json:
     """{"error": {"message", "type", "param", "code"}}."""
-    kind = ERROR_TYPES.get(error.status, "invalid_request_error")
-    code = error.code
-    if isinstance(error, ContextTooShort):  # clients look for both words
-        kind, code = "exceed_context_size_error", "context_length_exceeded"
+    fault = "invalid_request_error" if error.status < 500 else "server_error"
+    kind = ERROR_TYPES.get(error.status, fault)
+    if isinstance(error, ContextTooShort):
+        kind = "exceed_context_size_error"
+    code = CODES.get(type(error), error.code)
     return {"error": {"message": error.message, "type": kind, "param": error.field, "code": code}}
 
 

@@ -35,7 +35,9 @@ def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
     messages = fields.need("messages", lambda _, value: checked_messages(value))
     system = fields.take("system", lambda name, value: value and text(name, value), None)
     if system is not None and _has_system(messages):
-        raise InvalidRequest("system: there is a system message among messages already", "system")
+        raise InvalidRequest(
+            "system: there is a system message among messages already", field="system"
+        )
     variables = fields.take("chat_template_kwargs", json_object, {})
     for name, check in VARIABLES.items():
         if name in fields:
@@ -47,13 +49,13 @@ def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
     if fields.take("logprobs", boolean, False):
         known["logprobs"] = "logprobs", top or 0
     elif top is not None:
-        raise InvalidRequest("top_logprobs needs logprobs to be true", "top_logprobs")
+        raise InvalidRequest("top_logprobs needs logprobs to be true", field="top_logprobs")
     tools = take_tools(fields)
     if tools is not None and tools.schema is not None:
         known["json_schema"] = "tool_choice", tools.schema
     common = take_common(fields, "max_tokens", "max_completion_tokens", **known)
     request = ChatRequest(common, messages, system, variables, tools)
-    return Call(common.model, request.answer)
+    return Call(common.model, request.answer, common.timeout_s)
 
 
 @dataclass(frozen=True, slots=True)

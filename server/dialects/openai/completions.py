@@ -45,7 +45,7 @@ def parse_completion(body: bytes, headers: Mapping[str, str]) -> Call:
         common = take_common(fields, "max_tokens", logprobs=("logprobs", logprobs))
     request = CompletionRequest(common, prompts, echoes, best_of or common.n)
     request.check()
-    return Call(common.model, request.answer)
+    return Call(common.model, request.answer, common.timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +62,21 @@ class CompletionRequest:
         """Raises InvalidRequest for fields that do not go together."""
         common = self.common
         if self.tries < common.n:
-            raise InvalidRequest("best_of must be at least n", "best_of")
+            raise InvalidRequest("best_of must be at least n", field="best_of")
         if self.tries > common.n and common.is_stream:
-            raise InvalidRequest("best_of: a stream cannot wait for the best", "best_of")
+            raise InvalidRequest("best_of: a stream cannot wait for the best", field="best_of")
         if self.tries * len(self.prompts) > MAX_CHOICES:
-            raise InvalidRequest(f"n: at most {MAX_CHOICES} choices of all prompts together", "n")
+            raise InvalidRequest(
+                f"n: at most {MAX_CHOICES} choices of all prompts together", field="n"
+            )
         if self.echoes and "logprobs" in common.sampling:
-            raise InvalidRequest("logprobs: a prompt that is echoed has none here", "logprobs")
+            raise InvalidRequest(
+                "logprobs: a prompt that is echoed has none here", field="logprobs"
+            )
         if self.echoes and any(prompt.tokens is not None for prompt in self.prompts):
-            raise InvalidRequest("echo: only prompts that are texts can be echoed", "echo")
+            raise InvalidRequest("echo: only prompts that are texts can be echoed", field="echo")
         if common.cache and len(self.prompts) > 1:
-            raise InvalidRequest("cache names one prompt, and there are several", "cache")
+            raise InvalidRequest("cache names one prompt, and there are several", field="cache")
 
     def answer(self, served: ServedModel) -> Answer:
         """Raises ServingError."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from server.dialects.base import Answer, Call, Embedding, Renderer, ServedModel
 from server.dialects.openai.answers import Json, to_json
-from server.dialects.openai.fields import Fields, label
+from server.dialects.openai.fields import Fields, label, seconds
 from server.dialects.openai.prompts import check_vocabulary, read_prompts
 from shared.errors import InvalidRequest, Unsupported
 from shared.messages import Finished
@@ -23,6 +23,7 @@ def parse_embeddings(body: bytes, headers: Mapping[str, str]) -> Call:
     fields = Fields(body)
     prompts = fields.need("input", read_prompts)
     model = fields.take("model", text, None)
+    timeout_s = fields.take("timeout_s", seconds, None)
     form = fields.take("encoding_format", _format, "float")
     dimensions = fields.take("dimensions", lambda name, value: integer(name, value, 1), None)
     fields.take("user", label, None)
@@ -31,15 +32,17 @@ def parse_embeddings(body: bytes, headers: Mapping[str, str]) -> Call:
     def answer(served: ServedModel) -> Answer:
         length = served.info.embedding
         if not length:
-            raise Unsupported(f"the {served.info.engine} engine makes no embeddings", "model")
+            raise Unsupported(f"the {served.info.engine} engine makes no embeddings", field="model")
         if dimensions not in (None, length):
-            raise InvalidRequest(f"dimensions: the model's vectors have {length}", "dimensions")
+            raise InvalidRequest(
+                f"dimensions: the model's vectors have {length}", field="dimensions"
+            )
         for prompt in prompts:
             check_vocabulary("input", prompt, served)
         tasks = tuple(Embedding(prompt) for prompt in prompts)
         return Answer(tasks, EmbeddingsRenderer(served.name, is_base64=form == "base64"))
 
-    return Call(model, answer)
+    return Call(model, answer, timeout_s)
 
 
 class EmbeddingsRenderer(Renderer):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from server.dialects.base import ServedModel
-from server.json_body import parse_object
+from server.json_body import parse_object, timeout
 from shared.errors import InvalidRequest, Unsupported
 from shared.sampling import MAX_CACHE_ID, MAX_SEED, SamplingParams
 from shared.validation import boolean, integer, text
@@ -43,7 +43,7 @@ class Fields:
     def need(self, name: str, check: Check[T]) -> T:
         """As `take`, of a field that must be there."""
         if name not in self._left:
-            raise InvalidRequest(f"{name} is missing", name)
+            raise InvalidRequest(f"{name} is missing", field=name)
         with about(name):
             return check(name, self._left.pop(name))
 
@@ -51,12 +51,12 @@ class Fields:
         """Raises InvalidRequest if one of `others` is left, which cannot be beside `chosen`."""
         for other in others:
             if other in self._left:
-                raise InvalidRequest(f"{chosen} and {other} exclude each other", other)
+                raise InvalidRequest(f"{chosen} and {other} exclude each other", field=other)
 
     def refuse_rest(self) -> None:
         """Raises InvalidRequest if anything is left."""
         for name in self._left:
-            raise InvalidRequest(f"unknown field: {name!r:.80}", name)
+            raise InvalidRequest(f"unknown field: {name!r:.80}", field=name)
 
     def rest(self) -> dict[str, Any]:
         """All that is left."""
@@ -70,7 +70,7 @@ def about(name: str) -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        raise InvalidRequest(error.message, error.field or name) from None
+        raise InvalidRequest(error.message, field=error.field or name) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,8 @@ class Common:
     """What completions and chats have in common."""
 
     model: str | None
+    timeout_s: float | None
+    """Seconds in which the request is to be answered."""
     n: int
     """Choices of each prompt."""
     is_stream: bool
@@ -100,7 +102,9 @@ class Common:
         """Raises Unsupported. `names`: the client's, of fields that follow from others."""
         if beyond := params.beyond(served.info.sampling):
             name = (self.names | names).get(beyond[0], beyond[0])
-            raise Unsupported(f"{name}: the {served.info.engine} engine cannot honour it", name)
+            raise Unsupported(
+                f"{name}: the {served.info.engine} engine cannot honour it", field=name
+            )
 
 
 def take_common(fields: Fields, *limits: str, **known: tuple[str, Any]) -> Common:
@@ -110,22 +114,23 @@ def take_common(fields: Fields, *limits: str, **known: tuple[str, Any]) -> Commo
     taken, as a name for the client and a value.
     """
     model = fields.take("model", text, None)
+    timeout_s = fields.take("timeout_s", seconds, None)
     n = fields.take("n", lambda name, value: integer(name, value, 1, MAX_CHOICES), 1)
     is_stream = fields.take("stream", boolean, False)
     has_usage = fields.take("stream_options", _include_usage, None)
     if has_usage is not None and not is_stream:
-        raise InvalidRequest("stream_options is for streams only", "stream_options")
+        raise InvalidRequest("stream_options is for streams only", field="stream_options")
     cache = fields.take(
         "cache", lambda name, value: integer(name, value, 0, MAX_CACHE_ID), default=0
     )
     for name, check in NEUTRAL.items():
         fields.take(name, check, None)
-    known |= _limit(fields, ("num_predict", *limits))
+    known |= _limit(fields, (*limits, "num_predict"))
     if "seed" in fields:
         known["seed"] = "seed", fields.take("seed", _seed, None)
     if "response_format" in fields:
         schema = fields.take("response_format", _response_format, None)
-        if schema:
+        if schema is not None:
             fields.exclude("response_format", "grammar", "json_schema")
             known["json_schema"] = "response_format", schema
     for field, (name, value) in known.items():
@@ -134,6 +139,7 @@ def take_common(fields: Fields, *limits: str, **known: tuple[str, Any]) -> Commo
     sampling = _sampling(fields.rest())
     return Common(
         model,
+        timeout_s,
         n,
         is_stream,
         bool(has_usage),
@@ -157,7 +163,9 @@ def _limit(fields: Fields, names: tuple[str, ...]) -> dict[str, tuple[str, int]]
     """The one field of `names` that limits the tokens."""
     given = [name for name in names if name in fields]
     if len(given) > 1:
-        raise InvalidRequest(f"{' and '.join(given)} are one field: send one of them", given[1])
+        raise InvalidRequest(
+            f"{' and '.join(given)} are one field: send one of them", field=given[1]
+        )
     if not given:
         return {}
     (name,) = given
@@ -201,6 +209,11 @@ def _response_format(name: str, value: Any) -> dict[str, Any] | None:
     return schema
 
 
+def seconds(name: str, value: Any) -> float | None:
+    """As all endpoints have it: see server.json_body.timeout."""
+    return timeout({name: value})
+
+
 def json_object(name: str, value: Any) -> Mapping[str, Any]:
     """The value, if it is an object."""
     if not isinstance(value, dict):
@@ -233,8 +246,8 @@ def label(name: str, value: Any) -> None:
 
 
 def _labels(name: str, value: Any) -> None:
-    for key, label in json_object(name, value).items():
-        label(f"{name}: {key!r:.80}", label)
+    for key, one in json_object(name, value).items():
+        label(f"{name}: {key!r:.80}", one)
 
 
 NEUTRAL: Mapping[str, Check[None]] = {

@@ -29,7 +29,7 @@ def check_vocabulary(name: str, prompt: Prompt, served: ServedModel) -> None:
     """Raises InvalidRequest for tokens that the model does not have."""
     vocabulary = served.info.vocabulary
     if any(token >= vocabulary for token in prompt.tokens or ()):
-        raise InvalidRequest(f"{name}: the model's tokens are 0 to {vocabulary - 1}", name)
+        raise InvalidRequest(f"{name}: the model's tokens are 0 to {vocabulary - 1}", field=name)
 
 
 def _one(name: str, value: Any) -> Prompt:

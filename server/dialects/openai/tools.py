@@ -55,7 +55,7 @@ def take_tools(fields: Fields) -> ToolUse | None:
     try:
         schema = forced_call(tools, choice.name if isinstance(choice, Named) else None)
     except InvalidRequest as error:
-        raise InvalidRequest(error.message, "tool_choice") from None
+        raise InvalidRequest(error.message, field="tool_choice") from None
     return ToolUse(tools, schema, is_parallel)
 
 
