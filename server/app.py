@@ -47,7 +47,7 @@ def create_app(
     others = [route for dialect in DIALECTS for route in dialect.routes(models)]
     page = PageSecurity(StaticFiles(directory=UI, html=True))
     guard = Middleware(
-        Guard, hosts=access.hosts, origins=access.origins, keys=keys, refuse=_error_at
+        Guard, hosts=access.hosts, origins=access.origins, keys=keys, refuse=error_at
     )
     app = Starlette(
         routes=[

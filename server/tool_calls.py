@@ -215,7 +215,7 @@ class ToolCallParser:
         """Within a call that is written with tags; it is read when it is complete."""
         inner, closer, _ = self._held[self._body :].partition("</tool_call>")
         if not closer:
-            kept = _overlap(inner, ("</tool_call>",))
+            kept = overlap(inner, ("</tool_call>",))
             return not may_be_tagged(inner[: len(inner) - kept]) and self._no_call(self._body)
         call = from_tags(inner, self._schemas)
         if call is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,10 +54,10 @@ class TextReader:
 
 
 class CallReader(TextReader):
-    """Of an answer that may call `names`, the functions that there are."""
+    """Of an answer that may call `tools`, as server.chat_messages has them."""
 
-    def __init__(self, form: ToolFormat, names: Collection[str]) -> None:
-        self._parser = ToolCallParser(form, names)
+    def __init__(self, form: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> None:
+        self._parser = ToolCallParser(form, tools)
         self._call = CallStart(0, "", "")
         self._arguments = ""
 

@@ -80,7 +80,7 @@ def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
     def reader(served: ServedModel) -> TextReader:
         if tools is None:
             return TextReader()
-        return CallReader(served.chat.tool_format, [tool["function"]["name"] for tool in tools])
+        return CallReader(served.chat.tool_format, tools)
 
     return _text_call(fields, message, task if messages else None, think, reader)
 
