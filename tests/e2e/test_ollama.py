@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -203,6 +204,25 @@ def test_a_model_writes_the_same_text_here_as_at_stream(tales: RunningServer) ->
         assert (whole.eval_count, whole.done_reason) == (12, "length")
         parts = client.generate("tales", prompt, raw=True, options=options, stream=True)
         assert "".join(part.response or "" for part in parts) == whole.response
+
+
+def test_an_answer_obeys_its_format(tales: RunningServer) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"wolf": {"enum": ["big", "bad"]}, "pigs": {"enum": [1, 2, 3]}},
+        "required": ["wolf", "pigs"],
+        "additionalProperties": False,
+    }
+    with client_of(tales) as client:
+        made = client.generate("tales", "Tell of a wolf.", format=schema, options={"seed": 1})
+        parts = client.chat("tales", HELLO, format=schema, options={"seed": 1}, stream=True)
+        for text in (made.response, "".join(part.message.content or "" for part in parts)):
+            told = json.loads(text or "")
+            assert told["wolf"] in ("big", "bad")
+            assert told["pigs"] in (1, 2, 3)
+        options = {"seed": 1, "num_predict": 5}
+        some = client.generate("tales", "A wolf", raw=True, format="json", options=options)
+        assert (some.response or "").lstrip().startswith("{")
 
 
 def test_log_probabilities_come_with_every_token(tales: RunningServer) -> None:
