@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from server.system_prompts import SystemPrompts
 
 
-SYSTEM_ROLES = ("system", "developer")
-
-
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """What a dialect may know of the model that a request names, once it is loaded."""
@@ -42,13 +39,12 @@ class ServedModel:
     ) -> list[Mapping[str, Any]]:
         """The chat, with a system prompt in front if it has none.
 
-        `system`: its name or its text; None: the server's; "": none.
+        `messages`: as server.chat_messages has them. `system`: the prompt's name or its text;
+        None: the server's; "": none.
         """
-        resolved = self.system.resolve(system)
-        has_one = any(message.get("role") in SYSTEM_ROLES for message in messages)
-        if has_one or not resolved:
-            return list(messages)
-        return [{"role": "system", "content": resolved}, *messages]
+        has_one = any(message["role"] == "system" for message in messages)
+        found = None if has_one else self.system.resolve(system)
+        return [{"role": "system", "content": found}, *messages] if found else list(messages)
 
     def reply(
         self, messages: Sequence[Mapping[str, Any]], sampling: SamplingParams, **template: Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from server.dialects.base import ServedModel
@@ -32,22 +33,29 @@ RUNTIME_OPTIONS = (
     "vocab_only", "embedding_only", "logits_all",
 )  # fmt: skip
 """What Ollama decides anew with each loading of a model."""
-UNSUPPORTED = {
+UNCUT = {
+    "truncate": "messages that do not fit into the context are an error",
+    "shift": "an answer ends with the context",
+}
+WHOLE_PROMPT = UNCUT | {
     "template": "a chat template is chosen when the server starts",
     "suffix": "no text is written between two others here",
     "context": "send the conversation to /api/chat",
     "images": "the models here read text only",
 }
+"""What may only be empty or false, and why."""
 
 
-def known_fields(body: bytes, *known: str) -> dict[str, Any]:
-    """The body's fields but those that are null. Raises InvalidRequest for one that is not known,
-    or known but not supported, and not empty."""
+def known_fields(
+    body: bytes, known: Collection[str], unsupported: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The body's fields that are not null. Raises InvalidRequest for one that is not `known`, and
+    for one that is `unsupported` and asks for something."""
     fields = parse_object(body)
     for name in fields:
-        if name not in known:
+        if name not in known and name not in unsupported:
             raise InvalidRequest(f"unknown field: {name!r:.80}")
-    for name, why in UNSUPPORTED.items():
+    for name, why in unsupported.items():
         if fields.pop(name, None):
             raise InvalidRequest(f"{name} is not supported: {why}")
     return {name: value for name, value in fields.items() if value is not None}

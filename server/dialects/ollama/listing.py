@@ -15,13 +15,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from server.dialects.ollama.fields import THINKING, known_fields
-from server.json_body import model_name
 from server.request_body import read_body
 from server.version import VERSION
 from shared.errors import ConfigurationError, InvalidRequest, ModelUnavailable
 from shared.settings import ModelSpec
 from shared.split_gguf import parts_of
-from shared.validation import boolean
+from shared.validation import boolean, text
 from workers.catalog import ModelStatus, find
 from workers.engine import GGUF_MAGIC
 from workers.gguf_header import read_gguf_header
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
 CHAT_TEMPLATE = "tokenizer.chat_template"
 TEMPLATE_WORDS = {"tools": "tools", "thinking": THINKING}
 """What a model was trained for, by the variable that its chat template has then."""
+NOT_SHOWN = dict.fromkeys(("system", "template", "options"), "a model is shown as it is")
+"""What may only be empty, and why."""
 
 logger = logging.getLogger("tokenflume")
 
@@ -73,13 +74,12 @@ def routes(models: Models) -> Sequence[BaseRoute]:
 
 def shown_name(body: bytes) -> str:
     """The model that a body of /api/show names. Raises InvalidRequest."""
-    fields = known_fields(body, "model", "name", "verbose")
-    boolean("verbose", fields.pop("verbose", False))
-    older = fields.pop("name", None)
-    name = model_name({"model": older} | fields)
+    fields = known_fields(body, ("model", "name", "verbose"), NOT_SHOWN)
+    boolean("verbose", fields.get("verbose", False))
+    name = fields.get("model") or fields.get("name")  # older clients say the latter
     if name is None:
         raise InvalidRequest("model is missing")
-    return name
+    return text("model", name)
 
 
 Describe = Callable[[ModelStatus, DetailsCache], dict[str, Any]]

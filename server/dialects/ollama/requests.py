@@ -21,6 +21,8 @@ from server.dialects.ollama.answers import (
 )
 from server.dialects.ollama.fields import (
     THINKING,
+    UNCUT,
+    WHOLE_PROMPT,
     check_keep_alive,
     known_fields,
     plain_text,
@@ -38,7 +40,7 @@ from shared.validation import boolean, integer, text
 
 COMMON = ("model", "options", "keep_alive")
 TEXT = (*COMMON, "stream", "format", "think", "logprobs", "top_logprobs")
-GENERATE = (*TEXT, "prompt", "system", "raw", "template", "suffix", "context", "images")
+GENERATE = (*TEXT, "prompt", "system", "raw")
 CHAT = (*TEXT, "messages", "tools")
 EMBED = (*COMMON, "input", "truncate", "dimensions")
 EMBEDDINGS = (*COMMON, "prompt")
@@ -48,9 +50,9 @@ MakeTask = Callable[[ServedModel, SamplingParams], Generation]
 
 def parse_generate(body: bytes, headers: Mapping[str, str]) -> Call:
     """A body of /api/generate. Raises InvalidRequest, naming the field."""
-    fields = known_fields(body, *GENERATE)
+    fields = known_fields(body, GENERATE, WHOLE_PROMPT)
     prompt = plain_text("prompt", fields.get("prompt", ""))
-    system = plain_text("system", fields["system"]) if "system" in fields else None
+    system = plain_text("system", fields.get("system", "")) or None  # clients send it empty
     is_raw, think = boolean("raw", fields.get("raw", False)), read_think(fields)
     if is_raw and (system or think):
         raise InvalidRequest("raw: a prompt without a template has no place for system or think")
@@ -66,7 +68,7 @@ def parse_generate(body: bytes, headers: Mapping[str, str]) -> Call:
 
 def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
     """A body of /api/chat. Raises InvalidRequest, naming the field."""
-    fields = known_fields(body, *CHAT)
+    fields = known_fields(body, CHAT, UNCUT)
     messages, think = read_messages(fields.get("messages", [])), read_think(fields)
     tools = checked_tools(fields.get("tools"))
     continues = bool(messages) and messages[-1]["role"] == "assistant"
@@ -87,7 +89,7 @@ def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
 
 def parse_embed(body: bytes, headers: Mapping[str, str]) -> Call:
     """A body of /api/embed. Raises InvalidRequest, naming the field."""
-    fields = known_fields(body, *EMBED)
+    fields = known_fields(body, EMBED)
     boolean("truncate", fields.get("truncate", True))
     dimensions = fields.get("dimensions")
     if dimensions is not None:
@@ -102,7 +104,7 @@ def parse_embed(body: bytes, headers: Mapping[str, str]) -> Call:
 
 def parse_embeddings(body: bytes, headers: Mapping[str, str]) -> Call:
     """A body of /api/embeddings. Raises InvalidRequest, naming the field."""
-    fields = known_fields(body, *EMBEDDINGS)
+    fields = known_fields(body, EMBEDDINGS)
     prompt = plain_text("prompt", fields.get("prompt", ""))
     return _vector_call(fields, [prompt] if prompt else [], VectorRenderer)
 

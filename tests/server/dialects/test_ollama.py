@@ -124,7 +124,7 @@ def test_the_servers_system_prompt_is_there_where_a_chat_has_none() -> None:
 
     assert first(parse_generate, prompt="x") == "system\nBe kind."
     assert first(parse_generate, prompt="x", system="pirate") == "system\nSay arr."
-    assert first(parse_generate, prompt="x", system="") == "user\nx"
+    assert first(parse_generate, prompt="x", system="") == "system\nBe kind."
     assert first(parse_chat, messages=HELLO) == "system\nBe kind."
     own = {"role": "system", "content": "My own."}
     assert first(parse_chat, messages=[own, *HELLO]) == "system\nMy own."
@@ -190,6 +190,8 @@ def test_an_option_that_cannot_be_honoured_is_named(options: Any, words: str) ->
         ({"suffix": "end"}, "suffix is not supported"),
         ({"images": ["aGk="]}, "images is not supported"),
         ({"context": [1, 2]}, "context is not supported"),
+        ({"shift": True}, "shift is not supported"),
+        ({"truncate": True}, "truncate is not supported"),
         ({"width": 3}, "unknown field: 'width'"),
         ({"bogus": None}, "unknown field: 'bogus'"),
         ({"raw": 1}, "raw must be true or false"),
@@ -211,7 +213,8 @@ def test_a_field_of_generate_that_is_wrong_is_named(fields: dict[str, Any], word
 
 
 def test_what_is_empty_asks_for_nothing() -> None:
-    empty = {"template": "", "suffix": "", "images": [], "context": [], "format": ""}
+    empty = {"template": "", "suffix": "", "images": [], "context": [], "format": "", "system": ""}
+    empty |= {"truncate": False, "shift": False}
     task = generation(parse_generate, prompt="x", **empty, think=None, options={}, keep_alive=0)
     assert task == generation(parse_generate, prompt="x")
 
@@ -484,9 +487,12 @@ def test_a_field_of_embed_that_is_wrong_is_named(fields: dict[str, Any], words: 
 def test_show_takes_the_name_by_both_its_names() -> None:
     assert shown_name(b'{"model": "tales"}') == "tales"
     assert shown_name(b'{"name": "tales", "verbose": true}') == "tales"
-    for body in (b"{}", b'{"model": 3}', b'{"model": "a", "verbose": 1}', b'{"x": 1}'):
+    whole = b'{"model": "tales", "name": "", "system": "", "template": "", "options": null}'
+    assert shown_name(whole) == "tales"
+    wrong = ("{}", '{"model": 3}', '{"model": ""}', '{"model": "a", "options": {"b": 1}}')
+    for body in (*wrong, '{"model": "a", "verbose": 1}', '{"x": 1}'):
         with pytest.raises(InvalidRequest):
-            shown_name(body)
+            shown_name(body.encode())
 
 
 JSON = st.recursive(
