@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 import ollama
 import pytest
 
+import models
 from running import RunningServer
 from support import echo_options
 from test_life import BUNDLED
@@ -248,12 +250,50 @@ def test_texts_become_vectors_of_length_one(tales: RunningServer) -> None:
         assert client.embeddings("tales", "A fox.").embedding == pytest.approx(first)
 
 
+def test_a_folders_models_are_listed_before_they_are_loaded(
+    tmp_path: Path, llama_gguf: Path
+) -> None:
+    pytest.importorskip("llama_cpp")
+    shutil.copy(BUNDLED, tmp_path / "tales.gguf")
+    shutil.copy(llama_gguf, tmp_path / "random.gguf")
+    flags = ("--models-dir", str(tmp_path), "--memory-limit", "1G", "-n", "64", "--slots", "1")
+    with RunningServer(*flags) as server, client_of(server) as client:
+        both = {model.model: model for model in client.list().models}
+        assert set(both) == {"tales", "random"}
+        assert both["random"].details == client.show("random").details
+        assert client.ps().models == []
+        nameless = server.client.post("/api/chat", json={})
+        assert nameless.status_code == 400
+        assert "model is missing" in nameless.json()["error"]
+        loaded = client.generate("random:latest")
+        assert loaded.done_reason == "load"
+        assert (loaded.load_duration or 0) > 0
+        (running,) = client.ps().models
+        assert (running.model, running.context_length) == ("random", 64)
+        assert running.digest == both["random"].digest != both["tales"].digest
+
+
+def test_a_character_that_is_split_over_tokens_comes_whole(tmp_path: Path) -> None:
+    """On the engine that is always there."""
+    path = models.build_llama_gguf(tmp_path / "llama.gguf")
+    flags = ("-m", str(path), "-t", "1", "--engine", "ctransformers", "-n", "128")
+    with RunningServer(*flags) as server, client_of(server) as client:
+        options = {"seed": 2, "num_predict": 60}
+        whole = client.generate("llama", "x", raw=True, options=options).response or ""
+        parts = client.generate("llama", "x", raw=True, options=options, stream=True)
+        texts = [part.response or "" for part in parts]
+    assert "".join(texts) == whole
+    assert any(not text.isascii() for text in texts)
+    assert "\ufffd" not in whole
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="each model needs a core")
 def test_a_file_that_is_gone_does_not_hide_the_others(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     gone = tmp_path / "gone.gguf"
     shutil.copy(BUNDLED, gone)
-    models = ("-m", str(gone), "-m", f"tales={BUNDLED}")
-    with RunningServer(*models, "-n", "64", "--slots", "1") as server, client_of(server) as client:
+    flags = ("-m", str(gone), "-m", f"tales={BUNDLED}", "-n", "64", "--slots", "1")
+    with RunningServer(*flags) as server, client_of(server) as client:
         assert [model.model for model in client.list().models] == ["gone", "tales"]
         gone.unlink()
         assert [model.model for model in client.list().models] == ["tales"]

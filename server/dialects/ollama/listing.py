@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from server.dialects.ollama.fields import THINKING, known_fields
+from server.dialects.ollama.parts import THOUGHT
 from server.request_body import read_body
 from server.version import VERSION
 from shared.errors import ConfigurationError, InvalidRequest, ModelUnavailable
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from server.models import Models
 
 CHAT_TEMPLATE = "tokenizer.chat_template"
-TEMPLATE_WORDS = {"tools": "tools", "thinking": THINKING}
-"""What a model was trained for, by the variable that its chat template has then."""
+TEMPLATE_WORDS = {"tools": ("tools",), "thinking": (THINKING, THOUGHT)}
+"""What a model was trained for, by a word that its chat template has then."""
 NOT_SHOWN = dict.fromkeys(("system", "template", "options"), "a model is shown as it is")
 """What may only be empty, and why."""
 
@@ -140,7 +141,8 @@ def shown(status: ModelStatus, cache: DetailsCache) -> dict[str, Any]:
     metadata = metadata_of(status.spec)
     template = str(metadata.pop(CHAT_TEMPLATE, ""))
     capabilities = ["completion"]
-    capabilities += [name for name, word in TEMPLATE_WORDS.items() if word in template]
+    for name, words in TEMPLATE_WORDS.items():
+        capabilities += [name] if any(word in template for word in words) else []
     capabilities += ["embedding"] if status.info is not None and status.info.embedding else []
     value = {
         "details": described["details"],
