@@ -57,6 +57,10 @@ class Models:
             )
             yield served, pool
 
+    def prompt_with(self, system: SystemPrompts) -> None:
+        """The system prompts of requests from now on."""
+        self._system = system
+
     async def introduce(self) -> None:
         """Say how the models chat that are loaded at start, as soon as they are."""
         for spec, pool in self._catalog.loaded():
