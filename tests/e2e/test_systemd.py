@@ -220,6 +220,24 @@ def test_sighup_reads_the_system_prompts_again(manager: NotifySocket, tmp_path: 
         assert running.post(prompt="still here").status_code == 200
 
 
+def test_sighup_reads_the_api_keys_again(manager: NotifySocket, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("ann 0123456789abcdef\n")
+    with RunningServer(
+        "--engine", "echo", "--api-key-file", str(keys), wait_ready=False, **watched(manager)
+    ) as running:
+        manager.until_ready()
+
+        def status(key: str) -> int:
+            headers = {"authorization": f"Bearer {key}"}
+            return running.client.get("/ready", headers=headers).status_code
+
+        assert status("0123456789abcdef") == 200
+        keys.write_text("ben fedcba9876543210\n")
+        reloaded(manager, running)
+        assert (status("0123456789abcdef"), status("fedcba9876543210")) == (401, 200)
+
+
 def test_sighup_before_the_model_is_loaded_does_not_say_ready(
     manager: NotifySocket, tmp_path: Path
 ) -> None:

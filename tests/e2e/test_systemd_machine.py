@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -113,6 +114,14 @@ def log(machine: SystemdMachine, *flags: str) -> str:
     return machine.run("journalctl", "-u", UNIT, "-o", "cat", "--no-pager", *flags)
 
 
+def until_logged(machine: SystemdMachine, text: str) -> None:
+    """The signal of a reload is sent when systemctl returns, and soon seen."""
+    deadline = time.monotonic() + 20
+    while text not in log(machine):
+        assert time.monotonic() < deadline, f"{text!r} is not in {log(machine)}"
+        time.sleep(0.05)
+
+
 def start(machine: SystemdMachine) -> httpx.Client:
     """Returns when systemd says that it is ready."""
     machine.run("systemctl", "start", UNIT)
@@ -209,10 +218,35 @@ def test_systemctl_reload_reads_the_prompts_again(service: SystemdMachine) -> No
     start(service).close()
     before = service.show(UNIT)["MainPID"]
     service.run("systemctl", "reload", UNIT)
-    shown = service.until(UNIT, SubState="running")
-    assert shown["MainPID"] == before
+    until_logged(service, "read the system prompts of /etc/prompts.toml again")
+    assert service.until(UNIT, SubState="running")["MainPID"] == before
+
+
+def test_keys_are_the_service_s_own_file_and_read_again(service: SystemdMachine) -> None:
+    configure(service, engine="echo")
+    start(service).close()  # which makes its folder
     service.run("systemctl", "stop", UNIT)
-    assert "read the system prompts of /etc/prompts.toml again" in log(service)
+    give_keys(service, "ann 0123456789abcdef\n")
+    configure(service, engine="echo", api_key_file="/var/lib/tokenflume/keys")
+    with start(service) as client:
+        assert status_with(client, "0123456789abcdef") == 200
+        give_keys(service, "ben fedcba9876543210\n")
+        service.run("systemctl", "reload", UNIT)
+        until_logged(service, "read the keys of /var/lib/tokenflume/keys again")
+        assert status_with(client, "0123456789abcdef") == 401
+        assert status_with(client, "fedcba9876543210") == 200
+
+
+def give_keys(machine: SystemdMachine, keys: str) -> None:
+    """As README.md says."""
+    folder = "/var/lib/private/tokenflume"
+    machine.write("/etc/keys", keys, 0o600)
+    machine.run("install", "-m", "600", "/etc/keys", f"{folder}/keys")
+    machine.run("chown", f"--reference={folder}", f"{folder}/keys")
+
+
+def status_with(client: httpx.Client, key: str) -> int:
+    return client.get("/ready", headers={"authorization": f"Bearer {key}"}).status_code
 
 
 def test_a_front_that_hangs_is_ended_and_started_again(service: SystemdMachine) -> None:
