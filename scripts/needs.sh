@@ -1,12 +1,17 @@
-# Sourced by scripts/test: programs that tests need, from Debian packages. Needs `say` of venv.sh.
+# Sourced by scripts/test, after use_venv: `need PACKAGE TEST…` makes sure of what the tests use and
+# pip cannot install: where the command TEST fails, Debian's PACKAGE is installed.
 
-need_program() {  # NAME PACKAGE: installs the package as root; else says what to do, and fails
-    local program=$1 package=$2
-    command -v "$program" >/dev/null && return
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-        say "the tests need $program: apt-get install $package"
-        return 1
+find_browser() { .venv/bin/python tests/e2e/browser.py; }
+
+need() {
+    local package=$1
+    shift
+    "$@" >/dev/null && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing $package, for the tests"
+        apt-get update -q >&2 && apt-get install -yq --no-install-recommends "$package" >&2 &&
+            "$@" >/dev/null && return
     fi
-    say "installing $package, for $program"
-    apt-get update -q >&2 && apt-get install -yq --no-install-recommends "$package" >&2
+    say "the tests need $package: apt-get install $package"
+    return 1
 }

@@ -304,7 +304,7 @@ _TEXT_FILTERS = frozenset(
     ("capitalize", "e", "escape", "forceescape", "format", "indent", "lower", "replace", "safe")
 ) | {"string", "title", "tojson", "trim", "truncate", "upper", "urlencode", "wordcount"}
 """They make a text of whatever they are given."""
-_WIDE_FORMAT = re.compile(r"\d{5}|%[^a-zA-Z%]*\*|\{[^{}]*\{")
+_WIDE_FORMAT = re.compile(r"%(?:\([^()]*\))?[-+ #0-9.]*(?:\d{5}|\*)|\{[^{}]*(?:\d{5}|\{)")
 
 
 def _check_bits(operator: str, left: int, right: int) -> None:

@@ -136,8 +136,8 @@ class ToolCallParser:
         self._is_start = True
         """No text yet but white space, or calls."""
         self._in_list = False
-        self._is_tagged = False
-        """An opener was there, so any function's name will do."""
+        self._opener = ""
+        """What began a call; if there was one, any function's name will do."""
         self._is_wrapped = False
         """The arguments are within an object, which ends after them."""
 
@@ -172,21 +172,21 @@ class ToolCallParser:
             if not inner:
                 return False
             if inner[0] in "{[":
-                return self._open(len(self._held) - len(inner), 0)
+                return self._open(len(self._held) - len(inner), "")
         places = [(self._held.find(opener), opener) for opener in self._form.openers]
         place, opener = min((found for found in places if found[0] >= 0), default=(-1, ""))
         if place >= 0:
-            return self._open(place, len(opener))
-        ready = len(self._held) - _overlap(self._held, self._form.openers)
+            return self._open(place, opener)
+        ready = len(self._held) - overlap(self._held, self._form.openers)
         text, self._held = self._held[:ready], self._held[ready:]
         self._give(text)
         return False
 
-    def _open(self, place: int, length: int) -> bool:
-        """Go into what may be a call, with an opener of `length` at `place`."""
+    def _open(self, place: int, opener: str) -> bool:
+        """Go into what may be a call, with this opener at `place`."""
         before, self._held = self._held[:place], self._held[place:]
         self._give(before)
-        self._body, self._is_tagged, self._in_list = length, length > 0, False
+        self._body, self._opener, self._in_list = len(opener), opener, False
         self._state = self._opened
         return True
 
@@ -204,9 +204,9 @@ class ToolCallParser:
         if inner[0] == "{":
             self._state, self._scan = self._object, _Scan()
             return True
-        if "[TOOL_CALLS]" in self._form.openers and not self._in_list:
+        if self._opener == "[TOOL_CALLS]" and not self._in_list:
             return self._named(inner)
-        if "<tool_call>" in self._form.openers and self._is_tagged and not self._in_list:
+        if self._opener == "<tool_call>" and not self._in_list:
             self._state = self._tags
             return True
         return self._no_call(self._body)
@@ -215,7 +215,7 @@ class ToolCallParser:
         """Within a call that is written with tags; it is read when it is complete."""
         inner, closer, _ = self._held[self._body :].partition("</tool_call>")
         if not closer:
-            kept = _overlap(inner, ("</tool_call>",))
+            kept = overlap(inner, ("</tool_call>",))
             return not may_be_tagged(inner[: len(inner) - kept]) and self._no_call(self._body)
         call = from_tags(inner, self._schemas)
         if call is None:
@@ -252,7 +252,7 @@ class ToolCallParser:
         end = self._scan.end(self._held, start)
         if end is None:
             return False
-        call = _as_call(self._held[start:end])
+        call = _as_call(self._held[start:end], self._schemas)
         if call is None or not self._may_call(call[0]):
             return self._no_call(end)
         self._give_call(call, end)
@@ -304,7 +304,7 @@ class ToolCallParser:
         return True
 
     def _may_call(self, name: str) -> bool:
-        return bool(name) and (self._is_tagged or name in self._schemas)
+        return bool(name) and (bool(self._opener) or name in self._schemas)
 
     def _no_call(self, length: int) -> bool:
         text, self._held = self._held[:length], self._held[length:]
@@ -393,7 +393,7 @@ _TAIL = re.compile(r"\s*(?:,[^{}]*)?\}")
 _TAIL_BEGINNING = re.compile(r"\s*(?:,[^{}]*)?")
 
 
-def _overlap(text: str, openers: Collection[str]) -> int:
+def overlap(text: str, openers: Collection[str]) -> int:
     """The length of the longest end of `text` with which an opener begins."""
     longest = max(map(len, openers), default=1) - 1
     for length in range(min(longest, len(text)), 0, -1):
@@ -410,8 +410,11 @@ def _unquoted(text: str) -> str:
         return ""
 
 
-def _as_call(text: str) -> tuple[str, str] | None:
-    """The name and the arguments of a call that is a whole JSON object."""
+def _as_call(text: str, names: Collection[str]) -> tuple[str, str] | None:
+    """The name and the arguments of a call that is a whole JSON object.
+
+    One of `names` may be called without arguments.
+    """
     try:
         fields: Any = json.loads(text)
         if isinstance(fields.get("function"), dict):
@@ -422,6 +425,8 @@ def _as_call(text: str) -> tuple[str, str] | None:
             arguments = json.loads(arguments)
     except (ValueError, RecursionError):
         return None
+    if arguments is None and isinstance(name, str) and name in names:
+        arguments = {}
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return None
     return name, json.dumps(arguments, ensure_ascii=False)

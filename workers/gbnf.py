@@ -55,6 +55,7 @@ class Rule:
     """A rule with a name, a group in parentheses, or what is repeated."""
 
     name: str
+    has_name: bool = False
     alternates: list[list[Symbol]] = field(default_factory=list)
     low: int = 1
     """It comes so often at least."""
@@ -202,7 +203,8 @@ class _Parser:
 
     def _number_of(self, name: str) -> int:
         if name not in self._numbers:
-            self._numbers[name] = self._new_rule(f"rule {name:.80}")
+            number = self._numbers[name] = self._new_rule(f"rule {name:.80}")
+            self.rules[number].has_name = True
         return self._numbers[name]
 
     def _new_rule(self, name: str) -> int:

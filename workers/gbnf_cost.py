@@ -1,8 +1,9 @@
 """Refuses grammars that would take llama.cpp too long.
 
-It follows all ways through a grammar at once, each with a stack of its own. The ways to the next
-character can be counted beforehand, and whether they double with every character can be tried. What
-grows slowly is not found here: whoever runs a grammar looks at the clock, too.
+It follows all ways through a grammar, each with a stack of its own, and looks at every candidate
+token on each of them, also on those that meet again. The ways to the next character can be counted
+beforehand, and whether they double with every character can be tried. What grows slowly is not
+found here: whoever runs a grammar looks at the clock, too.
 """
 
 from __future__ import annotations
@@ -18,36 +19,30 @@ MAX_WAYS = 5_000
 """To the next character, at any place: llama.cpp compares each with all others."""
 MAX_DEPTH = 500
 """Rules that begin with each other: llama.cpp looks for recursion recursively."""
-FEW = 500
-"""Places that a rule has with all that it consists of: no more ways can be followed in it."""
 TRIED_CHARACTERS = 12
-"""From the beginning of each rule that has more."""
+"""From the beginning of each rule, and of what is repeated."""
 NO_GROWTH = 4
 """Characters without a new record, after which no more are tried."""
 CHOICES = 6
 """Characters that are tried at a place, of those that its ways begin with."""
-MAX_GROWTH = 200
-"""Ways that are followed at once, besides four times as many as a rule begins with."""
-MAX_TRIES = 100_000
-"""Stacks in all: about half a second."""
+MAX_GROWTH = 300
+"""Ways, unless there were more from the first character on, as in a long list of texts."""
+MAX_TRIES = 150_000
+"""Stacks in all: some tenths of a second."""
 TOO_AMBIGUOUS = "it is too ambiguous: too many ways through it have to be followed at once"
 
 
 def check_cost(rules: list[Rule]) -> None:
     """Raise GrammarError for left recursion, and for too many ways to follow."""
-    ways = check_ways(rules)
-    few = _with_few_places(rules)
-    trial = _Trial(rules, MAX_GROWTH + 4 * max(ways))
-    for number in range(len(rules)):
-        if number not in few:
+    check_ways(rules)
+    trial = _Trial(rules)
+    for number, rule in enumerate(rules):
+        if rule.has_name or rule.high is None or rule.high > 1:
             trial.run(number)
 
 
-def check_ways(rules: list[Rule]) -> list[int]:
-    """Of each rule, how many ways lead to its first characters.
-
-    Raises GrammarError for left recursion, and for more than MAX_WAYS.
-    """
+def check_ways(rules: list[Rule]) -> None:
+    """Raise GrammarError for left recursion, and for more than MAX_WAYS to begin a rule."""
     nullable = _nullable(rules)
     first = [list(_first_symbols(rule, nullable)) for rule in rules]
     ways, depths = [0] * len(rules), [0] * len(rules)
@@ -63,7 +58,6 @@ def check_ways(rules: list[Rule]) -> list[int]:
         ways[number] = 1 + copies * count
         if ways[number] > MAX_WAYS:
             raise GrammarError(f"{rule.name} has more than {MAX_WAYS} ways to begin")
-    return ways
 
 
 def _order(rules: list[Rule], first: list[list[Symbol]]) -> list[int]:
@@ -75,9 +69,9 @@ def _order(rules: list[Rule], first: list[list[Symbol]]) -> list[int]:
     try:
         return list(graphlib.TopologicalSorter(graph).static_order())
     except graphlib.CycleError as error:
-        names = [rules[number].name for number in error.args[1]]
-        named = next((name for name in names if name.startswith("rule ")), names[0])
-        raise GrammarError(f"left recursion: {named} begins with itself") from None
+        circle = [rules[number] for number in error.args[1]]
+        rule = next((rule for rule in circle if rule.has_name), circle[0])
+        raise GrammarError(f"left recursion: {rule.name} begins with itself") from None
 
 
 def _is_nothing(symbol: Symbol, nullable: list[bool]) -> bool:
@@ -118,32 +112,6 @@ def _nullable(rules: list[Rule]) -> list[bool]:
     return nullable
 
 
-def _with_few_places(rules: list[Rule]) -> set[int]:
-    """The rules that do not come back to themselves, and have few places, all copies counted."""
-    parts = [
-        [symbol for alternate in rule.alternates for symbol in alternate if isinstance(symbol, int)]
-        for rule in rules
-    ]
-    users: dict[int, list[int]] = {}
-    for number, symbols in enumerate(parts):
-        for symbol in set(symbols):
-            users.setdefault(symbol, []).append(number)
-    missing = [len(set(symbols)) for symbols in parts]
-    places: dict[int, int] = {}
-    todo = [number for number, count in enumerate(missing) if not count]
-    while todo:
-        number = todo.pop()
-        rule = rules[number]
-        own = sum(map(len, rule.alternates)) + sum(places[part] for part in parts[number])
-        copies = rule.low + 1 if rule.high is None else rule.high
-        places[number] = min(own * max(1, copies), FEW + 1)
-        for user in users.get(number, ()):
-            missing[user] -= 1
-            if not missing[user]:
-                todo.append(user)
-    return {number for number, count in places.items() if count <= FEW}
-
-
 class _At(NamedTuple):
     """The rest of a rule's alternate, from a place on."""
 
@@ -171,50 +139,62 @@ class _Trial:
     A stack is a number: of a frame, what comes next, before another stack.
     """
 
-    def __init__(self, rules: list[Rule], limit: int) -> None:
+    def __init__(self, rules: list[Rule]) -> None:
         self._rules = rules
-        self._limit = limit
         self._tries = 0
         self._stacks: list[tuple[_Frame, int]] = [(_Again(0, 0, 0), _NONE)]
         self._numbers: dict[tuple[_Frame, int], int] = {}
+        self._ready: dict[int, list[tuple[int, Terminal]]] = {}
 
     def run(self, number: int) -> None:
-        """From the beginning of a rule. Raises GrammarError if there are too many."""
-        stacks = self._closure(list(self._pushed(number, _NONE)))
-        most, since = len(stacks), 0
+        """From the beginning of a rule. Raises GrammarError if there are too many ways."""
+        ways: Counter[tuple[int, Terminal]] = Counter()
+        for stack in self._pushed(number, _NONE):
+            ways.update(self._closure(stack))
+        first, most, since = max(MAX_GROWTH, len(ways)), 0, 0
         for _ in range(TRIED_CHARACTERS):
-            following = [self._after(stacks, c) for c in self._characters(stacks)]
-            stacks = max(following, key=len, default={})
-            since = 0 if len(stacks) > most else since + 1
-            most = max(most, len(stacks))
-            if not stacks or since == NO_GROWTH:
+            following = [self._after(ways, c) for c in self._characters(ways)]
+            ways = max(following, key=Counter.total, default=Counter())
+            if ways.total() > first:
+                raise GrammarError(TOO_AMBIGUOUS)
+            since = 0 if ways.total() > most else since + 1
+            most = max(most, ways.total())
+            if not ways or since == NO_GROWTH:
                 return
 
-    def _characters(self, stacks: dict[int, Terminal]) -> list[int]:
+    def _characters(self, ways: Counter[tuple[int, Terminal]]) -> list[int]:
         """Those with which most of the ranges begin that could be next: where ranges overlap,
         one of them begins."""
         begins: Counter[int] = Counter()
-        for terminal in stacks.values():
-            begins.update(_begins(terminal))
+        for (_, terminal), count in ways.items():
+            for character in _begins(terminal):
+                begins[character] += count
         return [character for character, _ in begins.most_common(CHOICES)]
 
-    def _after(self, stacks: dict[int, Terminal], character: int) -> dict[int, Terminal]:
-        self._count(len(stacks))
-        moved = [stack for stack, terminal in stacks.items() if terminal.matches(character)]
-        return self._closure([self._rest(*self._stacks[stack]) for stack in moved])
+    def _after(
+        self, ways: Counter[tuple[int, Terminal]], character: int
+    ) -> Counter[tuple[int, Terminal]]:
+        self._count(len(ways))
+        following: Counter[tuple[int, Terminal]] = Counter()
+        for (stack, terminal), count in ways.items():
+            if terminal.matches(character):
+                for way in self._closure(self._rest(*self._stacks[stack])):
+                    following[way] += count
+        return following
 
-    def _closure(self, todo: list[int]) -> dict[int, Terminal]:
-        """The stacks that have a terminal next, with it."""
-        seen: set[int] = set()
-        ready: dict[int, Terminal] = {}
+    def _closure(self, start: int) -> list[tuple[int, Terminal]]:
+        """The stacks with a terminal next that this one can become, with that."""
+        if start in self._ready:
+            self._count(len(self._ready[start]))
+            return self._ready[start]
+        todo, seen = [start], set[int]()
+        ready = self._ready[start] = []
         while todo:
             stack = todo.pop()
-            if stack in seen:
+            if stack in seen or stack == _NONE:
                 continue
             seen.add(stack)
             self._count(1)
-            if stack == _NONE:
-                continue
             frame, rest = self._stacks[stack]
             if isinstance(frame, _Again):
                 todo += self._repeated(frame, rest)
@@ -222,10 +202,8 @@ class _Trial:
             symbol = self._rules[frame.rule].alternates[frame.alternate][frame.place]
             if isinstance(symbol, int):
                 todo += self._pushed(symbol, self._rest(frame, rest))
-                continue
-            ready[stack] = symbol
-            if len(ready) > self._limit:
-                raise GrammarError(TOO_AMBIGUOUS)
+            else:
+                ready.append((stack, symbol))
         return ready
 
     def _pushed(self, number: int, rest: int) -> Iterator[int]:

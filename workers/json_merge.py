@@ -11,7 +11,6 @@ NOTES = {
     "$comment", "$id", "$schema", "$anchor", "$defs", "definitions", "discriminator",
 }  # fmt: skip
 """Keywords that allow and forbid nothing."""
-MAX_DEPTH = 100
 
 
 class MergeError(Exception):
@@ -70,6 +69,8 @@ def _properties(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return {**one, **other, **common}
 
 
+LEAST = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
+MOST = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
 _HOW: dict[str, Callable[[Any, Any], Any]] = {
     "type": _types,
     "enum": _values,
@@ -79,10 +80,9 @@ _HOW: dict[str, Callable[[Any, Any], Any]] = {
     "allOf": lambda one, other: [*one, *other],
     "additionalProperties": merge,
     "uniqueItems": lambda one, other: one or other,
-} | {name: max for name in ("minimum", "exclusiveMinimum", "minLength", "minItems",
-                            "minProperties")} | {
-    name: min for name in ("maximum", "exclusiveMaximum", "maxLength", "maxItems",
-                           "maxProperties")}  # fmt: skip
+    **dict.fromkeys(LEAST, max),
+    **dict.fromkeys(MOST, min),
+}
 
 
 def _without_forbidden(schema: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class _Parser:
             self.position = found.end()
             return chr(int(found[1] or found[2], 16))
         character = self._next()
-        if not character or character not in ESCAPED and character.isalnum():
+        if not character or (character not in ESCAPED and character.isalnum()):
             raise PatternError(f"it has an escape that is not known here: \\{character}")
         self.position += 1
         return ESCAPED.get(character, character)

@@ -1,9 +1,9 @@
 """JSON Schemas as grammars: every text of the grammar is valid by the schema.
 
-Not every valid JSON text is in the grammar: properties come in the schema's order, a pattern matches
-a whole string, further properties come only where the schema asks for them. A keyword that cannot
-be expressed is an error and never ignored; names that JSON Schema (2020-12) does not know say
-nothing by its own rules.
+Not every valid JSON text is in the grammar: properties come in the schema's order, a pattern
+matches a whole string, further properties come only where the schema asks for them. A keyword
+that cannot be expressed is an error and never ignored; names that JSON Schema (2020-12) does not
+know say nothing by its own rules.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ OF_TYPE = {
 """Keywords that say something of one type only. A schema that names none but has some of them is
 taken to be of that type."""
 INEXPRESSIBLE = {
-    "not", "if", "then", "else", "dependentSchemas", "dependentRequired", "dependencies", "contains",
-    "patternProperties", "propertyNames", "unevaluatedItems", "unevaluatedProperties",
+    "not", "if", "then", "else", "dependentSchemas", "dependentRequired", "dependencies",
+    "contains", "patternProperties", "propertyNames", "unevaluatedItems", "unevaluatedProperties",
     "$dynamicRef", "$recursiveRef",
 }  # fmt: skip
 Schema = Mapping[str, Any]
@@ -198,8 +198,8 @@ class _Converter:
         values = [schema["const"]] if "const" in schema else _list(schema, "enum")
         if "const" in schema and "enum" in schema:
             values = [value for value in values if value in _list(schema, "enum")]
-        compound = OF_TYPE["object"] | OF_TYPE["array"] | {"format"}
-        for keyword in compound & schema.keys():
+        unchecked = OF_TYPE["object"] | OF_TYPE["array"] | {"format", "pattern", "multipleOf"}
+        for keyword in unchecked & schema.keys():
             raise SchemaError(f"{keyword} cannot be expressed beside enum or const")
         allowed = [value for value in values if _allows(schema, value)]
         if not allowed:
@@ -348,7 +348,7 @@ class _Converter:
     # ---------------------------------------------------------------- texts and numbers
 
     def _string(self, schema: dict[str, Any]) -> str:
-        given = [key for key in ("pattern", "format") if key in schema]
+        given: list[str] = [key for key in ("pattern", "format") if key in schema]
         if "minLength" in schema or "maxLength" in schema:
             given.append("minLength or maxLength")
         if len(given) > 1:
@@ -429,12 +429,8 @@ def _allows(schema: Schema, value: Any) -> bool:
     if "type" in schema and not any(_is_of(name, value) for name in _types(schema)):
         return False
     if isinstance(value, str):
-        pattern = schema.get("pattern")
-        low, high = _count(schema, "minLength", 0), _count(schema, "maxLength", math.inf)
-        try:
-            return low <= len(value) <= high and (not pattern or bool(re.search(pattern, value)))
-        except re.error:
-            raise SchemaError("pattern: it is none that can be used") from None
+        least, most = _count(schema, "minLength", 0), _count(schema, "maxLength", math.inf)
+        return least <= len(value) <= most
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, above_low = _bound(schema, "minimum", "exclusiveMinimum", max)
         high, below_high = _bound(schema, "maximum", "exclusiveMaximum", min)

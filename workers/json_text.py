@@ -1,7 +1,7 @@
 """What JSON values look like, in llama.cpp's notation of grammars.
 
-All of it is bounded but for texts, lists and objects: a model that finds no end in white space or in
-digits would write them until its tokens are used up.
+All of it is bounded but for texts, lists and objects: a model that finds no end in white space
+or in digits would write them until its tokens are used up.
 """
 
 from __future__ import annotations
@@ -94,8 +94,9 @@ def numbers(
 
 def _limited(low: int | None, high: int | None) -> tuple[int, int]:
     """The bounds, and in the place of those that there are not some that are far enough away."""
-    digits = max(MAX_DIGITS, *(len(str(abs(bound))) for bound in (low, high) if bound is not None))
-    furthest = int(10**digits - 1)
+    given = [len(str(abs(bound))) for bound in (low, high) if bound is not None]
+    digits = max(MAX_DIGITS, *given) if given else MAX_DIGITS
+    furthest: int = 10**digits - 1
     return -furthest if low is None else low, furthest if high is None else high
 
 

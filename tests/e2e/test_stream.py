@@ -192,7 +192,7 @@ def test_a_client_that_leaves_while_it_waits_is_forgotten(slow: RunningServer) -
 
 def test_a_client_that_says_nothing_more_and_leaves_costs_nothing(server: RunningServer) -> None:
     with socket.create_connection(address_of(server.url)) as half:
-        half.sendall(b"POST /stream HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        half.sendall(b"POST /stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
     assert text_of(server.post(prompt="fine").text) == "fine"
 
 
@@ -252,7 +252,9 @@ def test_the_page_is_served_and_may_load_nothing_from_elsewhere(server: RunningS
 @pytest.mark.parametrize("path", ["/ui/../app.py", "/ui/%2e%2e/app.py", "/ui/..%2fapp.py"])
 def test_the_page_is_no_way_to_other_files(server: RunningServer, path: str) -> None:
     with socket.create_connection(address_of(server.url)) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        )
         assert connection.makefile("rb").read().startswith(b"HTTP/1.1 404")
 
 
@@ -267,7 +269,7 @@ def open_request(url: str, **body: Any) -> socket.socket:
     connection = socket.create_connection(address_of(url))
     connection.settimeout(30)
     connection.sendall(
-        b"POST /stream HTTP/1.1\r\nHost: test\r\nConnection: close\r\n"
+        b"POST /stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         + f"Content-Length: {len(content)}\r\n\r\n".encode()
         + content
     )

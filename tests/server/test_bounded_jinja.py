@@ -58,6 +58,7 @@ DOUBLED = "{% set n = namespace(x=X) %}{% for i in range(60) %}{% set n.x = Y %}
         "{% endset %}",
         "{% set a = '\n' * 99999 %}{{ a | indent(9999) }}",
         "{{ '%999999999d' % 1 }}",
+        "{{ '%(a)9.999999999f' % {'a': 1.5} }}",
         "{{ '%*d' % (999999999, 1) }}",
         "{{ '%999999999d' | format(1) }}",
         "{{ '{:999999999}'.format(1) }}",
@@ -161,3 +162,9 @@ def test_what_is_rewritten_is_shown():
     template = ChatTemplate("{{ v.replace('b', '') }}{{ v | upper }}{{ v | trim }}")
     assert template.render({"v": "abc"}, rewritten) == "ac!ABC!abc"
     assert shown == [(["abc", "b", ""], "ac"), (["abc"], "ABC")]
+
+
+def test_numbers_in_a_formatted_text_are_no_widths():
+    assert render("{{ '%s in 2024-12345' % 1 }}{{ ' {} 54321'.format(123456) }}") == (
+        "1 in 2024-12345 123456 54321"
+    )

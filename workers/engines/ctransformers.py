@@ -80,15 +80,13 @@ def library_build() -> str | None:
 def model_card(model: LLM) -> ModelCard:
     """What the file says; a GGML file tells nothing but its size."""
     path = Path(model.model_path)
+    names = control_names(model)
+    bos, eos = (names.get(t, b"").decode() for t in (model.bos_token_id, model.eos_token_id))
+    control = tuple(name for name in (bos, eos) if name)
     with path.open("rb") as file:
         is_gguf = file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
     if not is_gguf:
-        return ModelCard(size=file_size(path))
-    bos, eos = (
-        control_names(model).get(token, b"").decode()
-        for token in (model.bos_token_id, model.eos_token_id)
-    )
-    control = [name for name in (bos, eos) if name]
+        return ModelCard(size=file_size(path), bos=bos, eos=eos, control=control)
     return gguf_card(path, read_gguf_header(path), bos=bos, eos=eos, control=control)
 
 
