@@ -57,6 +57,10 @@ class Models:
             )
             yield served, pool
 
+    def is_for_chats(self, card: ModelCard) -> bool:
+        """There is a chat template for it, its own or the server's; else chats are a guess."""
+        return bool(card.chat_template) or self._template is not None
+
     async def introduce(self) -> None:
         """Say how the models chat that are loaded at start, as soon as they are."""
         for spec, pool in self._catalog.loaded():

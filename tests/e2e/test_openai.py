@@ -104,9 +104,23 @@ def test_models_are_listed_and_described(llama: openai.OpenAI) -> None:
     assert one.created > 0
     extras = one.model_extra
     assert extras is not None
-    assert (extras["is_loaded"], extras["loaded"], extras["chat"]) == (True, 1.0, False)
+    assert (extras["is_loaded"], extras["loaded"], extras["chat"]) == (True, 1.0, True)
     assert extras["meta"]["context"] == 1024
     assert extras["meta"]["parameters"] > 5_000_000
+
+
+def test_a_model_that_is_not_loaded_is_listed_with_what_is_known(llama_gguf: Path) -> None:
+    with RunningServer("--models-dir", str(llama_gguf.parent)) as server:
+        listed = server.client.get("/v1/models").json()["data"]
+        one = next(model for model in listed if model["id"] == "llama")
+        assert (one["is_loaded"], one["loaded"], one["chat"]) == (False, 0.0, None)
+        assert one["meta"] == {"size": llama_gguf.stat().st_size}
+        unnamed = server.client.post("/v1/completions", json={"prompt": "x"})
+        if len(listed) > 1:
+            assert unnamed.json()["error"]["param"] == "model"
+        with client_of(server) as client:
+            client.completions.create(model="llama", prompt="x", max_tokens=1)
+            assert (client.models.retrieve("llama").model_extra or {})["is_loaded"] is True
 
 
 def test_errors_are_the_clients_own_classes(client: openai.OpenAI, server: RunningServer) -> None:
@@ -272,8 +286,9 @@ def test_a_grammar_is_obeyed(llama: openai.OpenAI) -> None:
         model="tiny", prompt="x", extra_body={"grammar": 'root ::= "yes" | "no"'}
     )
     assert answer.choices[0].text in ("yes", "no")
-    with pytest.raises(openai.BadRequestError):
+    with pytest.raises(openai.BadRequestError) as refused:
         llama.completions.create(model="tiny", prompt="x", extra_body={"grammar": "root ::= ("})
+    assert refused.value.param == "grammar"
 
 
 @pytest.mark.parametrize(
