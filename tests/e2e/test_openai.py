@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -109,18 +110,40 @@ def test_models_are_listed_and_described(llama: openai.OpenAI) -> None:
     assert extras["meta"]["parameters"] > 5_000_000
 
 
-def test_a_model_that_is_not_loaded_is_listed_with_what_is_known(llama_gguf: Path) -> None:
-    with RunningServer("--models-dir", str(llama_gguf.parent)) as server:
-        listed = server.client.get("/v1/models").json()["data"]
-        one = next(model for model in listed if model["id"] == "llama")
+def test_a_model_that_is_not_loaded_is_listed_with_what_is_known(
+    llama_gguf: Path, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        shutil.copy(llama_gguf, tmp_path / f"{name}.gguf")
+    with RunningServer("--models-dir", str(tmp_path)) as server, client_of(server) as client:
+        one = client.models.retrieve("one").model_extra or {}
         assert (one["is_loaded"], one["loaded"], one["chat"]) == (False, 0.0, None)
         assert one["meta"] == {"size": llama_gguf.stat().st_size}
-        unnamed = server.client.post("/v1/completions", json={"prompt": "x"})
-        if len(listed) > 1:
-            assert unnamed.json()["error"]["param"] == "model"
-        with client_of(server) as client:
-            client.completions.create(model="llama", prompt="x", max_tokens=1)
-            assert (client.models.retrieve("llama").model_extra or {})["is_loaded"] is True
+        with pytest.raises(openai.BadRequestError) as unnamed:
+            client.completions.create(model=NOT_SAID, prompt="x")
+        assert unnamed.value.param == "model"
+        client.completions.create(model="one", prompt="x", max_tokens=1)
+        assert [(m.model_extra or {})["is_loaded"] for m in client.models.list()] == [True, False]
+
+
+NOT_SAID: Any = None
+
+
+def test_a_key_that_is_not_known_is_an_authentication_error(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"alice {KEY}\n")
+    with (
+        RunningServer("--engine", "echo", "--api-key-file", str(keys), wait_ready=False) as server,
+        client_of(server) as stranger,
+    ):
+        with pytest.raises(openai.AuthenticationError) as refused:
+            stranger.models.list()
+        assert refused.value.code == "invalid_api_key"
+        assert refused.value.request_id
+        assert [model.id for model in stranger.with_options(api_key=KEY).models.list()] == ["echo"]
+
+
+KEY = "a-long-key-of-hers-7"
 
 
 def test_errors_are_the_clients_own_classes(client: openai.OpenAI, server: RunningServer) -> None:
