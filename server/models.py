@@ -61,6 +61,10 @@ class Models:
         """There is a chat template for it, its own or the server's; else chats are a guess."""
         return bool(card.chat_template) or self._template is not None
 
+    def prompt_with(self, system: SystemPrompts) -> None:
+        """The system prompts of requests from now on."""
+        self._system = system
+
     async def introduce(self) -> None:
         """Say how the models chat that are loaded at start, as soon as they are."""
         for spec, pool in self._catalog.loaded():

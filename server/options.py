@@ -244,7 +244,14 @@ OPTIONS: tuple[Option, ...] = (
         str,
         "chat",
     ),
-    Option(("--prompts",), "FILE", "named system prompts: TOML, NAME = TEXT", None, Path, "chat"),
+    Option(
+        ("--prompts",),
+        "FILE",
+        "named system prompts: TOML, NAME = TEXT. Read again on SIGHUP",
+        None,
+        Path,
+        "chat",
+    ),
     Option(
         ("--system",),
         "NAME|TEXT",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -11,8 +12,12 @@ from contextlib import contextmanager
 
 from huggingface_hub.utils import tqdm
 
+from server.notify import Notifier, notifier_of
+
 REPORT_S = 5.0
 """Between two lines of the log."""
+EXTENSION_US = 120_000_000
+"""How much longer a service manager is to wait for the server, from each of these lines on."""
 
 logger = logging.getLogger("tokenflume")
 
@@ -55,10 +60,18 @@ class Bar(Progress):
 
 
 class Lines(Progress):
-    """In the log: percent, and the speed since the line before."""
+    """In the log, and to the service manager: percent, and the speed since the line before."""
 
-    def __init__(self, name: str, size: int, done: int, every_s: float = REPORT_S) -> None:
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        done: int,
+        every_s: float = REPORT_S,
+        notifier: Notifier = Notifier(),  # noqa: B008  one that tells nobody
+    ) -> None:
         super().__init__(done)
+        self._notifier = notifier
         self._name = name
         self._size = size
         self._every_s = every_s
@@ -71,7 +84,9 @@ class Lines(Progress):
         if passed < self._every_s:
             return
         speed = (self.received - self._last_received) / passed / 1e6
-        logger.info("%s: %d %%, %.1f MB/s", self._name, 100 * self.done // self._size, speed)
+        line = f"{self._name}: {100 * self.done // self._size} %, {speed:.1f} MB/s"
+        logger.info("%s", line)
+        self._notifier.send(STATUS=f"fetching {line}", EXTEND_TIMEOUT_USEC=EXTENSION_US)
         self._last_at, self._last_received = now, self.received
 
 
@@ -79,7 +94,7 @@ class Lines(Progress):
 def show_progress(name: str, size: int, done: int) -> Iterator[Progress]:
     """What to tell of the bytes of a file of `size` bytes, `done` of which are there."""
     if not sys.stderr.isatty():
-        yield Lines(name, size, done)
+        yield Lines(name, size, done, notifier=notifier_of(os.environ))
         return
     bar = tqdm(desc=name, total=size, initial=done, unit="B", unit_scale=True)  # type: ignore[no-untyped-call]
     with bar:

@@ -117,6 +117,15 @@ class WorkerHandle:
         is_loaded = self.ready.done() and self.ready.exception() is None
         return is_loaded and not self._kill_reason and not self._receiver.is_at_end
 
+    def makes_progress(self, silence_s: float) -> bool:
+        """It is being loaded, or can take requests and was heard from within `silence_s` seconds.
+
+        How long loading may take is the supervisor's to watch.
+        """
+        if not self.ready.done():
+            return not self._kill_reason and not self._receiver.is_at_end
+        return self.is_ready and self._loop.time() - self.last_heard < silence_s
+
     @property
     def in_flight(self) -> int:
         """Requests that hold one of the worker's slots."""

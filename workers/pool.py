@@ -208,6 +208,24 @@ class WorkerPool:
         """No worker is left, and none will come."""
         return all(place.given_up for place in self._supervisor.places)
 
+    def makes_progress(self, silence_s: float) -> bool:
+        """A worker is being loaded, or one that is ready was heard from within `silence_s` seconds
+        and within its own progress limit.
+        """
+        limit = min(silence_s, self._settings.progress_timeout_s)
+        handles = (place.handle for place in self._supervisor.places)
+        return any(handle is not None and handle.makes_progress(limit) for handle in handles)
+
+    @property
+    def troubles(self) -> list[str]:
+        """What is wrong with workers' places, a sentence for each that is not as it should be."""
+        return [place.trouble for place in self._supervisor.places if place.trouble]
+
+    @property
+    def places(self) -> int:
+        """Workers that there are when all are well."""
+        return len(self._supervisor.places)
+
     @property
     def loading(self) -> float:
         """The share of the model that the furthest worker has loaded, in [0, 1]."""

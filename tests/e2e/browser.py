@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import httpx
-
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WAIT_MS = 15_000
 """Long enough for anything here on a slow machine; a test that needs it has failed."""
@@ -81,19 +79,6 @@ def offer_models(page: Any, **models: bool) -> None:
     ]
     answer = json.dumps({"object": "list", "data": data})
     page.route("**/v1/models", lambda route: route.fulfill(json=json.loads(answer)))
-
-
-def stand_in_for_models(page: Any, url: str) -> None:
-    """Where the server has no GET /v1/models yet: list one, and send no `model` to POST /stream."""
-    if httpx.get(f"{url}/v1/models", trust_env=False).status_code != 404:
-        return
-
-    def without_model(route: Any) -> None:
-        body = route.request.post_data
-        route.continue_(post_data=body.replace('"model":"one",', "", 1))
-
-    offer_models(page, one=False)
-    page.route("**/stream", without_model)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from browser import offer_models, opened, stand_in_for_models
+from browser import offer_models, opened
 from running import RunningServer
 from scripted import CUT, Script, chat, delta, ending, event, scripted
 from support import echo_options
@@ -41,8 +41,6 @@ def ready(browser: Any, url: str, script: Script | None = None, **context: Any) 
         if script:
             offer_models(page, talker=True, teller=False)
             script.take(page, CHAT)
-        else:
-            stand_in_for_models(page, url)
         page.goto("/")
         expect(status(page)).to_have_text("Ready.")
         yield page
@@ -437,7 +435,6 @@ def test_a_server_that_is_away_is_waited_for(page: Any, script: Script) -> None:
 def test_the_page_says_why_the_server_is_not_ready(browser: Any, server: RunningServer) -> None:
     error = {"code": "not_ready", "message": "no worker is ready yet"}
     with opened(browser, server.url) as page:
-        stand_in_for_models(page, server.url)
         page.route("**/ready", lambda route: route.fulfill(status=503, json={"error": error}))
         page.goto("/")
         sentence = "Waiting for the server to load: no worker is ready yet."

@@ -14,8 +14,6 @@ from browser import opened
 from running import RunningServer
 from support import echo_options
 
-pytestmark = pytest.mark.skip(reason="the server has no POST /v1/chat/completions yet")
-
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:

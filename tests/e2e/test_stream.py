@@ -252,7 +252,9 @@ def test_the_page_is_served_and_may_load_nothing_from_elsewhere(server: RunningS
 @pytest.mark.parametrize("path", ["/ui/../app.py", "/ui/%2e%2e/app.py", "/ui/..%2fapp.py"])
 def test_the_page_is_no_way_to_other_files(server: RunningServer, path: str) -> None:
     with socket.create_connection(address_of(server.url)) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        )
         assert connection.makefile("rb").read().startswith(b"HTTP/1.1 404")
 
 

@@ -178,6 +178,14 @@ def test_where_nothing_is_allowed_the_request_fails(engine: Engine) -> None:
         answer(engine, replace(PLAIN, grammar='root ::= "a" "\\x00"'))
 
 
+def test_a_grammar_that_takes_too_long_costs_its_own_request(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.engines.llama_cpp_grammar.LONGEST_S", 0.0)
+    with pytest.raises(EngineFailed, match="too ambiguous"):
+        answer(engine, replace(PLAIN, grammar="root ::= [a-z]+"))
+
+
 def test_a_control_token_is_no_text_that_a_grammar_allows(engine: Engine) -> None:
     """llama.cpp takes its name for its text, which the answer would not show."""
     eager = replace(PLAIN, logit_bias=(LogitBias(1, 100.0),), grammar="root ::= [a-z<>]{8}")

@@ -106,7 +106,7 @@ class Grammar:
 
 
 def _candidates(logits: np.ndarray[Any, np.dtype[np.float32]]) -> Candidates:
-    candidates = np.zeros(len(logits), CANDIDATE)
+    candidates = np.empty(len(logits), CANDIDATE)
     candidates["id"] = np.arange(len(logits), dtype=np.int32)
     candidates["logit"] = logits
     return candidates
