@@ -188,7 +188,8 @@ def _checked_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
     check_texts("the template's variables", variables)
     for name in variables:
         if name in _OURS:
-            raise InvalidRequest(f"the template's variable {name} is not a request's to set")
+            sentence = f"the template's variable {name} is not a request's to set"
+            raise InvalidRequest(sentence, "chat_template_kwargs")
     return dict(variables)
 
 

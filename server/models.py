@@ -57,6 +57,10 @@ class Models:
             )
             yield served, pool
 
+    def is_for_chats(self, card: ModelCard) -> bool:
+        """There is a chat template for it, its own or the server's; else chats are a guess."""
+        return bool(card.chat_template) or self._template is not None
+
     def prompt_with(self, system: SystemPrompts) -> None:
         """The system prompts of requests from now on."""
         self._system = system

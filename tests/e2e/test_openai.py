@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -104,9 +105,45 @@ def test_models_are_listed_and_described(llama: openai.OpenAI) -> None:
     assert one.created > 0
     extras = one.model_extra
     assert extras is not None
-    assert (extras["is_loaded"], extras["loaded"], extras["chat"]) == (True, 1.0, False)
+    assert (extras["is_loaded"], extras["loaded"], extras["chat"]) == (True, 1.0, True)
     assert extras["meta"]["context"] == 1024
     assert extras["meta"]["parameters"] > 5_000_000
+
+
+def test_a_model_that_is_not_loaded_is_listed_with_what_is_known(
+    llama_gguf: Path, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        shutil.copy(llama_gguf, tmp_path / f"{name}.gguf")
+    with RunningServer("--models-dir", str(tmp_path)) as server, client_of(server) as client:
+        one = client.models.retrieve("one").model_extra or {}
+        assert (one["is_loaded"], one["loaded"], one["chat"]) == (False, 0.0, None)
+        assert one["meta"] == {"size": llama_gguf.stat().st_size}
+        with pytest.raises(openai.BadRequestError) as unnamed:
+            client.completions.create(model=NOT_SAID, prompt="x")
+        assert unnamed.value.param == "model"
+        client.completions.create(model="one", prompt="x", max_tokens=1)
+        assert [(m.model_extra or {})["is_loaded"] for m in client.models.list()] == [True, False]
+
+
+NOT_SAID: Any = None
+
+
+def test_a_key_that_is_not_known_is_an_authentication_error(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"alice {KEY}\n")
+    with (
+        RunningServer("--engine", "echo", "--api-key-file", str(keys), wait_ready=False) as server,
+        client_of(server) as stranger,
+    ):
+        with pytest.raises(openai.AuthenticationError) as refused:
+            stranger.models.list()
+        assert refused.value.code == "invalid_api_key"
+        assert refused.value.request_id
+        assert [model.id for model in stranger.with_options(api_key=KEY).models.list()] == ["echo"]
+
+
+KEY = "a-long-key-of-hers-7"
 
 
 def test_errors_are_the_clients_own_classes(client: openai.OpenAI, server: RunningServer) -> None:
@@ -272,8 +309,9 @@ def test_a_grammar_is_obeyed(llama: openai.OpenAI) -> None:
         model="tiny", prompt="x", extra_body={"grammar": 'root ::= "yes" | "no"'}
     )
     assert answer.choices[0].text in ("yes", "no")
-    with pytest.raises(openai.BadRequestError):
+    with pytest.raises(openai.BadRequestError) as refused:
         llama.completions.create(model="tiny", prompt="x", extra_body={"grammar": "root ::= ("})
+    assert refused.value.param == "grammar"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -39,7 +40,14 @@ def error_object(error: ServingError) -> Json:
     if isinstance(error, ContextTooShort):
         kind = "exceed_context_size_error"
     code = CODES.get(type(error), error.code)
-    return {"error": {"message": error.message, "type": kind, "param": error.field, "code": code}}
+    param = error.field
+    if param is None and error.status == 400 and (found := _LEADING.match(error.message)):
+        param = found[0]
+    return {"error": {"message": error.message, "type": kind, "param": param, "code": code}}
+
+
+_LEADING = re.compile(r"(?:prompt|grammar|json_schema|logit_bias)\b")
+"""How sentences begin that come from a worker, which does not say the field apart."""
 
 
 def error_body(error: ServingError) -> bytes:
@@ -49,7 +57,11 @@ def error_body(error: ServingError) -> bytes:
 
 def to_json(value: Json) -> bytes:
     """Without spaces."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+"""Made once: a stream has a chunk a token."""
 
 
 def sse(value: Json) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.chat_messages import checked_messages
+from server.chat_messages import check_texts, checked_messages
 from server.dialects.base import Answer, Call, ServedModel
 from server.dialects.openai.answers import (
     Choice,
@@ -38,7 +38,7 @@ def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
         raise InvalidRequest(
             "system: there is a system message among messages already", field="system"
         )
-    variables = fields.take("chat_template_kwargs", json_object, {})
+    variables = fields.take("chat_template_kwargs", _variables, {})
     for name, check in VARIABLES.items():
         if name in fields:
             variables = {**variables, name: fields.need(name, check)}
@@ -170,6 +170,11 @@ def _candidate(candidate: Candidate) -> Json:
         "logprob": finite(candidate.logprob),
         "bytes": list(candidate.piece),
     }
+
+
+def _variables(name: str, value: Any) -> Mapping[str, Any]:
+    check_texts(name, value)
+    return json_object(name, value)
 
 
 VARIABLES = {"enable_thinking": boolean, "reasoning_effort": text}

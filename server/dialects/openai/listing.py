@@ -23,34 +23,35 @@ def routes(models: Models) -> Sequence[BaseRoute]:
     """The two routes."""
 
     async def listing(_: Request) -> Response:
-        entries = [describe(status) for status in models.statuses()]
+        entries = [describe(models, status) for status in models.statuses()]
         return JSONResponse({"object": "list", "data": entries})
 
     async def one(request: Request) -> Response:
         statuses = {status.spec.name: status for status in models.statuses()}
         spec = find(request.path_params["id"], {n: s.spec for n, s in statuses.items()})
-        return JSONResponse(describe(statuses[spec.name]))
+        return JSONResponse(describe(models, statuses[spec.name]))
 
     return [Route("/v1/models", listing), Route("/v1/models/{id:path}", one)]
 
 
-def describe(status: ModelStatus) -> Json:
-    """OpenAI's four fields, and what we know beyond them."""
+def describe(models: Models, status: ModelStatus) -> Json:
+    """OpenAI's four fields, and what we know beyond them: of a model that is not loaded, little."""
     info, path = status.info, status.spec.model.path
+    file = path.stat() if path is not None and path.exists() else None
     return {
         "id": status.spec.name,
         "object": "model",
-        "created": int(path.stat().st_mtime) if path is not None and path.exists() else 0,
+        "created": 0 if file is None else int(file.st_mtime),
         "owned_by": OWNER,
         "is_loaded": info is not None,
         "loaded": round(status.loaded, 3),
-        "chat": None if info is None else bool(info.card.chat_template),
-        "meta": None if info is None else _meta(info),
+        "chat": None if info is None else models.is_for_chats(info.card),
+        "meta": _meta(info) if info else {"size": file.st_size} if file else {},
     }
 
 
 def _meta(info: ModelInfo) -> Json:
-    """What is known of the model."""
+    """What the worker says. Left out: what is not known."""
     card = info.card
     meta = {
         "engine": info.engine,

@@ -27,7 +27,14 @@ from openai_calls import (
 from server.dialects.base import Embedding, ServedModel
 from server.dialects.openai import DIALECT
 from server.dialects.openai.answers import error_object
-from shared.errors import ContextTooShort, QueueFull, ServingError, Unauthorized, WorkerDied
+from shared.errors import (
+    ContextTooShort,
+    InvalidRequest,
+    QueueFull,
+    ServingError,
+    Unauthorized,
+    WorkerDied,
+)
 from shared.prompt import Prompt
 from shared.sampling import MAX_SEED, LogitBias, SamplingParams
 from shared.validation import MAX_INTEGER
@@ -44,7 +51,11 @@ def refusal(path: str, **body: Any) -> ServingError:
 # ---------------------------------------------------------------- any JSON
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=6,
 )
@@ -170,6 +181,7 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type":
         (CHAT, "parallel_tool_calls", {"parallel_tool_calls": "no"}),
         (CHAT, "enable_thinking", {"enable_thinking": "yes"}),
         (CHAT, "chat_template_kwargs", {"chat_template_kwargs": 1}),
+        (CHAT, "chat_template_kwargs", {"chat_template_kwargs": {"x": "a\0"}}),
         (CHAT, "best_of", {"best_of": 2}),
         (EMBEDDINGS, "input", {"input": []}),
         (EMBEDDINGS, "input", {"input": [999]}),
@@ -185,6 +197,7 @@ def test_a_value_that_cannot_be_honoured_is_refused_by_its_name(
     error = refusal(path, **body)
     assert error.field == param
     assert param.split("_")[0] in error.message
+    assert error_object(error)["error"]["param"] == param
 
 
 @pytest.mark.parametrize(
@@ -388,6 +401,11 @@ def test_variables_go_to_the_template() -> None:
     assert chat_text(reasoning_effort="low").endswith("[low]")
 
 
+def test_variables_that_are_the_servers_are_refused() -> None:
+    error = refusal(CHAT, chat_template_kwargs={"messages": []})
+    assert error.field == "chat_template_kwargs"
+
+
 # ---------------------------------------------------------------- functions
 
 
@@ -406,6 +424,15 @@ def test_a_call_is_forced_by_a_schema(choice: Any) -> None:
 
 
 # ---------------------------------------------------------------- errors
+
+
+def test_a_workers_refusal_has_the_field_that_it_begins_with() -> None:
+    for message, param in (
+        ("grammar: llama.cpp cannot use it", "grammar"),
+        ("prompt has no tokens", "prompt"),
+        ("the context is too short", None),
+    ):
+        assert error_object(InvalidRequest(message))["error"]["param"] == param
 
 
 @pytest.mark.parametrize(
