@@ -6,42 +6,40 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from server.errors import error_body, error_response
 from shared.errors import NotFound
 from shared.sampling import MAX_CACHE_ID
-from workers.pool import WorkerPool
+from workers.catalog import Catalog
 
 
-def routes(pool: WorkerPool) -> list[Route]:
-    """The two routes of `pool`."""
+def routes(catalog: Catalog) -> list[Route]:
+    """The two routes. `?model=NAME` where there are several."""
 
-    async def listing(_: Request) -> Response:
-        model = pool.model
-        return JSONResponse(
-            {
-                "prompts": [
-                    {
-                        "id": prompt.id,
-                        "tokens": prompt.tokens,
-                        "bytes": prompt.size,
-                        "last_used": prompt.used_at,
-                        "in_memory_of": prompt.workers,
-                        "on_disk": prompt.is_on_disk,
-                    }
-                    for prompt in await pool.saved_prompts()
-                ],
-                "saves_states": None if model is None else model.saves_states,
-            }
-        )
+    async def listing(request: Request) -> Response:
+        async with catalog.use(request.query_params.get("model")) as (_, pool):
+            model = pool.model
+            prompts = [
+                {
+                    "id": prompt.id,
+                    "tokens": prompt.tokens,
+                    "bytes": prompt.size,
+                    "last_used": prompt.used_at,
+                    "in_memory_of": prompt.workers,
+                    "on_disk": prompt.is_on_disk,
+                }
+                for prompt in await pool.saved_prompts()
+            ]
+        saves_states = None if model is None else model.saves_states
+        return JSONResponse({"prompts": prompts, "saves_states": saves_states})
 
     async def delete(request: Request) -> Response:
         text = request.path_params["id"]
         # Only a plain number is an id: nothing else ever becomes a file's name.
         is_id = text.isascii() and text.isdecimal() and len(text) < 20
-        if is_id and 1 <= int(text) <= MAX_CACHE_ID and await pool.drop_prompt(int(text)):
-            return JSONResponse({"id": int(text), "deleted": True})
-        error = NotFound(f"no prompt is saved under {text!r:.40}")
-        return error_response(error, error_body(error))
+        if is_id and 1 <= int(text) <= MAX_CACHE_ID:
+            async with catalog.use(request.query_params.get("model")) as (_, pool):
+                if await pool.drop_prompt(int(text)):
+                    return JSONResponse({"id": int(text), "deleted": True})
+        raise NotFound(f"no prompt is saved under {text!r:.40}")
 
     return [
         Route("/cache", listing),

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import logging
 import os
 import socket
 import sys
 from pathlib import Path
 
+from server.chat import chat_format
+from server.front import Front
+from server.keys import ApiKeys
 from server.options import read_options
+from server.specs import FolderModels, folder_settings, given_files, make_specs
+from server.system_prompts import system_prompts
 from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.logs import configure_logging
+from shared.messages import ModelCard
 from shared.sampling import SamplingParams
-from shared.settings import (
-    CacheSettings,
-    EngineName,
-    ModelSettings,
-    PoolSettings,
-    Settings,
-    WorkerSettings,
-)
+from shared.settings import AccessSettings, ChatSettings, ModelSpec, Settings
+from workers.catalog import Catalog, LoadedModels
 from workers.cpu_features import cpu_features, cpu_model
-from workers.engine import ENGINES, INSTALL_LLAMA_CPP, choose_engine, has_llama_cpp
-from workers.machine import node_of_cpus, read_machine
-from workers.memory import available_memory
+from workers.machine import read_machine
+from workers.on_demand import ModelsOnDemand
 from workers.plan_text import explain
 from workers.prompt_files import clean
 from workers.save_prompt import process_and_save
@@ -35,8 +35,6 @@ EXIT_OK = 0
 EXIT_CONFIGURATION = 3
 EXIT_CANNOT_LISTEN = 4
 BACKLOG = 2048
-CACHE_LIMIT = 2**30
-"""Bytes of saved prompts, where nobody says."""
 
 logger = logging.getLogger("tokenflume")
 
@@ -47,6 +45,7 @@ def run(arguments: list[str]) -> int:
     if options.version:
         print(f"tokenflume {VERSION}")
         return EXIT_OK
+    configure_logging(options.log_level)
     try:
         settings = build_settings(options)
         if options.plan:
@@ -55,62 +54,49 @@ def run(arguments: list[str]) -> int:
         if options.cache_prompt or options.prompt_file:
             print(cache_prompt(settings, options.cache_prompt, options.prompt_file))
             return EXIT_OK
-        configure_logging(settings.log_level)
-        _prepare_folder(settings.pool.workers[0].cache.folder)
+        for spec in settings.models:
+            _prepare_folder(spec.pool.workers[0].cache.folder)
+        system = system_prompts(settings.chat.prompts, settings.chat.system)
+        if settings.chat.template is not None:
+            chat_format(ModelCard(), settings.chat.template)  # a bad one is told before all else
+        access = settings.access
+        keys = None if access.key_file is None else ApiKeys(access.key_file)
         listener = listen(settings.host, settings.port)
+        if keys is None and options.insecure == "off":
+            _refuse_beyond_loopback(listener)
     except ConfigurationError as error:
         return _fail(EXIT_CONFIGURATION, str(error))
     except OSError as error:
         where = f"{options.host}:{options.port}"
         return _fail(EXIT_CANNOT_LISTEN, f"cannot listen on {where}: {error.strerror or error}")
+    except KeyboardInterrupt:  # as a long download may be
+        return EXIT_OK
     describe(settings)
-    return _serve(settings, listener)
+    front = Front(settings, catalog_of(settings, options), system, keys)
+    return _serve(front, listener)
+
+
+def catalog_of(settings: Settings, options: argparse.Namespace) -> Catalog:
+    """The models that are to be served."""
+    if settings.folder is None:
+        return LoadedModels(settings.models)
+    find_models = FolderModels(options, read_machine())
+    return ModelsOnDemand(find_models, settings.folder.memory_limit, settings.folder.queue)
 
 
 def build_settings(options: argparse.Namespace) -> Settings:
     """Check what the options mean together. Raises ConfigurationError."""
-    engine, path = _engine_and_path(options)
-    machine = read_machine()
-    plan = make_plan(
-        machine,
-        batches=ENGINES[engine].batches,
-        threads=options.num_threads,
-        workers=options.workers,
-    )
-    workers = len(plan.workers)
-    model = ModelSettings(
-        path=path,
-        engine=engine,
-        model_type=options.model_type,
-        context=options.num_ctx_tokens,
-        batch=options.batch_size,
-        kv_type=options.kv_type,
-        slots=options.slots,
-        kv_memory=None if engine == "echo" else _kv_memory(path, workers),
-        mlock=options.mlock == "on",
-        repack=workers == 1 if options.repack == "auto" else options.repack == "on",
-    )
-    cache = _cache_settings(options, model, workers)
+    machine, folder = read_machine(), folder_settings(options)
+    specs: tuple[ModelSpec, ...] = ()
+    plan = make_plan(machine, batches=True, threads=options.num_threads, workers=options.workers)
+    if folder is None:
+        specs, plan = make_specs(given_files(options), options, machine)
+    if options.restore_prompt and len(specs) > 1:
+        raise ConfigurationError("--restore-prompt is one model's: give one -m")
     return Settings(
         host=options.host,
         port=options.port,
-        pool=PoolSettings(
-            workers=tuple(
-                WorkerSettings(
-                    index=index,
-                    cpus=cpus,
-                    model=model,
-                    log_level=options.log_level,
-                    max_stall_s=options.max_stall / 1000,
-                    node=node_of_cpus(machine, cpus),
-                    cache=cache,
-                )
-                for index, cpus in enumerate(plan.workers)
-            ),
-            queue=options.queue,
-            load_timeout_s=options.load_timeout,
-            progress_timeout_s=options.progress_timeout,
-        ),
+        models=specs,
         sampling=SamplingParams(
             temp=options.temp,
             top_k=options.top_k,
@@ -121,6 +107,14 @@ def build_settings(options: argparse.Namespace) -> Settings:
         drain_timeout_s=options.drain_timeout,
         plan=explain(machine, plan),
         log_level=options.log_level,
+        folder=folder,
+        chat=ChatSettings(options.chat_template, options.prompts, options.system),
+        access=AccessSettings(
+            options.api_key_file and options.api_key_file.absolute(),
+            options.allowed_host,
+            options.cors_origin,
+        ),
+        request_timeout_s=options.request_timeout,
     )
 
 
@@ -136,7 +130,7 @@ def cache_prompt(settings: Settings, path: Path | None, text_file: Path | None) 
         raise ConfigurationError(f"{text_file} is no text in UTF-8") from None
     if "\0" in text:
         raise ConfigurationError(f"{text_file} has a NUL, which no prompt may")
-    if settings.pool.workers[0].cache.restore is not None:
+    if settings.models[0].pool.workers[0].cache.restore is not None:
         raise ConfigurationError(
             "--cache-prompt makes what --restore-prompt reads: give one of them"
         )
@@ -144,8 +138,7 @@ def cache_prompt(settings: Settings, path: Path | None, text_file: Path | None) 
         raise ConfigurationError(
             f"{path} cannot be written: it is no file in a folder that is there"
         )
-    configure_logging(settings.log_level)
-    tokens, seconds = process_and_save(settings.pool.workers[0], text, path)
+    tokens, seconds = process_and_save(settings.models[0].pool.workers[0], text, path)
     return f"{tokens} tokens processed in {seconds:.1f} s; their state is in {path}"
 
 
@@ -167,11 +160,31 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _refuse_beyond_loopback(listener: socket.socket) -> None:
+    """Raises ConfigurationError."""
+    address = listener.getsockname()[0]
+    if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        listener.close()
+        raise ConfigurationError(
+            f"{address} can be reached by others: give --api-key-file, or --insecure if all of them"
+            " may use this server"
+        )
+
+
 def describe(settings: Settings) -> None:
     """Say at launch what will be done, and on what."""
-    model = settings.pool.workers[0].model
-    sampling = settings.sampling
-    logger.info("model: %s, engine %s", model.path or "none", model.engine)
+    sampling, folder = settings.sampling, settings.folder
+    if folder is not None:
+        logger.info(
+            "models: those in %s, loaded on their first use, in at most %s MiB",
+            folder.path, f"{folder.memory_limit / 2**20:,.0f}",
+        )  # fmt: skip
+    for spec in settings.models:
+        workers = ", ".join(str(worker.index) for worker in spec.pool.workers)
+        logger.info(
+            "model %s: %s, engine %s, on worker %s",
+            spec.name, spec.model.path or "none", spec.model.engine, workers,
+        )  # fmt: skip
     logger.info("cpu: %s; %s", cpu_model(), " ".join(cpu_features()) or "no known features")
     logger.info(
         "sampling defaults: temp %g, top_k %d, top_p %g, repeat_penalty %g over %d tokens",
@@ -182,52 +195,15 @@ def describe(settings: Settings) -> None:
         logger.info("%s", line)
 
 
-def _serve(settings: Settings, listener: socket.socket) -> int:
+def _serve(front: Front, listener: socket.socket) -> int:
     # Imported here: a spawned worker imports this module's package, and needs no HTTP.
     from server.serving import serve_until_stopped
 
     try:
-        serve_until_stopped(settings, listener)
+        serve_until_stopped(front, listener)
     except ConfigurationError as error:
         return _fail(EXIT_CONFIGURATION, str(error))
     return EXIT_OK
-
-
-def _engine_and_path(options: argparse.Namespace) -> tuple[EngineName, Path | None]:
-    """The echo engine has no model unless one is named; all others get theirs checked."""
-    path: Path = options.model.absolute()
-    if options.engine == "echo":
-        return "echo", path if path.suffix == ".json" else None
-    if options.engine == "llama_cpp" and not has_llama_cpp():
-        raise ConfigurationError(f"llama.cpp is not installed: {INSTALL_LLAMA_CPP} installs it")
-    chosen = choose_engine(path, options.model_type)
-    return chosen if options.engine == "auto" else options.engine, path
-
-
-def _kv_memory(path: Path | None, workers: int) -> int | None:
-    """A worker's share for keys and values: half of what the weights leave, the rest stays free."""
-    available = available_memory()
-    if path is None or available is None:
-        return None
-    return max(0, available - path.stat().st_size) // 2 // workers
-
-
-def _cache_settings(
-    options: argparse.Namespace, model: ModelSettings, workers: int
-) -> CacheSettings:
-    """Where saved prompts go; the workers share the memory."""
-    memory = disk = options.cache_limit
-    if memory is None:
-        memory = disk = CACHE_LIMIT
-        if model.kv_memory is not None:
-            memory = min(memory, model.kv_memory * workers // 4)
-    folder, restore = options.cache_dir, options.restore_prompt
-    return CacheSettings(
-        memory=memory // workers,
-        folder=folder and folder.absolute(),
-        disk=disk,
-        restore=restore and restore.absolute(),
-    )
 
 
 def _prepare_folder(folder: Path | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -10,28 +10,47 @@ from starlette.routing import Route
 
 from server.errors import error_body, error_response
 from shared.errors import NotReady
-from workers.pool import WorkerPool
+from workers.catalog import Catalog, ModelStatus
 
 
-def routes(pool: WorkerPool) -> list[Route]:
-    """The two routes of `pool`."""
+def routes(catalog: Catalog) -> list[Route]:
+    """The two routes."""
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def ready(_: Request) -> Response:
-        reason = pool.why_not_ready()
-        if reason is not None or pool.model is None:
-            error = NotReady(reason or "no worker is ready yet")
+        reason = catalog.why_not_ready()
+        if reason is not None:
+            error = NotReady(reason)
             return error_response(error, error_body(error))
-        return JSONResponse(
-            {
-                "status": "ready",
-                "model": asdict(pool.model),
-                "workers": pool.ready_workers,
-                "active": pool.active,
-                "waiting": pool.waiting,
-            }
-        )
+        models = [describe(status) for status in catalog.statuses()]
+        totals = {
+            name: sum(model[name] for model in models) for name in ("workers", "active", "waiting")
+        }
+        return JSONResponse({"status": "ready", "models": models} | totals)
 
     return [Route("/health", health), Route("/ready", ready)]
+
+
+def describe(status: ModelStatus) -> dict[str, Any]:
+    """A model, its state and its load."""
+    info = status.info
+    known = {}
+    if info is not None:
+        known = {
+            "engine": info.engine,
+            "architecture": info.architecture,
+            "context": info.context,
+            "vocabulary": info.vocabulary,
+            "slots": info.slots,
+        }
+    return {
+        "name": status.spec.name,
+        "is_loaded": info is not None,
+        "loaded": round(status.loaded, 3),
+        **known,
+        "workers": status.workers,
+        "active": status.active,
+        "waiting": status.waiting,
+    }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ class Option:
     choices: tuple[str, ...] = ()
     bare: str | None = None
     """What the flag means without a value; None: it needs one."""
+    repeats: bool = False
+    """May be given several times: its value is a tuple. In the environment they are written as
+    words of a shell."""
 
     @property
     def name(self) -> str:
@@ -82,11 +86,14 @@ def _float_or_text(value: str) -> float | str:
         return value
 
 
-def _bytes(value: str) -> int:
-    digits, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
-    if unit not in UNITS or not (digits.isascii() and digits.isdecimal() and len(digits) <= 15):
-        raise InvalidRequest("--cache-limit must be a number of bytes, such as 1000000, 500M or 2G")
-    return int(digits) * UNITS[unit]
+def _bytes(name: str) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        digits, unit = (value[:-1], value[-1].upper()) if value[-1:].isalpha() else (value, "")
+        if unit not in UNITS or not (digits.isascii() and digits.isdecimal() and len(digits) <= 15):
+            raise InvalidRequest(f"{name} must be a number of bytes, such as 1000000, 500M or 2G")
+        return int(digits) * UNITS[unit]
+
+    return parse
 
 
 def _sampling(flags: tuple[str, ...], field: str, text: str, metavar: str) -> Option:
@@ -103,10 +110,29 @@ def _sampling(flags: tuple[str, ...], field: str, text: str, metavar: str) -> Op
 OPTIONS: tuple[Option, ...] = (
     Option(
         ("-m", "--model"),
-        "FILE",
-        "GGUF or GGML model file (default: the bundled fairy tales)",
-        BUNDLED_MODEL,
+        "[NAME=]FILE",
+        "GGUF or GGML model file, or hf:OWNER/REPO/FILE.gguf[@REV]; may be given several times, the"
+        " first is the default (default: the bundled fairy tales)",
+        (),
+        str,
+        "model",
+        repeats=True,
+    ),
+    Option(
+        ("--models-dir",),
+        "DIR",
+        "a folder of model files, each loaded on its first use",
+        None,
         Path,
+        "model",
+    ),
+    Option(
+        ("--memory-limit",),
+        "BYTES",
+        "what the loaded models of --models-dir may take, such as 12G; the least recently used is"
+        " unloaded (default: nine tenths of the memory that is left at start)",
+        None,
+        _bytes("--memory-limit"),
         "model",
     ),
     Option(
@@ -197,7 +223,7 @@ OPTIONS: tuple[Option, ...] = (
         " such as 500M or 2G (default: 1G, and in memory at most a quarter of what is left for"
         " keys and values)",
         None,
-        _bytes,
+        _bytes("--cache-limit"),
         "prompts",
     ),
     Option(
@@ -209,7 +235,54 @@ OPTIONS: tuple[Option, ...] = (
         "prompts",
     ),
     Option(("--prompt-file",), "FILE", "a text in UTF-8", None, Path, "prompts"),
+    Option(
+        ("--chat-template",),
+        "NAME|FILE",
+        "how chats become prompts: a built-in template, or a Jinja file (default: the model's own,"
+        " else plain)",
+        None,
+        str,
+        "chat",
+    ),
+    Option(("--prompts",), "FILE", "named system prompts: TOML, NAME = TEXT", None, Path, "chat"),
+    Option(
+        ("--system",),
+        "NAME|TEXT",
+        "the system prompt of chats that have none; a name is one of --prompts",
+        None,
+        str,
+        "chat",
+    ),
     Option(("--host",), "ADDRESS", "address to listen on", "127.0.0.1", str, "server"),
+    Option(
+        ("--api-key-file",),
+        "FILE",
+        "names and keys, a pair a line; with it every request needs a key, but for /health and the"
+        " page itself. Read again on SIGHUP",
+        None,
+        Path,
+        "server",
+    ),
+    Option(
+        ("--insecure",),
+        "on|off",
+        "listen beyond this machine without keys",
+        "off",
+        str,
+        "server",
+        ("on", "off"),
+        bare="on",
+    ),
+    Option(
+        ("--allowed-host",),
+        "NAME",
+        "a name that requests may be sent to, besides localhost and addresses, or *; may be given"
+        " several times (default: none)",
+        (),
+        str,
+        "server",
+        repeats=True,
+    ),
     Option(
         ("-P", "--port"),
         "N",
@@ -224,6 +297,32 @@ OPTIONS: tuple[Option, ...] = (
         "requests that may wait for a slot; more get a 429",
         64,
         _integer("--queue", 0),
+        "server",
+    ),
+    Option(
+        ("--queue-tokens",),
+        "N",
+        "tokens that the prompts of waiting requests may have together, about; more get a 429",
+        262_144,
+        _integer("--queue-tokens", 0),
+        "server",
+    ),
+    Option(
+        ("--cors-origin",),
+        "ORIGIN",
+        "an origin whose pages may use this server, such as https://example.org, or *; may be given"
+        " several times (default: none)",
+        (),
+        str,
+        "server",
+        repeats=True,
+    ),
+    Option(
+        ("--request-timeout",),
+        "S",
+        "seconds in which a request must arrive whole",
+        30.0,
+        _seconds("--request-timeout"),
         "server",
     ),
     Option(
@@ -313,6 +412,8 @@ def read_options(arguments: list[str], environment: Mapping[str, str]) -> argpar
         source, value = option.flags[-1], getattr(given, option.name)
         if value is None and option.variable in environment:
             source, value = option.variable, environment[option.variable]
+            if option.repeats:
+                value = shlex.split(value)
         try:
             setattr(given, option.name, option.default if value is None else _check(option, value))
         except InvalidRequest as error:
@@ -331,7 +432,9 @@ def _check_names(parser: argparse.ArgumentParser, environment: Mapping[str, str]
             parser.error(f"{name} sets nothing; did you mean {nearest}?")
 
 
-def _check(option: Option, value: str) -> Any:
+def _check(option: Option, value: Any) -> Any:
+    if option.repeats:
+        return tuple(_check(replace(option, repeats=False), one) for one in value)
     if not isinstance(value, str):  # what argparse makes of --port=--
         raise ValueError("the value is missing")
     if option.choices and value not in option.choices:
@@ -358,7 +461,7 @@ def build_parser() -> argparse.ArgumentParser:
             metavar=option.metavar,
             help=_help(option),
             nargs="?" if option.bare else None,
-            const=option.bare,
+            **({"action": "append"} if option.repeats else {"const": option.bare}),
         )
     groups["model"].add_argument(
         "-f", "--float16", action="store_true", help="the same as --kv-type f16, the default"

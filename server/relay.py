@@ -10,142 +10,206 @@ leaves is noticed while it waits and while it streams; `release` always runs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import TypeVar, cast
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from server.dialects.base import Call, Dialect, Parse, Renderer
 from server.errors import error_response
-from shared.errors import BodyTooLarge, ServingError, error_from_code
-from shared.messages import Failed, Finished, Token
-from shared.prompt import Prompt
-from shared.sampling import SamplingParams
-from workers.pool import WorkerPool
-from workers.stream import Event, RequestStream
+from server.models import Models
+from server.request_body import ClientLeft, read_body
+from server.work import EXPIRED, Work, begun
+from shared.errors import DeadlineExceeded, ServingError, error_from_code
+from shared.messages import Embedded, Failed, Finished, Token
+from workers.stream import Event
 
-MAX_BODY = 1024 * 1024
-"""Bytes of a request's body."""
-
+T = TypeVar("T")
 logger = logging.getLogger("tokenflume.request")
-
-
-class ClientLeft(Exception):
-    """The client closed its connection before its whole request was read."""
 
 
 class GenerationEndpoint:
     """The ASGI application of one POST path."""
 
-    def __init__(
-        self, dialect: Dialect, parse: Parse, pool: WorkerPool, defaults: SamplingParams
-    ) -> None:
+    def __init__(self, dialect: Dialect, parse: Parse, models: Models) -> None:
         self._dialect = dialect
         self._parse = parse
-        self._pool = pool
-        self._defaults = defaults
+        self._models = models
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
+        headers, arrived = Headers(scope=scope), asyncio.get_running_loop().time()
         try:
             body = await read_body(headers, receive)
-            call = self._parse(body, headers, self._defaults)
-            await self._generate(call, receive, send)
+            call = self._parse(body, headers)
+            deadline = None if call.timeout_s is None else arrived + call.timeout_s
+            async with client_stays(receive, send) as send_on:
+                await self._answer(call, client_of(scope), deadline, send_on)
         except ServingError as error:
             response = error_response(error, self._dialect.error_body(error))
+            status = response.status_code
+            response.status_code = self._dialect.statuses.get(status, status)
             await response(scope, receive, send)
         except ClientLeft:
-            logger.info("the client left before its request was whole")
+            logger.debug("a client left before its request was answered")
 
-    async def _generate(self, call: Call, receive: Receive, send: Send) -> None:
+    async def _answer(self, call: Call, client: str, deadline: float | None, send: Send) -> None:
         """Raises ServingError only while nothing has been sent."""
-        started = time.monotonic()
-        stream = self._pool.submit(Prompt(call.prompt), call.sampling, call.cache)
-        watcher = asyncio.create_task(abandon_on_disconnect(stream, receive))
-        outcome = "client left"
-        try:
-            outcome = await relay(stream, call.renderer, send)
-        except ServingError as error:
-            outcome = error.code
-            raise
-        finally:
-            watcher.cancel()
-            self._pool.release(stream)
-            seconds = time.monotonic() - started
-            logger.info("request %d: %s after %.3f s", stream.request.id, outcome, seconds)
+        async with contextlib.AsyncExitStack() as stack:
+            using = stack.enter_async_context(self._models.use(call.model))
+            model, pool = await in_time(using, deadline)
+            answer = call.answer(model)
+            work = Work(answer.tasks, pool, client)
+            stack.enter_context(begun(work, deadline))
+            await relay(work, answer.renderer, send)
 
 
-async def relay(stream: RequestStream, renderer: Renderer, send: Send) -> str:
-    """Send the stream's events until its end; return the outcome in a word, for the log.
+def client_of(scope: Scope) -> str:
+    """Who asks: requests of one are served in turn with those of others."""
+    address = scope.get("client")
+    return scope.get("api_key_owner") or (address[0] if address else "")
+
+
+async def in_time(waiting: Awaitable[T], deadline: float | None) -> T:
+    """`deadline`: in the loop's time. Raises DeadlineExceeded."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await waiting
+    except TimeoutError:
+        raise DeadlineExceeded(EXPIRED) from None
+
+
+@contextlib.asynccontextmanager
+async def client_stays(receive: Receive, send: Send) -> AsyncIterator[Send]:
+    """Within, a client that leaves cancels whatever is underway. Raises ClientLeft then.
+
+    Gives a `send` for all messages: after the last one nothing is watched any more.
+    """
+    task = cast("asyncio.Task[None]", asyncio.current_task())
+    has_left = False
+
+    async def watch() -> None:
+        nonlocal has_left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        has_left = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+
+    async def send_on(message: Message) -> None:
+        if not message.get("more_body", True):
+            watcher.cancel()  # at the end of an answer the server reports a disconnect, too
+        await send(message)
+
+    try:
+        yield send_on
+    except asyncio.CancelledError:
+        if has_left and not task.uncancel():
+            raise ClientLeft from None
+        raise
+    finally:
+        watcher.cancel()
+
+
+async def relay(work: Work, renderer: Renderer, send: Send) -> None:
+    """Send the events of the work's streams until all have ended.
 
     Tokens that wait together leave together. Raises ServingError when the
     request fails before its first byte.
     """
-    events = await stream.take()
-    if events and isinstance(events[0], Failed):
-        raise error_from_code(events[0].code, events[0].message)
-    if events:
-        await send(_start(renderer.media_type))
-    while events:
+    output = Output(renderer, send)
+    if work.is_done:
+        await output.end(b"")
+    async for index, events in work.events():
+        body = renderer.tokens(index, tokens_of(events))
+        for event in events:
+            if isinstance(event, Embedded):
+                body += renderer.embedded(index, event.vector)
         last = events[-1]
-        body = renderer.tokens(tokens_of(events))
-        if isinstance(last, Finished):
-            body += renderer.finished(last, stream.queued_s)
-            await send(_body(body, more=False))
-            return last.reason
         if isinstance(last, Failed):
-            await _cut(body, renderer.failed(error_from_code(last.code, last.message)), send)
-            return last.code
-        await send(_body(body, more=True))
-        events = await stream.take()
-    return "client left"
+            await output.cut(body, error_from_code(last.code, last.message))
+            return
+        if isinstance(last, Finished):
+            body += renderer.finished(index, last, work.streams[index].queued_s)
+            try:
+                work.ended()
+            except ServingError as error:
+                await output.cut(body, error)
+                return
+        if work.is_done:
+            await output.end(body)
+        else:
+            await output.write(body)
 
 
-async def _cut(body: bytes, last_words: bytes | None, send: Send) -> None:
-    """End a stream that failed. Without last words it stays unfinished: the server then closes
-    the connection without the closing chunk, which every HTTP client reports."""
-    if last_words is not None:
-        await send(_body(body + last_words, more=False))
-    elif body:
-        await send(_body(body, more=True))
+class Output:
+    """The answer's bytes on their way out: at once, or all together at the end."""
+
+    def __init__(self, renderer: Renderer, send: Send) -> None:
+        self._renderer = renderer
+        self._send = send
+        self._has_begun = False
+        self._is_started = False
+        self._held = bytearray()
+
+    async def write(self, body: bytes) -> None:
+        """More of the answer."""
+        body = self._with_beginning(body)
+        if not self._renderer.is_stream:
+            self._held += body
+        elif body:
+            await self._send_start()
+            await self._send(_body(body, more=True))
+
+    async def end(self, body: bytes) -> None:
+        """The last of the answer."""
+        body = self._with_beginning(body) + self._renderer.end()
+        await self._send_start(None if self._renderer.is_stream else len(self._held) + len(body))
+        await self._send(_body(bytes(self._held) + body, more=False))
+
+    async def cut(self, body: bytes, error: ServingError) -> None:
+        """End a stream that failed. Without last words it stays unfinished: the server then closes
+        the connection without the closing chunk, which every HTTP client reports.
+
+        Raises the error while nothing has been sent.
+        """
+        if not self._is_started and not (body and self._renderer.is_stream):
+            raise error
+        await self._send_start()
+        body = self._with_beginning(body)
+        last_words = self._renderer.failed(error)
+        if last_words is not None:
+            await self._send(_body(body + last_words, more=False))
+        elif body:
+            await self._send(_body(body, more=True))
+
+    async def _send_start(self, length: int | None = None) -> None:
+        if self._is_started:
+            return
+        self._is_started = True
+        headers = [
+            (b"content-type", self._renderer.media_type.encode()),
+            (b"cache-control", b"no-store"),
+        ]
+        if length is None:
+            headers.append((b"x-accel-buffering", b"no"))  # nginx would collect the tokens
+        else:
+            headers.append((b"content-length", str(length).encode()))
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    def _with_beginning(self, body: bytes) -> bytes:
+        if self._has_begun:
+            return body
+        self._has_begun = True
+        return self._renderer.begin() + body
 
 
 def tokens_of(events: Sequence[Event]) -> list[Token]:
     """The events that are tokens."""
     return [event for event in events if type(event) is Token]
-
-
-async def abandon_on_disconnect(stream: RequestStream, receive: Receive) -> None:
-    """Wake the relay with nothing when the client is gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    stream.abandon()
-
-
-async def read_body(headers: Headers, receive: Receive) -> bytes:
-    """The request's whole body, of at most MAX_BODY bytes. Raises BodyTooLarge, ClientLeft."""
-    announced = headers.get("content-length", "")
-    if announced.isdigit() and len(announced) < 20 and int(announced) > MAX_BODY:
-        raise BodyTooLarge(f"the body has {announced} bytes; at most {MAX_BODY} are accepted")
-    body = bytearray()
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > MAX_BODY:
-            raise BodyTooLarge(f"the body has over {MAX_BODY} bytes, the most that are accepted")
-    return bytes(body)
-
-
-def _start(media_type: str) -> Message:
-    headers = [(b"content-type", media_type.encode()), (b"cache-control", b"no-store")]
-    headers.append((b"x-accel-buffering", b"no"))  # nginx would collect the tokens
-    return {"type": "http.response.start", "status": 200, "headers": headers}
 
 
 def _body(body: bytes, *, more: bool) -> Message:

@@ -8,15 +8,23 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import uvicorn
 
+from server.announce import Announcer, announced
 from server.app import create_app
+from server.front import Front
+from server.http_protocol import StrictProtocol
+from server.models import Models
+from server.notify import Notifier, take_notifier
+from server.reload import Reload
+from server.system_prompts import system_prompts
 from shared.errors import ConfigurationError
-from shared.settings import Settings
-from workers.pool import WorkerPool
+from workers.catalog import Catalog
 
 EXIT_FORCED = 5
 CLOSE_GRACE_S = 2
@@ -40,12 +48,13 @@ class CutStreamFilter(logging.Filter):
         return record.msg != "ASGI callable returned without completing response."
 
 
-def serve_until_stopped(settings: Settings, listener: socket.socket) -> None:
+def serve_until_stopped(front: Front, listener: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises ConfigurationError when no model loads."""
+    notifier = take_notifier(os.environ)
     config = uvicorn.Config(
         app="",
         loop="uvloop",
-        http="httptools",
+        http=partial(StrictProtocol, request_s=front.settings.request_timeout_s),  # type: ignore[arg-type]  # it is only called
         ws="none",
         lifespan="off",
         log_config=None,
@@ -57,16 +66,21 @@ def serve_until_stopped(settings: Settings, listener: socket.socket) -> None:
     logging.getLogger("uvicorn.error").addFilter(CutStreamFilter())
     loop_factory = config.get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(_serve(settings, config, listener))
+        runner.run(_serve(front, config, listener, notifier))
 
 
-async def _serve(settings: Settings, config: uvicorn.Config, listener: socket.socket) -> None:
-    async with WorkerPool(settings.pool) as pool:
-        config.app = create_app(pool, settings.sampling)
+async def _serve(
+    front: Front, config: uvicorn.Config, listener: socket.socket, notifier: Notifier
+) -> None:
+    settings = front.settings
+    models = Models(front.catalog, settings.sampling, front.system, settings.chat.template)
+    async with announced(notifier, models.catalog) as announcer, models.catalog as catalog:
+        config.app = create_app(models, settings.access, front.keys)
         server = HttpServer(config)
-        stopping = _stop_on_signals(pool)
+        stopping = _stop_on_signals(catalog, announcer, _reloads(front, models))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        load_failure = asyncio.create_task(pool.load_failure())
+        introducing = asyncio.create_task(models.introduce())
+        load_failure = asyncio.create_task(catalog.load_failure())
         address, port = listener.getsockname()[:2]
         logger.info(
             "listening on http://%s:%d", f"[{address}]" if ":" in address else address, port
@@ -74,8 +88,10 @@ async def _serve(settings: Settings, config: uvicorn.Config, listener: socket.so
         try:
             ends: list[asyncio.Future[Any]] = [serving, load_failure, stopping]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            await pool.drain(0 if load_failure.done() else settings.drain_timeout_s)
+            announcer.stop(str(load_failure.result()) if load_failure.done() else "")
+            await catalog.drain(0 if load_failure.done() else settings.drain_timeout_s)
         finally:
+            introducing.cancel()
             server.should_exit = True
             await serving
             failure = _result_or_cancel(load_failure)
@@ -83,20 +99,50 @@ async def _serve(settings: Settings, config: uvicorn.Config, listener: socket.so
         raise failure
 
 
-def _stop_on_signals(pool: WorkerPool) -> asyncio.Future[None]:
-    """Done at the first SIGTERM or SIGINT; a second one ends everything at once."""
+def _reloads(front: Front, models: Models) -> list[Reload]:
+    """What SIGHUP reads again."""
+    chat, keys = front.settings.chat, front.keys
+    reloads = []
+    if chat.prompts is not None:
+        reloads.append(
+            Reload(
+                f"the system prompts of {chat.prompts}",
+                lambda: models.prompt_with(system_prompts(chat.prompts, chat.system)),
+            )
+        )
+    if keys is not None:
+        reloads.append(Reload(f"the keys of {front.settings.access.key_file}", keys.reload))
+    return reloads
+
+
+def _stop_on_signals(
+    catalog: Catalog, announcer: Announcer, on_reload: Sequence[Reload]
+) -> asyncio.Future[None]:
+    """Done at the first SIGTERM or SIGINT; a second one ends everything at once.
+
+    SIGHUP reads again what can be. When it says that our terminal was closed it is as SIGTERM.
+    """
     loop = asyncio.get_running_loop()
     stopping: asyncio.Future[None] = loop.create_future()
+    had_terminal = sys.stderr.isatty()
 
     def on_signal(name: str) -> None:
         if stopping.done():
-            pool.kill_workers()
+            catalog.kill_workers()
             os._exit(EXIT_FORCED)
         logger.info("%s: no new requests; running streams go on to their end", name)
         stopping.set_result(None)
 
+    def on_hang_up() -> None:
+        if had_terminal and not sys.stderr.isatty():
+            if not stopping.done():  # the kernel says it, and the shell again
+                on_signal("SIGHUP")
+        else:
+            announcer.reload(on_reload)
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number.name)
+    loop.add_signal_handler(signal.SIGHUP, on_hang_up)
     return stopping
 
 

@@ -87,6 +87,8 @@ class PoolSettings:
     workers: tuple[WorkerSettings, ...]
     queue: int
     """Requests that may wait for a slot."""
+    queue_tokens: int
+    """Tokens that the prompts of those may have together, unless it is a single one."""
     load_timeout_s: float
     """From a worker's start to its Ready."""
     progress_timeout_s: float
@@ -95,12 +97,63 @@ class PoolSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model that requests may name, and the workers that run it."""
+
+    name: str
+    pool: PoolSettings
+    memory: int = 0
+    """Bytes that it takes when it is loaded, about."""
+
+    @property
+    def model(self) -> ModelSettings:
+        """What each of its workers loads."""
+        return self.pool.workers[0].model
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSettings:
+    """A folder of models that are loaded on their first use."""
+
+    path: Path
+    memory_limit: int
+    """Bytes that the loaded ones may take together."""
+    queue: int
+    """Requests that may wait for their model's turn on the cores."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSettings:
+    """How chats become prompts."""
+
+    template: str | None = None
+    """A built-in chat template's name, or a file's, for all models; None: each model's own."""
+    prompts: Path | None = None
+    """A file of named system prompts."""
+    system: str | None = None
+    """The system prompt where a chat has none, or its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessSettings:
+    """Who may ask."""
+
+    key_file: Path | None = None
+    """Names and keys; None: no key is needed."""
+    hosts: tuple[str, ...] = ()
+    """Names, besides localhost and addresses, that requests may be sent to; "*": all."""
+    origins: tuple[str, ...] = ()
+    """Origins whose pages may use the API; "*": all."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that `tokenflume` was told, checked."""
 
     host: str
     port: int
-    pool: PoolSettings
+    models: tuple[ModelSpec, ...]
+    """Those that are loaded at start; the first is the default. Empty with a folder of models."""
     sampling: SamplingParams
     """What a request gets where it does not say."""
     drain_timeout_s: float
@@ -108,3 +161,8 @@ class Settings:
     plan: str
     """The plan of cores and workers in words, for the log."""
     log_level: str
+    folder: FolderSettings | None = None
+    chat: ChatSettings = ChatSettings()
+    access: AccessSettings = AccessSettings()
+    request_timeout_s: float = 30.0
+    """In which a request must arrive whole."""

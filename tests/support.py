@@ -10,7 +10,11 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from shared.messages import Failed, Finished, Token
+from server.chat import chat_format
+from server.dialects.base import ServedModel
+from server.system_prompts import SystemPrompts
+from shared.messages import Failed, Finished, ModelCard, ModelInfo, Token
+from shared.sampling import SamplingParams
 from shared.settings import ModelSettings, PoolSettings, RestartPolicy, WorkerSettings
 from workers.pool import WorkerPool
 from workers.stream import Event, RequestStream
@@ -57,6 +61,7 @@ def pool_settings(
     *,
     workers: int = 1,
     queue: int = 8,
+    queue_tokens: int = 100_000,
     progress_timeout_s: float = 20.0,
     load_timeout_s: float = 20.0,
     restart: RestartPolicy = QUICK_RESTART,
@@ -64,7 +69,7 @@ def pool_settings(
     places = tuple(
         WorkerSettings(index, (), model or model_settings(), "warning") for index in range(workers)
     )
-    return PoolSettings(places, queue, load_timeout_s, progress_timeout_s, restart)
+    return PoolSettings(places, queue, queue_tokens, load_timeout_s, progress_timeout_s, restart)
 
 
 async def until(condition: Callable[[], bool], within_s: float = TIMEOUT_S) -> None:
@@ -104,6 +109,16 @@ def end_of(events: list[Event]) -> Finished | Failed:
     last = events[-1]
     assert isinstance(last, Finished | Failed)
     return last
+
+
+def served(
+    defaults: SamplingParams = SamplingParams(),  # noqa: B008  frozen
+    card: ModelCard = ModelCard(),  # noqa: B008
+    system: SystemPrompts = SystemPrompts(),  # noqa: B008
+) -> ServedModel:
+    """A model as a dialect sees it."""
+    info = ModelInfo("echo", "echo", 256, 257, 4, 64, (), card=card)
+    return ServedModel("tales", info, defaults, chat_format(card, None), system)
 
 
 Step = Callable[[WorkerPool], Awaitable[T]]

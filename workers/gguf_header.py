@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shared.errors import ConfigurationError
+from shared.settings import KvType
 
 MAX_HEADER = 256 << 20
 """Bytes of a whole header; the largest vocabularies of today need 16 MiB."""
@@ -32,6 +33,9 @@ MAX_DIMENSIONS = 8
 MAX_DEPTH = 2
 """Arrays in arrays."""
 MAX_PARAMS = (1 << 63) - 1
+
+KV_ELEMENT_BYTES: dict[KvType, float] = {"f16": 2, "f32": 4, "q8_0": 34 / 32}
+"""Bytes of a number among keys and values; of blocks its share."""
 
 _BUFFER = 256 << 10
 
@@ -106,6 +110,15 @@ class GgufHeader:
         if layers is None or heads is None or key is None or value is None:
             return None
         return math.ceil(layers * heads * (key + value) * element_bytes)
+
+    def most_kv_bytes_per_token(self, element_bytes: float) -> int:
+        """`kv_bytes_per_token`, or where the header does not say it, as if each layer were as
+        wide as the model, which few exceed; 0 where it says not even that."""
+        said = self.kv_bytes_per_token(element_bytes)
+        layers, width = self._positive("block_count"), self._positive("embedding_length")
+        if said is not None or layers is None or width is None:
+            return said or 0
+        return math.ceil(2 * layers * width * element_bytes)
 
     def _kv_heads(self) -> int | None:
         # Without a number of their own there are as many as heads, unless each layer has its own.

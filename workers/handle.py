@@ -80,7 +80,8 @@ class WorkerHandle:
         """The share of the model that is loaded, in [0, 1]."""
         self._in_flight: dict[int, RequestStream] = {}
         self._questions: dict[int, asyncio.Future[Tokenized]] = {}
-        self._slots = 0
+        self.slots = 0
+        """Requests that it can run at a time; 0 before it is ready."""
         self._kill_reason = ""
         self._receiver = TokenReceiver(self._on_messages, self._on_queue_end)
         self._sender: RequestSender
@@ -116,6 +117,15 @@ class WorkerHandle:
         is_loaded = self.ready.done() and self.ready.exception() is None
         return is_loaded and not self._kill_reason and not self._receiver.is_at_end
 
+    def makes_progress(self, silence_s: float) -> bool:
+        """It is being loaded, or can take requests and was heard from within `silence_s` seconds.
+
+        How long loading may take is the supervisor's to watch.
+        """
+        if not self.ready.done():
+            return not self._kill_reason and not self._receiver.is_at_end
+        return self.is_ready and self._loop.time() - self.last_heard < silence_s
+
     @property
     def in_flight(self) -> int:
         """Requests that hold one of the worker's slots."""
@@ -123,7 +133,7 @@ class WorkerHandle:
 
     @property
     def has_free_slot(self) -> bool:
-        return self.is_ready and len(self._in_flight) < self._slots
+        return self.is_ready and len(self._in_flight) < self.slots
 
     def submit(self, stream: RequestStream) -> None:
         self._in_flight[stream.request.id] = stream
@@ -195,7 +205,7 @@ class WorkerHandle:
         if message.protocol != PROTOCOL:
             self.kill(f"speaks protocol {message.protocol}, not {PROTOCOL}")
             return
-        self._slots = message.info.slots
+        self.slots = message.info.slots
         self.ready.set_result(message)
         self._on_free_slot()
 

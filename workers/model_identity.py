@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from shared.settings import ModelSettings
@@ -22,6 +23,17 @@ def model_identity(settings: ModelSettings, engine: Engine) -> Identity:
     if settings.path is not None:
         _add_file(settings.path, digest)
     return Identity(digest.hexdigest(), engine.state_format)
+
+
+def files_identity(paths: Sequence[Path]) -> str:
+    """64 hexadecimal digits for what these files hold, found as `model_identity` does it.
+
+    The names of the files do not matter. Raises OSError.
+    """
+    digest = hashlib.blake2b(digest_size=32)
+    for path in paths:
+        _add_file(path, digest)
+    return digest.hexdigest()
 
 
 def _add_file(path: Path, digest: hashlib.blake2b) -> None:

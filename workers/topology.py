@@ -9,7 +9,7 @@ means 4 threads however many cores the machine has.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
 from typing import TypeVar
 
@@ -72,6 +72,35 @@ def make_plan(
         return _plan(_seat(_divide(cores, workers), threads))
     groups = _join_small_domains(cores) if batches else [[core] for core in cores]
     return _plan(_seat(groups, threads))
+
+
+def share_machine(
+    machine: Machine, models: int, threads: int | None = None
+) -> list[tuple[Machine, int | None]]:
+    """Cut the machine for so many models: each part's own cores, and the threads for them.
+
+    `threads`: as in `make_plan`, of all models together. Raises ConfigurationError when there is
+    not a core for each.
+    """
+    if models == 1:
+        return [(machine, threads)]
+    threads = _default_threads(machine) if threads is None else threads
+    _check(machine, threads, None)
+    cores = sorted(_choose_cores(machine.cores, threads), key=_by_kind(machine.cores))
+    if models > len(cores):
+        raise ConfigurationError(
+            f"{models} models need a core each, and there are {counted(len(cores), 'core')};"
+            " models in a folder take turns on the same cores: --models-dir"
+        )
+    groups = _divide(cores, models)
+    seats = _seat(groups, threads)
+    return [(_part(machine, group), len(cpus)) for group, cpus in zip(groups, seats, strict=True)]
+
+
+def _part(machine: Machine, cores: Sequence[Core]) -> Machine:
+    """A machine of these cores alone; they are as many as the quota allows."""
+    allowed = sum(len(core.cpus) for core in cores)
+    return replace(machine, cores=tuple(cores), allowed=allowed, quota=None)
 
 
 def _plan(workers: Iterable[Iterable[int]]) -> Plan:

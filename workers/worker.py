@@ -180,9 +180,10 @@ def serve(
 
 def prepare_process(settings: WorkerSettings) -> None:
     """Make this process a good child: it ends with its parent, and stays on its CPUs."""
-    # The front decides when a worker ends. Ctrl-C and service managers signal whole groups.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # The front decides when a worker ends. Ctrl-C, terminals that are closed and service managers
+    # signal whole groups.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     end_with_parent()
     os.dup2(2, 1)  # native code may print, and standard output is not a log
     configure_logging(settings.log_level)

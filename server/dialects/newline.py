@@ -1,4 +1,5 @@
-"""POST /stream: a token a line, as escaped plain text or as JSON objects.
+"""POST /stream: a token a line, as escaped plain text or as JSON objects. POST /token_stream: a
+question to a chat model, and the raw text of the answer.
 
 text/plain (default)   each token on its own line; inside a token `\\` is
                        written `\\\\`, a newline `\\n`, a carriage return `\\r`
@@ -12,32 +13,77 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from server.dialects.base import Call, Dialect, Renderer
+from server.dialects.base import Answer, Call, Dialect, Generation, Renderer, ServedModel
 from server.errors import error_body
-from server.json_body import parse_object
+from server.json_body import model_name, parse_object, timeout
 from shared.errors import InvalidRequest, ServingError
 from shared.messages import Candidate, Finished, Token
+from shared.prompt import Prompt
 from shared.sampling import MAX_CACHE_ID, SamplingParams
-from shared.validation import integer, text
+from shared.validation import MAX_INTEGER, integer, text
 
 NDJSON = "application/x-ndjson"
 ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 
 
-def parse(body: bytes, headers: Mapping[str, str], defaults: SamplingParams) -> Call:
+def parse_stream(body: bytes, headers: Mapping[str, str]) -> Call:
     """A /stream body. Raises InvalidRequest, naming the field."""
     fields = parse_object(body)
     if "prompt" not in fields:
         raise InvalidRequest("prompt is missing")
     prompt = text("prompt", fields.pop("prompt"))
     cache = integer("cache", fields.pop("cache", 0), 0, MAX_CACHE_ID)
-    sampling = defaults.from_fields(fields)
+    model, timeout_s = model_name(fields), timeout(fields)
+    system = _system(fields)
+    SamplingParams().from_fields(fields)  # what is wrong in any case is said before a model loads
     renderer = renderer_for(headers.get("accept", ""))
-    if sampling.logprobs is not None and not isinstance(renderer, NdjsonRenderer):
-        raise InvalidRequest(f"logprobs: plain text cannot show them; send `Accept: {NDJSON}`")
-    return Call(prompt, sampling, renderer, cache)
+
+    def answer(served: ServedModel) -> Answer:
+        sampling = served.defaults.from_fields(fields)
+        if sampling.logprobs is not None and not isinstance(renderer, NdjsonRenderer):
+            raise InvalidRequest(f"logprobs: plain text cannot show them; send `Accept: {NDJSON}`")
+        if system is None:
+            return Answer((Generation(Prompt(prompt), sampling, cache),), renderer)
+        return Answer((_chat(served, system, prompt, sampling, cache),), renderer)
+
+    return Call(model, answer, timeout_s)
+
+
+def parse_token_stream(body: bytes, headers: Mapping[str, str]) -> Call:
+    """A /token_stream body. Raises InvalidRequest, naming the field."""
+    fields = parse_object(body)
+    if "query" not in fields:
+        raise InvalidRequest("query is missing")
+    query = text("query", fields.pop("query"))
+    cache = integer("cache", fields.pop("cache", 0), 0, MAX_CACHE_ID)
+    model, timeout_s = model_name(fields), timeout(fields)
+    system = _system(fields)
+    SamplingParams().from_fields(fields)
+
+    def answer(served: ServedModel) -> Answer:
+        defaults = replace(served.defaults, num_predict=MAX_INTEGER)
+        sampling = defaults.from_fields(fields)
+        if sampling.logprobs is not None:
+            raise InvalidRequest("logprobs: raw text cannot show them; POST /stream can")
+        return Answer((_chat(served, system, query, sampling, cache),), RawTextRenderer())
+
+    return Call(model, answer, timeout_s)
+
+
+def _system(fields: dict[str, Any]) -> str | None:
+    system = fields.pop("system", None)
+    return None if system is None else text("system", system)
+
+
+def _chat(
+    served: ServedModel, system: str | None, query: str, sampling: SamplingParams, cache: int
+) -> Generation:
+    """A single question, in the model's own format, behind the system prompt."""
+    messages = served.with_system([{"role": "user", "content": query}], system)
+    return replace(served.reply(messages, sampling), cache=cache)
 
 
 def renderer_for(accept: str) -> Renderer:
@@ -51,30 +97,33 @@ def escape(token: str) -> str:
     return token.translate(ESCAPES)
 
 
-class PlainTextRenderer:
+class PlainTextRenderer(Renderer):
     """A line a token, and nothing else: how it ended is told by the connection."""
 
     media_type = "text/plain; charset=utf-8"
 
-    def tokens(self, tokens: Sequence[Token]) -> bytes:
+    def tokens(self, index: int, tokens: Sequence[Token]) -> bytes:
         return "".join([escape(token.text) + "\n" for token in tokens]).encode()
 
-    def finished(self, event: Finished, queued_s: float) -> bytes:
-        return b""
 
-    def failed(self, error: ServingError) -> bytes | None:
-        return None
+class RawTextRenderer(Renderer):
+    """The text as it comes, and nothing between."""
+
+    media_type = "text/plain; charset=utf-8"
+
+    def tokens(self, index: int, tokens: Sequence[Token]) -> bytes:
+        return "".join([token.text for token in tokens]).encode()
 
 
-class NdjsonRenderer:
+class NdjsonRenderer(Renderer):
     """A JSON object a line."""
 
     media_type = NDJSON
 
-    def tokens(self, tokens: Sequence[Token]) -> bytes:
+    def tokens(self, index: int, tokens: Sequence[Token]) -> bytes:
         return b"".join([_line(_token(token)) for token in tokens])
 
-    def finished(self, event: Finished, queued_s: float) -> bytes:
+    def finished(self, index: int, event: Finished, queued_s: float) -> bytes:
         usage, timings = event.usage, event.timings
         return _line(
             {
@@ -127,4 +176,6 @@ def _milliseconds(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
-DIALECT = Dialect(paths={"/stream": parse}, error_body=error_body)
+DIALECT = Dialect(
+    paths={"/stream": parse_stream, "/token_stream": parse_token_stream}, error_body=error_body
+)

@@ -24,14 +24,29 @@ START_S = 40.0
 ROOT = Path(__file__).parents[2]
 
 
+def run_to_its_end(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the server with flags, or in an environment, that it does not serve with."""
+    return subprocess.run(
+        [sys.executable, "-m", "server", "-P", "0", *flags],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+
+
 class RunningServer:
     """`python -m server` on a free port of 127.0.0.1, with the given flags.
 
-    A context: leaving it ends the server, and fails if that needs a kill.
+    A context: leaving it ends the server, and fails if that needs a kill. `environment`: variables
+    that it gets besides ours.
     """
 
-    def __init__(self, *flags: str, wait_ready: bool = True) -> None:
+    def __init__(self, *flags: str, wait_ready: bool = True, **environment: str) -> None:
         self._flags = flags
+        self._environment = environment
         self._wait_ready = wait_ready
         self._lines: queue.Queue[str] = queue.Queue()
         self.log: list[str] = []
@@ -44,7 +59,7 @@ class RunningServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **self._environment},
         )
         self._reader = threading.Thread(target=self._read_log)
         self._reader.start()

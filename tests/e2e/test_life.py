@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import psutil
 import pytest
 
 import models
-from running import ROOT, RunningServer, text_of
+from running import ROOT, RunningServer, run_to_its_end, text_of
 from support import echo_options
 
 BUNDLED = ROOT / "workers" / "bundled" / "fairy-tales.gguf"
@@ -29,18 +27,6 @@ def gone_within(processes: list[psutil.Process], seconds: float) -> bool:
 
 def shared_memory() -> set[str]:
     return set(os.listdir("/dev/shm"))
-
-
-def run_to_its_end(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "server", "-P", "0", *flags],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=40,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -192,7 +192,7 @@ def test_a_client_that_leaves_while_it_waits_is_forgotten(slow: RunningServer) -
 
 def test_a_client_that_says_nothing_more_and_leaves_costs_nothing(server: RunningServer) -> None:
     with socket.create_connection(address_of(server.url)) as half:
-        half.sendall(b"POST /stream HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        half.sendall(b"POST /stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
     assert text_of(server.post(prompt="fine").text) == "fine"
 
 
@@ -252,7 +252,9 @@ def test_the_page_is_served_and_may_load_nothing_from_elsewhere(server: RunningS
 @pytest.mark.parametrize("path", ["/ui/../app.py", "/ui/%2e%2e/app.py", "/ui/..%2fapp.py"])
 def test_the_page_is_no_way_to_other_files(server: RunningServer, path: str) -> None:
     with socket.create_connection(address_of(server.url)) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        )
         assert connection.makefile("rb").read().startswith(b"HTTP/1.1 404")
 
 
@@ -267,7 +269,7 @@ def open_request(url: str, **body: Any) -> socket.socket:
     connection = socket.create_connection(address_of(url))
     connection.settimeout(30)
     connection.sendall(
-        b"POST /stream HTTP/1.1\r\nHost: test\r\nConnection: close\r\n"
+        b"POST /stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         + f"Content-Length: {len(content)}\r\n\r\n".encode()
         + content
     )
@@ -280,3 +282,39 @@ def test_the_workers_write_nothing_to_standard_output(tmp_path: Path) -> None:
         assert running.post(prompt="x[[print]]", num_predict=99).status_code == 200
         running.wait_for_log("printed by the engine")
     assert running.stdout == b""
+
+
+# ---------------------------------------------------------------- deadlines
+
+
+def test_a_request_that_is_not_answered_in_time_is_a_504(slow: RunningServer) -> None:
+    answer = slow.post(prompt="x[[prefill sleep 30]]", timeout_s=0.3)
+    assert answer.status_code == 504
+    assert answer.json()["error"] == {
+        "code": "deadline_exceeded",
+        "message": "the request was not answered within its timeout_s",
+    }
+    slow.until_idle()  # the sleep was ended with it
+
+
+def test_a_stream_that_is_not_over_in_time_ends_with_an_error(slow: RunningServer) -> None:
+    lines = slow.ndjson(prompt="abc", num_predict=100_000, ignore_eos=True, timeout_s=0.5)
+    assert lines[0]["token"] == "a"
+    assert lines[-1]["error"]["code"] == "deadline_exceeded"
+    slow.until_idle()
+
+
+def test_a_request_that_waits_too_long_for_a_slot_never_gets_it(slow: RunningServer) -> None:
+    with slow.stream(prompt="x", num_predict=100_000, ignore_eos=True) as held:
+        lines = held.iter_lines()  # if nobody held it, the connection would be closed
+        next(lines)
+        assert slow.post(prompt="y", timeout_s=0.2).status_code == 504
+        assert slow.client.get("/ready").json()["waiting"] == 0
+    slow.until_idle()
+
+
+@pytest.mark.parametrize("value", [0, -1, "1", True, 86_401])
+def test_a_timeout_that_is_none_is_refused(server: RunningServer, value: Any) -> None:
+    answer = server.post(prompt="x", timeout_s=value)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("timeout_s must be a number > 0")

@@ -211,7 +211,7 @@ def test_a_ggml_file_without_a_model_type_ends_with_status_3_and_says_which_flag
 def test_a_ggml_file_with_its_model_type_is_for_ctransformers(magic: bytes, tmp_path: Path) -> None:
     path = written(tmp_path / "model.bin", magic + bytes(28))
 
-    model = settings_of("--model", str(path), "--model-type", "gpt2").pool.workers[0].model
+    model = settings_of("--model", str(path), "--model-type", "gpt2").models[0].model
 
     assert (model.engine, model.model_type, model.path) == ("ctransformers", "gpt2", path)
 
@@ -219,7 +219,7 @@ def test_a_ggml_file_with_its_model_type_is_for_ctransformers(magic: bytes, tmp_
 def test_a_gguf_file_needs_no_model_type(tmp_path: Path) -> None:
     path = written(tmp_path / "model", b"GGUF\x03\0\0\0")
 
-    model = settings_of("--model", str(path)).pool.workers[0].model
+    model = settings_of("--model", str(path)).models[0].model
 
     assert (model.engine, model.model_type, model.path) == ("llama_cpp", None, path)
 
@@ -356,13 +356,13 @@ def test_options_reach_the_settings_that_they_are_for() -> None:
 
     assert (settings.host, settings.port, settings.log_level) == ("::1", 81, "error")
     assert settings.drain_timeout_s == 1.5
-    assert settings.pool.queue == 5
-    assert settings.pool.load_timeout_s == 2.5
-    assert settings.pool.progress_timeout_s == 3.5
+    assert settings.models[0].pool.queue == 5
+    assert settings.models[0].pool.load_timeout_s == 2.5
+    assert settings.models[0].pool.progress_timeout_s == 3.5
     assert settings.sampling == SamplingParams(
         temp=0.1, top_k=2, top_p=0.3, repeat_penalty=1.4, repeat_last_n=6
     )
-    (worker,) = settings.pool.workers
+    (worker,) = settings.models[0].pool.workers
     assert (worker.index, len(worker.cpus), worker.log_level) == (0, 1, "error")
     assert (worker.model.context, worker.model.batch, worker.model.kv_type) == (99, 7, "q8_0")
     assert (worker.model.engine, worker.model.model_type) == ("echo", "gpt2")
@@ -371,7 +371,7 @@ def test_options_reach_the_settings_that_they_are_for() -> None:
 
 
 def test_without_options_memory_is_not_locked_and_the_engine_chooses_its_slots() -> None:
-    worker = settings_of().pool.workers[0]
+    worker = settings_of().models[0].pool.workers[0]
 
     assert (worker.model.slots, worker.model.mlock) == (None, False)
     assert worker.max_stall_s == 0.15
@@ -396,18 +396,20 @@ def test_weights_are_rearranged_where_no_other_worker_could_share_them(
 ) -> None:
     settings = settings_of("--workers", workers, "--num-threads", workers, *arguments)
 
-    assert [worker.model.repack for worker in settings.pool.workers] == [repack] * int(workers)
+    assert [worker.model.repack for worker in settings.models[0].pool.workers] == [repack] * int(
+        workers
+    )
 
 
 def kv_memory(*arguments: str) -> int | None:
-    return settings_of("--num-threads", "1", *arguments).pool.workers[0].model.kv_memory
+    return settings_of("--num-threads", "1", *arguments).models[0].model.kv_memory
 
 
 def test_half_of_what_the_weights_leave_is_for_keys_and_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path / "model.gguf", b"GGUF" + bytes(996))
-    monkeypatch.setattr("server.cli.available_memory", lambda: 9000)
+    monkeypatch.setattr("server.specs.available_memory", lambda: 9000)
 
     assert kv_memory("--model", str(path)) == 4000
 
@@ -417,7 +419,7 @@ def test_workers_share_the_memory_for_keys_and_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path / "model.gguf", b"GGUF" + bytes(996))
-    monkeypatch.setattr("server.cli.available_memory", lambda: 9000)
+    monkeypatch.setattr("server.specs.available_memory", lambda: 9000)
 
     assert kv_memory("--model", str(path), "--num-threads", "2", "--workers", "2") == 2000
 
@@ -426,7 +428,7 @@ def test_a_model_larger_than_the_memory_leaves_none_for_keys_and_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path / "model.gguf", b"GGUF" + bytes(996))
-    monkeypatch.setattr("server.cli.available_memory", lambda: 999)
+    monkeypatch.setattr("server.specs.available_memory", lambda: 999)
 
     assert kv_memory("--model", str(path)) == 0
 
@@ -436,7 +438,7 @@ def test_where_memory_is_unknown_or_there_are_no_weights_nothing_is_said_of_it(
 ) -> None:
     assert kv_memory() is not None
     assert kv_memory("--engine", "echo") is None
-    monkeypatch.setattr("server.cli.available_memory", lambda: None)
+    monkeypatch.setattr("server.specs.available_memory", lambda: None)
     assert kv_memory() is None
 
 
@@ -455,9 +457,9 @@ def test_a_worker_takes_memory_from_the_node_of_its_cpus(monkeypatch: pytest.Mon
     machine = Machine(cores, online=2, allowed=2, quota=None, quota_source="no cgroup found")
     monkeypatch.setattr("server.cli.read_machine", lambda: machine)
 
-    apart = settings_of("--workers", "2").pool.workers
+    apart = settings_of("--workers", "2").models[0].pool.workers
     assert {worker.cpus: worker.node for worker in apart} == {(0,): 0, (1,): 1}
-    (both,) = settings_of("--workers", "1").pool.workers
+    (both,) = settings_of("--workers", "1").models[0].pool.workers
     assert (both.cpus, both.node) == ((0, 1), None)
 
 
@@ -481,22 +483,22 @@ def test_asking_for_llama_cpp_where_it_is_not_installed_says_how_to_install_it(
 
 @pytest.mark.usefixtures("without_llama_cpp")
 def test_the_bundled_model_is_served_without_llama_cpp_too() -> None:
-    assert settings_of().pool.workers[0].model.engine == "ctransformers"
+    assert settings_of().models[0].model.engine == "ctransformers"
 
 
 def test_every_worker_has_cpus_of_its_own() -> None:
     settings = settings_of("--engine", "ctransformers")  # a worker for each core
 
-    cpus = [cpu for worker in settings.pool.workers for cpu in worker.cpus]
+    cpus = [cpu for worker in settings.models[0].pool.workers for cpu in worker.cpus]
     assert len(cpus) == len(set(cpus))
     assert set(cpus) <= os.sched_getaffinity(0)
-    assert [worker.index for worker in settings.pool.workers] == list(
-        range(len(settings.pool.workers))
+    assert [worker.index for worker in settings.models[0].pool.workers] == list(
+        range(len(settings.models[0].pool.workers))
     )
 
 
 def test_without_a_model_the_bundled_one_is_served() -> None:
-    model = settings_of().pool.workers[0].model
+    model = settings_of().models[0].model
 
     assert (model.path, model.engine) == (BUNDLED_MODEL.resolve(), "llama_cpp")
 
@@ -507,15 +509,15 @@ def test_a_relative_path_is_kept_from_changing_with_the_directory(
     path = written(tmp_path / "model.gguf", b"GGUF")
     monkeypatch.chdir(tmp_path)
 
-    assert settings_of("--model", "model.gguf").pool.workers[0].model.path == path
+    assert settings_of("--model", "model.gguf").models[0].model.path == path
 
 
 def test_the_echo_engine_needs_no_model_and_takes_one_of_options(tmp_path: Path) -> None:
     options = written(tmp_path / "echo.json", b"{}")
 
-    assert settings_of("--engine", "echo").pool.workers[0].model.path is None
+    assert settings_of("--engine", "echo").models[0].model.path is None
     named = settings_of("--engine", "echo", "--model", str(options))
-    assert named.pool.workers[0].model.path == options
+    assert named.models[0].model.path == options
 
 
 def test_what_cannot_work_together_is_a_configuration_error() -> None:

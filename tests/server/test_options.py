@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from server.options import BUNDLED_MODEL, OPTIONS, read_options
+from server.options import OPTIONS, read_options
 
 STATUS_2 = 2
-SWITCHES = ("--mlock", "--repack")
+SWITCHES = ("--mlock", "--repack", "--insecure")
 """Options that need no value."""
 
 
@@ -45,7 +45,14 @@ SECONDS = {"0.5": 0.5, "7": 7.0, "86400": 86400.0}
 NO_SECONDS = (*NO_NUMBERS, "0", "-1", "86401")
 
 CASES = (
-    Case(("-m", "--model"), BUNDLED_MODEL, {"a.gguf": Path("a.gguf"), "/b": Path("/b")}),
+    Case(("-m", "--model"), (), {"a.gguf": ("a.gguf",), "chat=/b": ("chat=/b",)}),
+    Case(("--models-dir",), None, {"models": Path("models"), "/b": Path("/b")}),
+    Case(
+        ("--memory-limit",),
+        None,
+        {"0": 0, "1000": 1000, "12G": 12 * 2**30},
+        ("", "x", "-1", "1.5G", "1GB"),
+    ),
     Case(
         ("--engine",),
         "auto",
@@ -78,7 +85,13 @@ CASES = (
     ),
     Case(("--cache-prompt",), None, {"a.prompt": Path("a.prompt"), "/b": Path("/b")}),
     Case(("--prompt-file",), None, {"a.txt": Path("a.txt"), "/b": Path("/b")}),
+    Case(("--chat-template",), None, {"chatml": "chatml", "a.jinja": "a.jinja"}),
+    Case(("--prompts",), None, {"prompts.toml": Path("prompts.toml"), "/b": Path("/b")}),
+    Case(("--system",), None, {"general": "general", "be brief": "be brief"}),
     Case(("--host",), "127.0.0.1", {"::1": "::1", "localhost": "localhost"}),
+    Case(("--api-key-file",), None, {"keys": Path("keys"), "/b": Path("/b")}),
+    Case(("--insecure",), "off", {"on": "on", "off": "off"}, ("", "yes")),
+    Case(("--allowed-host",), (), {"example.org": ("example.org",), "*": ("*",)}),
     Case(
         ("-P", "--port"),
         8080,
@@ -86,6 +99,13 @@ CASES = (
         (*NO_INTEGERS, "-1", "65536", "http"),
     ),
     Case(("--queue",), 64, {"0": 0, "1000": 1000}, (*NO_INTEGERS, "-1")),
+    Case(("--queue-tokens",), 262_144, {"0": 0, "1000": 1000}, (*NO_INTEGERS, "-1")),
+    Case(
+        ("--cors-origin",),
+        (),
+        {"https://example.org": ("https://example.org",), "*": ("*",)},
+    ),
+    Case(("--request-timeout",), 30.0, SECONDS, NO_SECONDS),
     Case(("--drain-timeout",), 30.0, SECONDS, NO_SECONDS),
     Case(
         ("--log-level",),
@@ -316,7 +336,7 @@ def test_help_mentions_every_flag_with_its_default(help_text: str) -> None:
     for case in CASES:
         for flag in case.flags:
             assert f" {flag} " in words or f" {flag}," in words
-        if case.default is not None and case.name != "model":
+        if case.default not in (None, ()):
             assert f"(default: {case.default})" in words
     for flag in ("-f", "--float16", "--plan", "--version", "-h", "--help"):
         assert f" {flag} " in words or f" {flag}," in words

@@ -29,7 +29,7 @@ from workers.engine import Feed, Interrupted
 from workers.engines.llama_cpp_embedding import PART, Embedder, embedding_size
 from workers.engines.llama_cpp_sampling import SamplerChain, build_chain
 from workers.engines.llama_cpp_vocab import Vocabulary, metadata
-from workers.gguf_header import read_gguf_header
+from workers.gguf_header import KV_ELEMENT_BYTES, read_gguf_header
 from workers.memory import available_memory
 from workers.model_card import gguf_card
 
@@ -47,12 +47,8 @@ MOST_SLOTS = 16
 MOST_CELLS = 2**31 - 1
 PADDING = 256
 """llama.cpp rounds the context of a sequence up to so many tokens."""
-KV_TYPES: dict[KvType, tuple[int, float]] = {
-    "f16": (1, 2),
-    "f32": (0, 4),
-    "q8_0": (8, 34 / 32),
-}
-"""ggml's number of each type, and its bytes an element."""
+KV_TYPES: dict[KvType, int] = {"f16": 1, "f32": 0, "q8_0": 8}
+"""ggml's number of each type."""
 LOG_LEVELS = {3: logging.WARNING, 4: logging.WARNING}
 """ggml's warnings and errors; all else it says is for debugging."""
 ERROR_LEVEL = 4
@@ -142,7 +138,7 @@ def kv_bytes_per_token(model: Any, settings: ModelSettings) -> float:
 
     Where it does not, as when layers differ, as if each were as wide as the model: the most.
     """
-    element: float = KV_TYPES[settings.kv_type][1]
+    element = KV_ELEMENT_BYTES[settings.kv_type]
     said = read_gguf_header(Path(str(settings.path))).kv_bytes_per_token(element)
     widest: float = 2 * lib.llama_model_n_layer(model) * lib.llama_model_n_embd(model) * element
     return widest if said is None else said
@@ -181,7 +177,7 @@ def context_params(model: Any, settings: ModelSettings, slots: int, threads: int
     params.n_seq_max = slots
     params.n_outputs_max = slots
     params.n_threads = params.n_threads_batch = threads
-    params.type_k = params.type_v = KV_TYPES[settings.kv_type][0]
+    params.type_k = params.type_v = KV_TYPES[settings.kv_type]
     # On CPUs it is slower for all but large chunks of deep prompts; quantized values need it.
     params.flash_attn_type = (
         lib.LLAMA_FLASH_ATTN_TYPE_ENABLED

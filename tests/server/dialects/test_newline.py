@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -14,20 +14,21 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from server.dialects import DIALECTS
-from server.dialects.base import Call
+from server.dialects.base import Generation, Renderer
 from server.dialects.newline import (
     DIALECT,
     NDJSON,
     NdjsonRenderer,
     PlainTextRenderer,
     escape,
-    parse,
+    parse_stream,
     renderer_for,
 )
 from server.errors import error_body
 from shared.errors import EngineFailed, InvalidRequest, QueueFull
 from shared.messages import Candidate, Finished, Logprobs, Timings, Token, Usage
 from shared.sampling import SamplingParams
+from support import served
 
 DEFAULTS = SamplingParams()
 UNESCAPED = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
@@ -59,12 +60,26 @@ def lines_of(body: bytes) -> list[str]:
     return lines
 
 
-def call(fields: Mapping[str, Any], defaults: SamplingParams = DEFAULTS, accept: str = "") -> Call:
+class Made(NamedTuple):
+    """What became of a body."""
+
+    prompt: str
+    sampling: SamplingParams
+    cache: int
+    renderer: Renderer
+    model: str | None
+
+
+def call(fields: Mapping[str, Any], defaults: SamplingParams = DEFAULTS, accept: str = "") -> Made:
     headers = Headers({"accept": accept} if accept else {})
-    return parse(json.dumps(fields).encode(), headers, defaults)
+    made = parse_stream(json.dumps(fields).encode(), headers)
+    answer = made.answer(served(defaults))
+    (task,) = answer.tasks
+    assert isinstance(task, Generation)
+    return Made(task.prompt.text, task.sampling, task.cache, answer.renderer, made.model)
 
 
-def call_or_error(fields: Mapping[str, Any]) -> Call | InvalidRequest:
+def call_or_error(fields: Mapping[str, Any]) -> Made | InvalidRequest:
     try:
         return call(fields)
     except InvalidRequest as error:
@@ -75,7 +90,7 @@ def refusal(body: bytes | Mapping[str, Any]) -> str:
     """The sentence with which the body is refused."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     with pytest.raises(InvalidRequest) as caught:
-        parse(data, Headers({}), DEFAULTS)
+        parse_stream(data, Headers({}))
     return caught.value.message
 
 
@@ -111,7 +126,7 @@ def test_only_what_would_break_a_line_is_escaped(text: str, line: str) -> None:
 
 @given(TOKENS)
 def test_plain_text_has_a_line_for_every_token_also_for_an_empty_one(tokens: list[Token]) -> None:
-    lines = lines_of(PlainTextRenderer().tokens(tokens))
+    lines = lines_of(PlainTextRenderer().tokens(0, tokens))
 
     assert [unescape(line) for line in lines] == [token.text for token in tokens]
 
@@ -120,7 +135,7 @@ def test_plain_text_says_nothing_at_the_end_and_can_only_be_cut() -> None:
     renderer = PlainTextRenderer()
 
     assert renderer.media_type == "text/plain; charset=utf-8"
-    assert renderer.finished(finished(), 0.0) == b""
+    assert renderer.finished(0, finished(), 0.0) == b""
     assert renderer.failed(EngineFailed("no")) is None
 
 
@@ -133,7 +148,7 @@ def finished(reason: Any = "stop") -> Finished:
 
 @given(TOKENS)
 def test_ndjson_has_an_object_a_line_for_every_token(tokens: list[Token]) -> None:
-    lines = lines_of(NdjsonRenderer().tokens(tokens))
+    lines = lines_of(NdjsonRenderer().tokens(0, tokens))
 
     assert [json.loads(line) for line in lines] == [
         {"token": token.text, "index": token.position, "id": token.id} for token in tokens
@@ -141,7 +156,7 @@ def test_ndjson_has_an_object_a_line_for_every_token(tokens: list[Token]) -> Non
 
 
 def test_a_token_looks_as_documented() -> None:
-    body = NdjsonRenderer().tokens([Token(9, 2501, 1, " upon"), Token(9, 5, 2, "é\n")])
+    body = NdjsonRenderer().tokens(0, [Token(9, 2501, 1, " upon"), Token(9, 5, 2, "é\n")])
 
     assert body.decode() == (
         '{"token":" upon","index":1,"id":2501}\n{"token":"é\\n","index":2,"id":5}\n'
@@ -150,7 +165,7 @@ def test_a_token_looks_as_documented() -> None:
 
 def test_a_token_with_log_probabilities_shows_them() -> None:
     top = (Candidate(7, b" a", -0.5), Candidate(8, b"\xc3", -math.inf))
-    body = NdjsonRenderer().tokens([Token(9, 7, 0, " a", Logprobs(-0.5, top))])
+    body = NdjsonRenderer().tokens(0, [Token(9, 7, 0, " a", Logprobs(-0.5, top))])
     assert json.loads(body) == {
         "token": " a",
         "index": 0,
@@ -172,7 +187,7 @@ def test_whatever_the_log_probabilities_the_line_is_json_and_has_every_candidate
 ) -> None:
     token = Token(9, 7, 0, " a", Logprobs(logprob, tuple(top)))
 
-    (line,) = lines_of(NdjsonRenderer().tokens([token]))
+    (line,) = lines_of(NdjsonRenderer().tokens(0, [token]))
 
     made = json.loads(line, parse_constant=pytest.fail)  # Infinity and NaN are no JSON
     assert made["logprob"] == (logprob if math.isfinite(logprob) else None)
@@ -189,7 +204,7 @@ def test_plain_text_cannot_show_log_probabilities_and_says_so() -> None:
 
 @pytest.mark.parametrize("reason", ["stop", "length", "cancelled"])
 def test_the_last_line_says_how_it_ended_and_what_it_took(reason: str) -> None:
-    (line,) = lines_of(NdjsonRenderer().finished(finished(reason), 0.0125))
+    (line,) = lines_of(NdjsonRenderer().finished(0, finished(reason), 0.0125))
 
     assert json.loads(line) == {
         "done": True,
@@ -314,7 +329,7 @@ def test_the_prompt_arrives_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["max_tokens", "model", "temp ", "mirostat_mu", "\ud800"], ids=ascii
+    "name", ["max_tokens", "models", "temp ", "mirostat_mu", "\ud800"], ids=ascii
 )
 def test_an_unknown_field_is_refused_by_its_name(name: str) -> None:
     assert refusal({"prompt": "x", name: 1}) == f"unknown field: {name!r}"
@@ -387,8 +402,8 @@ def test_whatever_the_fields_it_is_a_call_or_an_error_that_can_be_sent(
 ) -> None:
     result = call_or_error(fields)
 
-    if isinstance(result, Call):
-        assert result.prompt.encode().decode() == fields["prompt"]
+    if isinstance(result, Made):
+        assert result.prompt == fields["prompt"]
     else:
         assert json.loads(error_body(result)) == {
             "error": {"code": "invalid_request", "message": result.message}
@@ -397,4 +412,4 @@ def test_whatever_the_fields_it_is_a_call_or_an_error_that_can_be_sent(
 
 def test_the_dialect_is_served_at_its_path() -> None:
     assert DIALECT in DIALECTS
-    assert DIALECT.paths == {"/stream": parse}
+    assert DIALECT.paths["/stream"] is parse_stream

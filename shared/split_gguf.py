@@ -1,0 +1,30 @@
+"""The names of a GGUF that is split over several files: NAME-00001-of-00003.gguf and so on."""
+
+from __future__ import annotations
+
+import re
+
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """The files, or paths, that belong to the model of this one; the first is the one to load.
+
+    Only this one, if its name is none of a part.
+    """
+    match = _match(name)
+    if match is None:
+        return (name,)
+    count = int(match[3])
+    return tuple(f"{match[1]}-{part:05}-of-{count:05}.gguf" for part in range(1, count + 1))
+
+
+def whole_name(name: str) -> str:
+    """What the file would be called if it were not split."""
+    match = _match(name)
+    return name if match is None else f"{match[1]}.gguf"
+
+
+def _match(name: str) -> re.Match[str] | None:
+    match = _PART.fullmatch(name)
+    return match if match and 1 <= int(match[2]) <= int(match[3]) else None
