@@ -30,6 +30,8 @@ TIMEOUT = "timeout"
 """Nothing came for too long."""
 WRONG = "wrong content"
 """What came is not what the format says, or not in order, or not as much as was asked for."""
+OTHER_FORMAT = "other format"
+"""The answer is not HTTP, or of another type: this server speaks something else."""
 
 
 def status_kind(status: int) -> str:

@@ -201,15 +201,14 @@ class Texts(Lines):
         """The server's count, against the events that came."""
         if self.finish_reason is None:
             raise wrong("no finish reason came")
-        counted = self.usage and self.usage.completion
-        if counted is not None:
+        counted, asked = self.tokens, self.expected.tokens
+        if self.usage is not None and self.usage.completion is not None:
+            counted = self.usage.completion
             self._check_events(counted)
-            if self.finish_reason == "length" and counted < self.expected.tokens:
-                raise wrong(f"usage says {counted} tokens instead of {self.expected.tokens}")
-        if max(counted or 0, self.tokens) > self.expected.tokens:
-            raise wrong(
-                f"{max(counted or 0, self.tokens)} tokens instead of {self.expected.tokens}"
-            )
+            if self.finish_reason == "length" and counted < asked:
+                raise wrong(f"usage says {counted} tokens instead of {asked}")
+        if counted > asked:
+            raise wrong(f"{counted} tokens instead of {asked}")
 
     def _check_events(self, counted: int) -> None:
         """`counted`: tokens by the server's usage."""

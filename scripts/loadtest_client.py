@@ -18,11 +18,11 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 import httptools
 
-from bench_errors import CONNECTION, CUT, TIMEOUT, WRONG, StreamFailure, status_kind
+from bench_errors import CONNECTION, CUT, OTHER_FORMAT, TIMEOUT, StreamFailure, status_kind
 from loadtest_bodies import Body, Events, Expected, Usage
 from loadtest_dialects import LoadDialect
 from loadtest_plan import Ask
@@ -130,14 +130,13 @@ class Exchange(asyncio.Protocol):
         self._has_length = False
         self._has_head = False
         self._is_complete = False
-        self._transport: asyncio.Transport
+        self._transport: asyncio.Transport | None = None
 
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(self._target.request(self._ask))
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._transport.write(self._target.request(self._ask))
         if self._ask.leaves_after == 0:
             self._end(State.LEFT)
 
@@ -152,7 +151,7 @@ class Exchange(asyncio.Protocol):
             if self._is_complete:
                 self._finish()
         except httptools.HttpParserError as error:
-            self.fail(StreamFailure(WRONG, f"the answer is not HTTP: {error}"))
+            self.fail(StreamFailure(OTHER_FORMAT, f"the answer is not HTTP: {error}"))
         except StreamFailure as failure:
             self.fail(failure)
 
@@ -204,7 +203,7 @@ class Exchange(asyncio.Protocol):
             self._error = (self._error + data)[:LONGEST_ERROR]
             return
         if self._media_type != self._target.dialect.media_type:
-            raise StreamFailure(WRONG, self._other_type())
+            raise StreamFailure(OTHER_FORMAT, self._other_type())
         body, arrivals = self._body, self._record.arrivals
         body.feed(data)
         new = body.tokens - len(arrivals)
@@ -222,7 +221,7 @@ class Exchange(asyncio.Protocol):
             text = self._error.decode(errors="replace").strip()
             raise StreamFailure(status_kind(status), text or "without a reason")
         if self._media_type != self._target.dialect.media_type:
-            raise StreamFailure(WRONG, self._other_type())
+            raise StreamFailure(OTHER_FORMAT, self._other_type())
         self._body.end()
         self._end(State.WHOLE)
 
@@ -231,7 +230,8 @@ class Exchange(asyncio.Protocol):
         self._record.ended = time.monotonic()
         self._record.usage = self._body.usage
         self.over.set_result(None)
-        self._transport.abort() if state is State.FAILED else self._transport.close()
+        if self._transport is not None:
+            self._transport.abort() if state is State.FAILED else self._transport.close()
 
     def _other_type(self) -> str:
         expected = self._target.dialect.media_type
@@ -268,7 +268,7 @@ class Client:
             found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise BadTarget(f"{self._host} is not known: {error.strerror}") from None
-        self._address = found[0][4][0]
+        self._address = str(found[0][4][0])
         self._sweeper = asyncio.create_task(self._sweep())
         return self
 

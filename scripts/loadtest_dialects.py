@@ -11,7 +11,6 @@ from loadtest_bodies import (
     Chat,
     Chatted,
     Completion,
-    Expected,
     Generated,
     PlainLines,
     RawText,
@@ -32,7 +31,7 @@ class LoadDialect:
     media_type: str
     """Asked for, and expected."""
     fields: Callable[[Ask], dict[str, Any]]
-    body: Callable[[Expected], Body]
+    body: type[Body]
     takes_messages: bool = False
     endless: Mapping[str, Any] = field(default_factory=dict)
     """Fields that keep the model from ending an answer early; empty: it has none."""

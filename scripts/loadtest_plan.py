@@ -59,7 +59,7 @@ class Ask:
 
 
 class Lengths(Protocol):
-    """A distribution of lengths, each 1 or more."""
+    """A distribution of lengths, each 1 or more; its text is for reports."""
 
     def draw(self, chance: random.Random) -> int:
         """One of them."""
@@ -70,6 +70,9 @@ class Fixed:
     """Always the same."""
 
     length: int
+
+    def __str__(self) -> str:
+        return str(self.length)
 
     def draw(self, chance: random.Random) -> int:
         return self.length
@@ -82,6 +85,9 @@ class Uniform:
     low: int
     high: int
 
+    def __str__(self) -> str:
+        return f"{self.low} to {self.high}"
+
     def draw(self, chance: random.Random) -> int:
         return chance.randint(self.low, self.high)
 
@@ -93,6 +99,10 @@ class Lognormal:
     median: float
     sigma: float
     most: int = LONGEST
+
+    def __str__(self) -> str:
+        most = f", at most {self.most}" if self.most < LONGEST else ""
+        return f"about {self.median:g} (lognormal, sigma {self.sigma:g}{most})"
 
     def draw(self, chance: random.Random) -> int:
         length = math.exp(math.log(self.median) + self.sigma * chance.gauss())
@@ -252,7 +262,7 @@ def arrivals(rate: float, ramp_s: float, seed: str) -> Iterator[float]:
     chance = random.Random(f"{seed} arrivals")
     expected = 0.0  # requests until then
     for _ in itertools.count():
-        expected += chance.expovariate()
+        expected += chance.expovariate(1.0)
         in_ramp = rate * ramp_s / 2
         if expected < in_ramp:
             yield math.sqrt(2 * ramp_s * expected / rate)

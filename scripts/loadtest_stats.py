@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-PERCENTS = (50, 90, 95, 99)
-
 
 def percentile(values: Sequence[float], percent: int) -> float:
     """The least of the values that at least so many per cent of them do not exceed.
@@ -53,8 +51,9 @@ def rate_spread(values: Iterable[float]) -> Spread | None:
 def _spread(ordered: Sequence[float]) -> Spread | None:
     if not ordered:
         return None
-    ranks = [_nearest_rank(ordered, percent) for percent in PERCENTS]
-    return Spread(len(ordered), math.fsum(ordered) / len(ordered), *ranks, worst=ordered[-1])
+    p50, p90, p95, p99 = (_nearest_rank(ordered, percent) for percent in (50, 90, 95, 99))
+    mean = math.fsum(ordered) / len(ordered)
+    return Spread(len(ordered), mean, p50, p90, p95, p99, ordered[-1])
 
 
 def jain(values: Sequence[float]) -> float | None:

@@ -1,0 +1,5 @@
+from loadtest_report import Report
+
+
+def report_html(report: Report) -> str:
+    return ""
