@@ -125,7 +125,7 @@ async def measure(job: Job) -> int:
     """All loads on all servers; print and write what came of them. Raises BadTarget, OSError."""
     report = Report(
         title=job.title,
-        began=datetime.now(UTC).isoformat(timespec="seconds"),
+        began=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         servers=job.names,
         settings=job.settings,
         machine=describe_machine(read_machine()),

@@ -13,6 +13,8 @@ from loadtest_stats import Spread
 from loadtest_summary import Ratio, Summary
 
 MS = 1000.0
+SEEN = 0.001
+"""A smaller share is not worth a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Report:
 
     title: str
     began: str
-    """When, ISO 8601."""
+    """When, in UTC."""
     servers: Sequence[str]
     """A name for each: its address and dialect."""
     settings: Mapping[str, str]
@@ -149,7 +151,7 @@ def notes(summary: Summary, unit: str) -> list[str]:
     if summary.prompt_tokens:
         share = summary.cached_tokens / summary.prompt_tokens
         found.append(f"{summary.prompt_tokens:,} prompt tokens, {share:.0%} of them cached")
-    if summary.bunched:
+    if summary.bunched and summary.bunched > SEEN:
         found.append(f"{summary.bunched:.1%} of the {unit} came together with the one before")
     if summary.unshown:
         found.append(f"{summary.unshown:,} tokens of the server's count had no event of their own")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -74,17 +75,23 @@ class Bin:
     count: int
 
 
-def log_histogram(values: Iterable[float], per_decade: int = 10) -> list[Bin]:
-    """Bins of equal width on a logarithmic scale, without gaps. Zeros are left out."""
-    counts: dict[int, int] = {}
-    for value in values:
-        if value > 0:
-            step = math.floor(math.log10(value) * per_decade)
-            counts[step] = counts.get(step, 0) + 1
-    if not counts:
+MOST_BINS = 30
+PER_DECADE = (100, 50, 20, 10, 5)
+
+
+def log_histogram(values: Iterable[float]) -> list[Bin]:
+    """Bins of equal width on a logarithmic scale, without gaps. Zeros are left out.
+
+    They are as narrow as lets up to 30 of them be between the first percentile and the 99th.
+    """
+    logs = sorted(math.log10(value) for value in values if value > 0)
+    if not logs:
         return []
+    span = _nearest_rank(logs, 99) - _nearest_rank(logs, 1)
+    per_decade = next((n for n in PER_DECADE if span * n <= MOST_BINS), PER_DECADE[-1])
+    counts = Counter(math.floor(value * per_decade) for value in logs)
     return [
-        Bin(10 ** (step / per_decade), 10 ** ((step + 1) / per_decade), counts.get(step, 0))
+        Bin(10 ** (step / per_decade), 10 ** ((step + 1) / per_decade), counts[step])
         for step in range(min(counts), max(counts) + 1)
     ]
 

@@ -81,6 +81,7 @@ class Generator:
 class Summary:
     """Of all rounds of a load on a server. Times in seconds."""
 
+    rounds: int
     requests: int
     """That began while it counted."""
     whole: int
@@ -114,6 +115,7 @@ class Summary:
     stream_rates: Sequence[float]
     itl_bins: Sequence[Bin]
     ttft_bins: Sequence[Bin]
+    e2e_bins: Sequence[Bin]
     timeline: Timeline
     """Of the first round."""
     generator: Generator
@@ -148,9 +150,11 @@ def summarize(runs: Sequence[Run]) -> Summary:
     whole = [record for record in records if record.state is State.WHOLE]
     gaps = [gap for record in good for gap in _gaps(record)]
     ttfts = [record.arrivals[0] - record.begun for record in good if record.arrivals]
+    ends = [record.ended - record.begun for record in whole]
     rates = list(_stream_rates(runs))
     usages = [record.usage for record in whole if record.usage is not None]
     return Summary(
+        rounds=len(runs),
         requests=len(records),
         whole=states[State.WHOLE],
         left=states[State.LEFT],
@@ -165,13 +169,14 @@ def summarize(runs: Sequence[Run]) -> Summary:
         bunched=sum(gap == 0 for gap in gaps) / len(gaps) if gaps else None,
         ttft=latency_spread(ttfts),
         itl=latency_spread(gaps),
-        e2e=latency_spread(record.ended - record.begun for record in whole),
+        e2e=latency_spread(ends),
         stream_rate=rate_spread(rates),
         second_rate=rate_spread(itertools.chain.from_iterable(map(_seconds, runs))),
         fairness=jain(rates),
         stream_rates=sorted(rates, reverse=True),
         itl_bins=log_histogram(gaps),
         ttft_bins=log_histogram(ttfts),
+        e2e_bins=log_histogram(ends),
         timeline=_timeline(runs[0]),
         generator=_generator(runs),
         is_complete=all(run.is_complete for run in runs),
@@ -254,6 +259,11 @@ class Ratio:
     values: Sequence[float]
 
 
+def _of(spread: Spread | None, name: str) -> float:
+    """0 where there is none."""
+    return 0.0 if spread is None else float(getattr(spread, name))
+
+
 def compare(first: Sequence[Run], second: Sequence[Run]) -> list[Ratio]:
     """Round by round; what a server did not have in all rounds is left out."""
     pairs = [(summarize([a]), summarize([b])) for a, b in zip(first, second, strict=False)]
@@ -266,12 +276,12 @@ def compare(first: Sequence[Run], second: Sequence[Run]) -> list[Ratio]:
     return found
 
 
-QUANTITIES: Sequence[tuple[str, bool, Callable[[Summary], float | None]]] = (
-    ("tokens/s", True, lambda one: one.token_rate),
-    ("TTFT p50", False, lambda one: one.ttft and one.ttft.p50),
-    ("TTFT p99", False, lambda one: one.ttft and one.ttft.p99),
-    ("ITL mean", False, lambda one: one.itl and one.itl.mean),
-    ("ITL p99", False, lambda one: one.itl and one.itl.p99),
-    ("end to end p50", False, lambda one: one.e2e and one.e2e.p50),
-    ("end to end p99", False, lambda one: one.e2e and one.e2e.p99),
+QUANTITIES: Sequence[tuple[str, bool, Callable[[Summary], float]]] = (
+    ("tokens/s", True, lambda summary: summary.token_rate),
+    ("TTFT p50", False, lambda summary: _of(summary.ttft, "p50")),
+    ("TTFT p99", False, lambda summary: _of(summary.ttft, "p99")),
+    ("ITL mean", False, lambda summary: _of(summary.itl, "mean")),
+    ("ITL p99", False, lambda summary: _of(summary.itl, "p99")),
+    ("end to end p50", False, lambda summary: _of(summary.e2e, "p50")),
+    ("end to end p99", False, lambda summary: _of(summary.e2e, "p99")),
 )
