@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -80,6 +81,8 @@ HINTS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     job = parse_arguments(__doc__, arguments)
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a connection is one
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             return runner.run(measure(job))

@@ -125,7 +125,7 @@ class RawText(Body):
     unit = "pieces"
 
     def feed(self, data: bytes) -> None:
-        self.tokens += 1
+        self.tokens += bool(data)
 
     def end(self) -> None:
         if not self.tokens:

@@ -117,9 +117,10 @@ def _sweep(report: Report) -> str:
     points = report.points
     axis = at_values(_load_name(points[0]), [point.shape.amount for point in points])
     charts = [
-        _figure(f"{name}, ms", _against_load(report, axis, name, of), "") for name, of in LATENCIES
+        _figure(_sentence(name), _against_load(report, axis, name, of), "")
+        for name, of in LATENCIES
     ]
-    charts.append(_figure(f"{report.unit}/s", _rate_against_load(report, axis), ""))
+    charts.append(_figure(_sentence(f"{report.unit}/s"), _rate_against_load(report, axis), ""))
     keys = "".join(
         f'<span><svg viewBox="0 0 28 8"><line class="line {name}" x1="0" x2="28" y1="4" y2="4"/>'
         f"</svg>{name}</span>"
@@ -214,10 +215,10 @@ def _summary(report: Report, summary: Summary) -> str:
     unit = report.unit
     tiles = [
         _tile(number(summary.token_rate), f"{unit}/s together"),
-        *(_tile(f"{cells(of(summary), MS)[0]} ms", f"{name}, median") for name, of in LATENCIES),
+        *(_tile(f"{cells(of(summary), MS)[0]} ms", f"{name}, p50") for name, of in LATENCIES),
         _tile(
             "–" if summary.fairness is None else f"{summary.fairness:.3f}",
-            "fairness (Jain’s index)",
+            "fairness (Jain)",
         ),
         _tile(f"{summary.failed:,}", "failed", "bad" if summary.failed else ""),
     ]
@@ -231,8 +232,8 @@ def _summary(report: Report, summary: Summary) -> str:
     failures = "".join(f'<p class="bad">{html.escape(line)}</p>' for line in failure_lines(summary))
     return (
         f'<div class="tiles">{"".join(tiles)}</div>{failures}'
-        f"{_table(['latency', *columns, 'max'], latencies)}"
-        f"{_table(['rate, reached by p % of them', *columns, 'min'], rates)}"
+        f"{_table(['latency', *columns, 'max'], latencies, 'spreads')}"
+        f"{_table(['rate, reached by p % of them', *columns, 'min'], rates, 'spreads')}"
         f'<p class="dim">{html.escape(". ".join(map(_sentence, remarks)))}.</p>'
     )
 
@@ -269,7 +270,7 @@ def _charts(report: Report, point: Point) -> str:
     first = " Of the first round." if summaries and summaries[0].rounds > 1 else ""
     charts = [
         _figure(
-            f"{unit}/s over time",
+            _sentence(f"{unit}/s over time"),
             _timeline(report, point),
             f"Shaded: the time that counts.{first}",
             is_wide=True,
@@ -402,8 +403,8 @@ def _figure(title: str, picture: str, caption: str, *, is_wide: bool = False) ->
     return f"<figure{wide}><h3>{html.escape(title)}</h3>{picture}{below}</figure>"
 
 
-def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(names: Sequence[str], rows: Iterable[Sequence[str]], style: str = "loads") -> str:
     """Cells are HTML."""
     head = "".join(f"<th>{name}</th>" for name in names)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="table"><table><tr>{head}</tr>{body}</table></div>'
+    return f'<div class="table"><table class="{style}"><tr>{head}</tr>{body}</table></div>'

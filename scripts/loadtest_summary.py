@@ -69,8 +69,8 @@ class Generator:
             reasons.append(f"it took {self.cpu_share:.0%} of a core (limit: {BUSY:.0%})")
         if self.lag_p99_s > LATE_S:
             reasons.append(
-                f"its event loop was {self.lag_p99_s * 1000:.0f} ms late or more in a hundredth of"
-                f" the time (limit: {LATE_S * 1000:.0f} ms)"
+                f"in a hundredth of the time its event loop was {self.lag_p99_s * 1000:.0f} ms late"
+                f" or more (limit: {LATE_S * 1000:.0f} ms), by its own work or that of others"
             )
         if not reasons:
             return None

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-LEFT, RIGHT, TOP, BOTTOM = 54.0, 14.0, 12.0, 44.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 12.0, 44.0
 """Room around the frame."""
 STEPS = (1, 2, 2.5, 5, 10)
 LOG_STEPS = ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,))
