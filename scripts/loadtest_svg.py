@@ -110,6 +110,7 @@ class Chart:
         self._width = width
         self._height = height
         self._marks: list[str] = []
+        self._notes: list[str] = []  # over all marks
 
     def line(self, points: Iterable[Point], style: str, tips: Sequence[str] = ()) -> None:
         """Through the points; with a dot and what it says at each, if there are tips."""
@@ -156,8 +157,11 @@ class Chart:
         anchor, offset = ("end", -4) if is_right else ("start", 4)
         self._marks.append(
             f'<line class="rule {style}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP:g}"'
-            f' y2="{self._at_y(self._y.low):.1f}"/><text class="note {style}" x="{x + offset:.1f}"'
-            f' y="{TOP + 11 + 14 * row:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+            f' y2="{self._at_y(self._y.low):.1f}"/>'
+        )
+        self._notes.append(
+            f'<text class="note {style}" x="{x + offset:.1f}" y="{TOP + 11 + 14 * row:.1f}"'
+            f' text-anchor="{anchor}">{html.escape(text)}</text>'
         )
 
     def svg(self) -> str:
@@ -165,7 +169,7 @@ class Chart:
         size = f"0 0 {self._width:g} {self._height:g}"
         return (
             f'<svg viewBox="{size}" role="img" aria-label="{html.escape(self._name)}">'
-            f"{self._grid()}{''.join(self._marks)}</svg>"
+            f"{self._grid()}{''.join(self._marks + self._notes)}</svg>"
         )
 
     def _grid(self) -> str:
