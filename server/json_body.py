@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any, NoReturn
 
 from shared.errors import InvalidRequest
-from shared.validation import text
+from shared.validation import number, text
 
 MAX_NUMBER_LENGTH = 400
 """Characters; the longest float64 in full has 325 digits."""
@@ -45,11 +45,17 @@ def model_name(fields: dict[str, Any]) -> str | None:
     return None if name is None else text("model", name)
 
 
+def timeout(fields: dict[str, Any]) -> float | None:
+    """Take the field `timeout_s` out: seconds, or nothing. Raises InvalidRequest."""
+    value = fields.pop("timeout_s", None)
+    return None if value is None else number("timeout_s", value, above=0, high=86_400)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise InvalidRequest(f"the field {twice!r:.80} is there twice")
+        raise InvalidRequest(f"the field {twice!r:.80} is there twice", field=twice)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,8 @@ from shared.messages import ModelCard
 from shared.sampling import SamplingParams
 from workers.catalog import Catalog, ModelStatus
 from workers.pool import WorkerPool
+
+logger = logging.getLogger("tokenflume")
 
 
 class Models:
@@ -50,12 +53,27 @@ class Models:
             if info is None:
                 raise NotReady(pool.why_not_ready() or "no worker is ready yet")
             served = ServedModel(
-                spec.name, info, self._defaults, self.chat_of(info.card), self._system
+                spec.name, info, self._defaults, self._chat_of(spec.name, info.card), self._system
             )
             yield served, pool
 
-    def chat_of(self, card: ModelCard) -> ChatFormat:
+    async def introduce(self) -> None:
+        """Say how the models chat that are loaded at start, as soon as they are."""
+        for spec, pool in self._catalog.loaded():
+            await pool.until_ready()
+            if pool.model is not None:
+                self._chat_of(spec.name, pool.model.card)
+
+    def _chat_of(self, name: str, card: ModelCard) -> ChatFormat:
         """The model's chat format, made once."""
-        if card not in self._formats:
-            self._formats[card] = chat_format(card, self._template)
-        return self._formats[card]
+        chat = self._formats.get(card)
+        if chat is None:
+            chat = self._formats[card] = chat_format(card, self._template)
+            if chat.is_guess:
+                logger.warning(
+                    "%s has no chat template: its chats are plain text (%s); --chat-template"
+                    " chooses another", name, chat.name,
+                )  # fmt: skip
+            else:
+                logger.info("%s chats by %s", name, chat.name)
+        return chat

@@ -255,6 +255,35 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(("--host",), "ADDRESS", "address to listen on", "127.0.0.1", str, "server"),
     Option(
+        ("--api-key-file",),
+        "FILE",
+        "names and keys, a pair a line; with it every request needs a key, but for /health and the"
+        " page itself. Read again on SIGHUP",
+        None,
+        Path,
+        "server",
+    ),
+    Option(
+        ("--insecure",),
+        "on|off",
+        "listen beyond this machine without keys",
+        "off",
+        str,
+        "server",
+        ("on", "off"),
+        bare="on",
+    ),
+    Option(
+        ("--allowed-host",),
+        "NAME",
+        "a name that requests may be sent to, besides localhost and addresses, or *; may be given"
+        " several times (default: none)",
+        (),
+        str,
+        "server",
+        repeats=True,
+    ),
+    Option(
         ("-P", "--port"),
         "N",
         "port to listen on; 0: any free one",
@@ -271,6 +300,14 @@ OPTIONS: tuple[Option, ...] = (
         "server",
     ),
     Option(
+        ("--queue-tokens",),
+        "N",
+        "tokens that the prompts of waiting requests may have together, about; more get a 429",
+        262_144,
+        _integer("--queue-tokens", 0),
+        "server",
+    ),
+    Option(
         ("--cors-origin",),
         "ORIGIN",
         "an origin whose pages may use this server, such as https://example.org, or *; may be given"
@@ -279,6 +316,14 @@ OPTIONS: tuple[Option, ...] = (
         str,
         "server",
         repeats=True,
+    ),
+    Option(
+        ("--request-timeout",),
+        "S",
+        "seconds in which a request must arrive whole",
+        30.0,
+        _seconds("--request-timeout"),
+        "server",
     ),
     Option(
         ("--drain-timeout",),

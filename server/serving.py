@@ -9,15 +9,16 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import uvicorn
 
 from server.app import create_app
+from server.front import Front
+from server.http_protocol import StrictProtocol
 from server.models import Models
-from server.system_prompts import SystemPrompts
 from shared.errors import ConfigurationError
-from shared.settings import Settings
 from workers.catalog import Catalog
 
 EXIT_FORCED = 5
@@ -42,14 +43,12 @@ class CutStreamFilter(logging.Filter):
         return record.msg != "ASGI callable returned without completing response."
 
 
-def serve_until_stopped(
-    settings: Settings, catalog: Catalog, system: SystemPrompts, listener: socket.socket
-) -> None:
+def serve_until_stopped(front: Front, listener: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises ConfigurationError when no model loads."""
     config = uvicorn.Config(
         app="",
         loop="uvloop",
-        http="httptools",
+        http=partial(StrictProtocol, request_s=front.settings.request_timeout_s),  # type: ignore[arg-type]  # it is only called
         ws="none",
         lifespan="off",
         log_config=None,
@@ -61,18 +60,18 @@ def serve_until_stopped(
     logging.getLogger("uvicorn.error").addFilter(CutStreamFilter())
     loop_factory = config.get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        models = Models(catalog, settings.sampling, system, settings.chat.template)
-        runner.run(_serve(settings, models, config, listener))
+        runner.run(_serve(front, config, listener))
 
 
-async def _serve(
-    settings: Settings, models: Models, config: uvicorn.Config, listener: socket.socket
-) -> None:
+async def _serve(front: Front, config: uvicorn.Config, listener: socket.socket) -> None:
+    settings = front.settings
+    models = Models(front.catalog, settings.sampling, front.system, settings.chat.template)
     async with models.catalog as catalog:
-        config.app = create_app(models, settings.cors_origins)
+        config.app = create_app(models, settings.access, front.keys)
         server = HttpServer(config)
         stopping = _stop_on_signals(catalog)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
+        introducing = asyncio.create_task(models.introduce())
         load_failure = asyncio.create_task(catalog.load_failure())
         address, port = listener.getsockname()[:2]
         logger.info(
@@ -83,6 +82,7 @@ async def _serve(
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             await catalog.drain(0 if load_failure.done() else settings.drain_timeout_s)
         finally:
+            introducing.cancel()
             server.should_exit = True
             await serving
             failure = _result_or_cancel(load_failure)

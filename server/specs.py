@@ -139,6 +139,7 @@ class SpecMaker:
         pool = PoolSettings(
             workers=workers,
             queue=self._options.queue,
+            queue_tokens=self._options.queue_tokens,
             load_timeout_s=self._options.load_timeout,
             progress_timeout_s=self._options.progress_timeout,
         )

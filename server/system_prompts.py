@@ -1,19 +1,77 @@
-"""System prompts by name."""
+"""System prompts that have names: a TOML file of texts, chosen by --system or by a request.
+
+general = "You are a helpful assistant."
+sql = '''
+You answer with one SQL query
+and nothing else.
+'''
+"""
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared.errors import ConfigurationError, InvalidRequest
+from shared.validation import text
+
+_NAME = re.compile(r"[\w.-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class SystemPrompts:
-    """Texts by name, and what holds where a request does not say."""
+    """The texts by their names, and the one for chats that bring none."""
 
     texts: Mapping[str, str] = field(default_factory=dict)
     default: str | None = None
+    """A text, not a name; None: such chats have no system prompt."""
 
     def resolve(self, system: str | None) -> str | None:
-        """The text of that name, else the text itself."""
-        chosen = self.default if system is None else system
-        return None if chosen is None else self.texts.get(chosen, chosen)
+        """The text that a request's `system` means: a name's, or itself; None: the default.
+
+        An empty text is no system prompt, so a request can do without the default.
+        """
+        if system is None:
+            return self.default
+        return self.texts.get(system, system) or None
+
+
+def system_prompts(file: Path | None, system: str | None) -> SystemPrompts:
+    """What --prompts FILE and --system NAME|TEXT say. Raises ConfigurationError.
+
+    With a file, a single word must be one of its names: a slip of the pen is no system prompt.
+    """
+    texts = {} if file is None else _read(file)
+    if file is not None and system is not None and _NAME.fullmatch(system) and system not in texts:
+        raise ConfigurationError(
+            f"--system: {file} has no prompt named {system!r}; it has {', '.join(texts) or 'none'}"
+        )
+    try:
+        default = text("--system", texts.get(system, system)) if system else None
+    except InvalidRequest as error:
+        raise ConfigurationError(error.message) from None
+    return SystemPrompts(texts, default)
+
+
+def _read(file: Path) -> dict[str, str]:
+    try:
+        table = tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"--prompts: {file} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise ConfigurationError(f"--prompts: {file} is no TOML: {error}") from None
+    return {name: _checked(file, name, value) for name, value in table.items()}
+
+
+def _checked(file: Path, name: str, value: object) -> str:
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"--prompts: {file}: the name {name!r:.80} must have 1 to 64 letters, digits, _, . or -"
+        )
+    try:
+        return text(f"--prompts: {file}: {name}", value).strip()
+    except InvalidRequest as error:
+        raise ConfigurationError(error.message) from None

@@ -24,12 +24,18 @@ class ServingError(Exception):
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
     """Seconds after which trying again makes sense; None: it makes none."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(
+        self, message: str, field: str | None = None, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
+        self.field = field
+        """The request's field that it is about; None: no single one, or not known."""
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
 
 class InvalidRequest(ServingError):
@@ -51,6 +57,27 @@ class Unsupported(ServingError):
 
     code = "unsupported"
     status = 400
+
+
+class ForeignHost(ServingError):
+    """400: the request is for a server of another name."""
+
+    code = "foreign_host"
+    status = 400
+
+
+class ForeignOrigin(ServingError):
+    """400: the page that asks is of an origin that may not."""
+
+    code = "foreign_origin"
+    status = 400
+
+
+class Unauthorized(ServingError):
+    """401: no API key, or one that is not known."""
+
+    code = "unauthorized"
+    status = 401
 
 
 class NotFound(ServingError):
@@ -94,6 +121,13 @@ class QueueFull(ServingError):
     code = "queue_full"
     status = 429
     retry_after_s = 1
+
+
+class DeadlineExceeded(ServingError):
+    """504, or a cut stream: the time that the client gave its request is over."""
+
+    code = "deadline_exceeded"
+    status = 504
 
 
 class EngineFailed(ServingError):

@@ -61,6 +61,7 @@ def pool_settings(
     *,
     workers: int = 1,
     queue: int = 8,
+    queue_tokens: int = 100_000,
     progress_timeout_s: float = 20.0,
     load_timeout_s: float = 20.0,
     restart: RestartPolicy = QUICK_RESTART,
@@ -68,7 +69,7 @@ def pool_settings(
     places = tuple(
         WorkerSettings(index, (), model or model_settings(), "warning") for index in range(workers)
     )
-    return PoolSettings(places, queue, load_timeout_s, progress_timeout_s, restart)
+    return PoolSettings(places, queue, queue_tokens, load_timeout_s, progress_timeout_s, restart)
 
 
 async def until(condition: Callable[[], bool], within_s: float = TIMEOUT_S) -> None:

@@ -44,6 +44,9 @@ class Catalog(Protocol):
     def statuses(self) -> list[ModelStatus]:
         """Of all models; the default one, if there is one, is the first."""
 
+    def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
+        """The models that are in memory, or on their way there."""
+
     def use(self, name: str | None) -> AbstractAsyncContextManager[tuple[ModelSpec, WorkerPool]]:
         """Within, the model's workers are there, which may first have to load it.
 
@@ -81,6 +84,9 @@ class LoadedModels:
 
     def statuses(self) -> list[ModelStatus]:
         return [status_of(spec, self._pools.get(spec.name)) for spec in self._specs.values()]
+
+    def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
+        return [(self._specs[name], pool) for name, pool in self._pools.items()]
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[tuple[ModelSpec, WorkerPool]]:
@@ -121,13 +127,14 @@ def find(name: str, specs: dict[str, ModelSpec]) -> ModelSpec:
     """Raises ModelNotFound, which lists those there are."""
     spec = specs.get(name)
     if spec is None:
-        raise ModelNotFound(f"there is no model {name!r:.100}; there are: {listed(specs)}")
+        sentence = f"there is no model {name!r:.100}; there are: {listed(specs)}"
+        raise ModelNotFound(sentence, field="model")
     return spec
 
 
 def name_is_missing(specs: dict[str, ModelSpec]) -> InvalidRequest:
     """The error of a request that names no model where there is no default."""
-    return InvalidRequest(f"model is missing; there are: {listed(specs)}")
+    return InvalidRequest(f"model is missing; there are: {listed(specs)}", field="model")
 
 
 def listed(specs: dict[str, ModelSpec]) -> str:

@@ -80,7 +80,8 @@ class WorkerHandle:
         """The share of the model that is loaded, in [0, 1]."""
         self._in_flight: dict[int, RequestStream] = {}
         self._questions: dict[int, asyncio.Future[Tokenized]] = {}
-        self._slots = 0
+        self.slots = 0
+        """Requests that it can run at a time; 0 before it is ready."""
         self._kill_reason = ""
         self._receiver = TokenReceiver(self._on_messages, self._on_queue_end)
         self._sender: RequestSender
@@ -123,7 +124,7 @@ class WorkerHandle:
 
     @property
     def has_free_slot(self) -> bool:
-        return self.is_ready and len(self._in_flight) < self._slots
+        return self.is_ready and len(self._in_flight) < self.slots
 
     def submit(self, stream: RequestStream) -> None:
         self._in_flight[stream.request.id] = stream
@@ -195,7 +196,7 @@ class WorkerHandle:
         if message.protocol != PROTOCOL:
             self.kill(f"speaks protocol {message.protocol}, not {PROTOCOL}")
             return
-        self._slots = message.info.slots
+        self.slots = message.info.slots
         self.ready.set_result(message)
         self._on_free_slot()
 

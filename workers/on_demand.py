@@ -65,6 +65,9 @@ class ModelsOnDemand:
         self._look()
         return [status_of(spec, self._pool_of(name)) for name, spec in self._specs.items()]
 
+    def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
+        return [(loaded.spec, loaded.pool) for loaded in self._loaded.values()]
+
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[tuple[ModelSpec, WorkerPool]]:
         spec = self._spec_of(name)

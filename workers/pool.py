@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import deque
 from pathlib import Path
 
 from shared.errors import ConfigurationError, NotReady, QueueFull, Unsupported
@@ -21,10 +20,12 @@ from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from shared.settings import PoolSettings
 from workers.handle import WorkerHandle
+from workers.pace import Pace
 from workers.prompt_files import SavedPromptInfo, delete_prompt, prompts_in
 from workers.routing import Router
 from workers.stream import RequestStream
 from workers.supervisor import Supervisor
+from workers.waiting import WaitingLine
 
 STOP_GRACE_S = 2.0
 """From asking a worker to end to killing it."""
@@ -37,7 +38,8 @@ class WorkerPool:
 
     def __init__(self, settings: PoolSettings) -> None:
         self._settings = settings
-        self._waiting: deque[RequestStream] = deque()
+        self._waiting = WaitingLine()
+        self._pace = Pace()
         self._at: dict[int, WorkerHandle] = {}  # request id to the worker that has it
         self._open: set[RequestStream] = set()
         self._none_open = asyncio.Event()
@@ -63,22 +65,25 @@ class WorkerPool:
         cache: int = 0,
         *,
         shows_control: bool = False,
+        client: str = "",
     ) -> RequestStream:
         """Take a request, or raise before anything is done: NotReady, Unsupported, QueueFull.
 
-        Whoever takes the stream's events calls `release` at the end, however it came.
+        `client`: who asks; those that wait are served in turn. Whoever takes the stream's events
+        calls `release` at the end, however it came.
         """
         model = self._model_or_why_not()
         if beyond := sampling.beyond(model.sampling):
             raise Unsupported(f"the {model.engine} engine cannot honour {', '.join(beyond)}")
-        return self._enqueue(Generate(next(self._ids), prompt, sampling, cache, shows_control))
+        request = Generate(next(self._ids), prompt, sampling, cache, shows_control)
+        return self._enqueue(request, client)
 
-    def embed(self, prompt: Prompt) -> RequestStream:
+    def embed(self, prompt: Prompt, client: str = "") -> RequestStream:
         """As `submit`, for the prompt's vector in the place of a continuation."""
         model = self._model_or_why_not()
         if not model.embedding:
             raise Unsupported(f"the {model.engine} engine makes no embeddings")
-        return self._enqueue(Embed(next(self._ids), prompt))
+        return self._enqueue(Embed(next(self._ids), prompt), client)
 
     async def tokenize(self, prompt: Prompt, *, is_start: bool) -> Tokenized:
         """The prompt's tokens and their bytes. Raises ServingError."""
@@ -93,30 +98,48 @@ class WorkerPool:
             raise NotReady(reason or "no worker is ready yet")
         return model
 
-    def _enqueue(self, request: Generate | Embed) -> RequestStream:
-        if len(self._waiting) >= self._settings.queue and self._least_loaded() is None:
-            raise QueueFull(
-                f"every slot is taken, and {len(self._waiting)} requests wait, as many as may"
-            )
-        stream = RequestStream(request)
+    def _enqueue(self, request: Generate | Embed, client: str) -> RequestStream:
+        self._refuse_too_many(request)
+        stream = RequestStream(request, client)
         self._open.add(stream)
         self._none_open.clear()
-        self._waiting.append(stream)
+        self._waiting.add(stream)
         self._dispatch()
         return stream
+
+    def _refuse_too_many(self, request: Generate | Embed) -> None:
+        """Raises QueueFull, with the time that those who wait will take."""
+        waiting, free = len(self._waiting), self._free()
+        tokens = self._pace.tokens(self._waiting.characters + len(request.prompt.key))
+        if free or (waiting < self._settings.queue and not waiting):
+            return
+        slots = sum(handle.slots for handle in self._ready_handles())
+        retry_after_s = self._pace.wait_s(waiting + 1, slots)
+        if waiting >= self._settings.queue:
+            raise QueueFull(
+                f"every slot is taken, and {waiting} requests wait, as many as may",
+                retry_after_s=retry_after_s,
+            )
+        if tokens > self._settings.queue_tokens:
+            raise QueueFull(
+                f"every slot is taken, and the prompts that wait would have about {tokens} tokens,"
+                f" more than {self._settings.queue_tokens}",
+                retry_after_s=retry_after_s,
+            )
 
     def release(self, stream: RequestStream) -> None:
         """Nobody takes this stream's events any more; a request still running is cancelled."""
         stream.abandon()
         if stream.finished is not None:
             self._router.learn(stream.request.prompt.key, stream.finished)
+            self._pace.learn(len(stream.request.prompt.key), stream.finished)
         self._open.discard(stream)
         if not self._open:
             self._none_open.set()
         handle = self._at.pop(stream.request.id, None)
         if handle is not None:
             handle.cancel(stream.request.id)
-        elif stream in self._waiting:
+        else:
             self._waiting.remove(stream)
 
     def why_not_ready(self) -> str | None:
@@ -229,10 +252,6 @@ class WorkerPool:
         handles = (place.handle for place in self._supervisor.places)
         return [handle for handle in handles if handle is not None and handle.is_ready]
 
-    def _least_loaded(self) -> WorkerHandle | None:
-        """Of the workers with a free slot, the one with the fewest requests."""
-        return min(self._free(), key=lambda handle: handle.in_flight, default=None)
-
     def _free(self) -> list[WorkerHandle]:
         return [handle for handle in self._ready_handles() if handle.has_free_slot]
 
@@ -241,14 +260,13 @@ class WorkerPool:
         if self._change is not None and not self._change.done():
             self._change.set_result(None)
         while self._waiting and (free := self._free()):
-            stream = self._waiting.popleft()
+            stream = self._waiting.take()
             handle = self._choose(free, stream.request)
             self._at[stream.request.id] = handle
             stream.dispatched()
             handle.submit(stream)
         if self._waiting and self.is_lost:
-            self._fail(list(self._waiting), self.why_not_ready() or "")
-            self._waiting.clear()
+            self._fail(self._waiting.take_all(), self.why_not_ready() or "")
 
     def _choose(self, free: list[WorkerHandle], request: Generate | Embed) -> WorkerHandle:
         """The worker that has the request's prompt, or the beginning of it, unless too busy."""

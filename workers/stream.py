@@ -13,13 +13,15 @@ Event = Token | Embedded | Finished | Failed
 class RequestStream:
     """An asynchronous buffer with one reader. It is bounded by the request's num_predict."""
 
-    def __init__(self, request: Generate | Embed) -> None:
+    def __init__(self, request: Generate | Embed, client: str = "") -> None:
         self.request = request
+        self.client = client
         self.is_abandoned = False
         self.finished: Finished | None = None
         self.queued_s = 0.0
         """How long the request waited for a slot, in seconds."""
         self._submitted_at = time.monotonic()
+        self._is_over = False
         self._events: list[Event] = []
         self._wake: asyncio.Future[None] | None = None
 
@@ -28,7 +30,10 @@ class RequestStream:
         self.queued_s = time.monotonic() - self._submitted_at
 
     def put(self, event: Event) -> None:
-        """Add an event; an abandoned stream takes none."""
+        """Add an event; none is taken after the last one, nor once the stream is abandoned."""
+        if self._is_over:
+            return
+        self._is_over = isinstance(event, Finished | Failed)
         if isinstance(event, Finished):
             self.finished = event
         if not self.is_abandoned:

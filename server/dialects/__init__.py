@@ -1,6 +1,9 @@
 """The table of dialects. A new one is a file beside this one and a row here."""
 
-from server.dialects import newline
+from server.dialects import newline, openai
 from server.dialects.base import Dialect
 
-DIALECTS: tuple[Dialect, ...] = (newline.DIALECT,)
+DIALECTS: tuple[Dialect, ...] = (
+    newline.DIALECT,
+    openai.DIALECT,
+)

@@ -119,6 +119,8 @@ class Call:
     """Its name; None: the server's default."""
     answer: Callable[[ServedModel], Answer]
     """Raises ServingError."""
+    timeout_s: float | None = None
+    """Seconds from the request's arrival in which it is to be answered; None: no matter when."""
 
 
 Parse = Callable[[bytes, Mapping[str, str]], Call]
@@ -137,5 +139,7 @@ class Dialect:
     paths: Mapping[str, Parse]
     error_body: Callable[[ServingError], bytes]
     """JSON, sent with the error's status."""
+    prefix: str | None = None
+    """Of its paths; errors of unknown paths that begin so look like its, too. None: it has none."""
     routes: Callable[[Models], Sequence[BaseRoute]] = no_routes
     """Lists of models and the like: whatever is no work for a worker's slots."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from server.dialects.base import Answer, Call, Dialect, Generation, Renderer, ServedModel
 from server.errors import error_body
-from server.json_body import model_name, parse_object
+from server.json_body import model_name, parse_object, timeout
 from shared.errors import InvalidRequest, ServingError
 from shared.messages import Candidate, Finished, Token
 from shared.prompt import Prompt
@@ -36,7 +36,7 @@ def parse_stream(body: bytes, headers: Mapping[str, str]) -> Call:
         raise InvalidRequest("prompt is missing")
     prompt = text("prompt", fields.pop("prompt"))
     cache = integer("cache", fields.pop("cache", 0), 0, MAX_CACHE_ID)
-    model = model_name(fields)
+    model, timeout_s = model_name(fields), timeout(fields)
     system = _system(fields)
     SamplingParams().from_fields(fields)  # what is wrong in any case is said before a model loads
     renderer = renderer_for(headers.get("accept", ""))
@@ -49,7 +49,7 @@ def parse_stream(body: bytes, headers: Mapping[str, str]) -> Call:
             return Answer((Generation(Prompt(prompt), sampling, cache),), renderer)
         return Answer((_chat(served, system, prompt, sampling, cache),), renderer)
 
-    return Call(model, answer)
+    return Call(model, answer, timeout_s)
 
 
 def parse_token_stream(body: bytes, headers: Mapping[str, str]) -> Call:
@@ -59,7 +59,7 @@ def parse_token_stream(body: bytes, headers: Mapping[str, str]) -> Call:
         raise InvalidRequest("query is missing")
     query = text("query", fields.pop("query"))
     cache = integer("cache", fields.pop("cache", 0), 0, MAX_CACHE_ID)
-    model = model_name(fields)
+    model, timeout_s = model_name(fields), timeout(fields)
     system = _system(fields)
     SamplingParams().from_fields(fields)
 
@@ -70,7 +70,7 @@ def parse_token_stream(body: bytes, headers: Mapping[str, str]) -> Call:
             raise InvalidRequest("logprobs: raw text cannot show them; POST /stream can")
         return Answer((_chat(served, system, query, sampling, cache),), RawTextRenderer())
 
-    return Call(model, answer)
+    return Call(model, answer, timeout_s)
 
 
 def _system(fields: dict[str, Any]) -> str | None:

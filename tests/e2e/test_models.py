@@ -47,7 +47,8 @@ def test_a_request_names_its_model_and_the_first_is_the_default(pair: RunningSer
     for body in ({"model": "chat"}, {"model": "code"}, {}):
         assert text_of(pair.post(prompt="hello", num_predict=9, **body).text) == "hello"
     with pair.stream(model="chat", prompt="x[[sleep 20]]") as held:
-        next(held.iter_lines())
+        lines = held.iter_lines()  # if nobody held it, the connection would be closed
+        next(lines)
         assert states(pair)["chat"]["active"] == 1
         assert states(pair)["code"]["active"] == 0
         # The neighbour is not disturbed by a stream that holds all of the first one.
@@ -148,7 +149,7 @@ def test_pages_of_other_origins_may_ask_only_if_they_are_named(origin: str) -> N
             },
         )
     allowed = origin if origin == "https://a.example" else None
-    assert answer.status_code == 200
+    assert answer.status_code == (200 if allowed else 400)
     assert answer.headers.get("access-control-allow-origin") == allowed
     assert preflight.headers.get("access-control-allow-origin") == allowed
 
@@ -157,6 +158,7 @@ def test_without_the_flag_no_origin_may(pair: RunningServer) -> None:
     answer = pair.client.post(
         "/stream", json={"prompt": "x"}, headers={"origin": "https://a.example"}
     )
+    assert answer.status_code == 400
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 

@@ -280,3 +280,39 @@ def test_the_workers_write_nothing_to_standard_output(tmp_path: Path) -> None:
         assert running.post(prompt="x[[print]]", num_predict=99).status_code == 200
         running.wait_for_log("printed by the engine")
     assert running.stdout == b""
+
+
+# ---------------------------------------------------------------- deadlines
+
+
+def test_a_request_that_is_not_answered_in_time_is_a_504(slow: RunningServer) -> None:
+    answer = slow.post(prompt="x[[prefill sleep 30]]", timeout_s=0.3)
+    assert answer.status_code == 504
+    assert answer.json()["error"] == {
+        "code": "deadline_exceeded",
+        "message": "the request was not answered within its timeout_s",
+    }
+    slow.until_idle()  # the sleep was ended with it
+
+
+def test_a_stream_that_is_not_over_in_time_ends_with_an_error(slow: RunningServer) -> None:
+    lines = slow.ndjson(prompt="abc", num_predict=100_000, ignore_eos=True, timeout_s=0.5)
+    assert lines[0]["token"] == "a"
+    assert lines[-1]["error"]["code"] == "deadline_exceeded"
+    slow.until_idle()
+
+
+def test_a_request_that_waits_too_long_for_a_slot_never_gets_it(slow: RunningServer) -> None:
+    with slow.stream(prompt="x", num_predict=100_000, ignore_eos=True) as held:
+        lines = held.iter_lines()  # if nobody held it, the connection would be closed
+        next(lines)
+        assert slow.post(prompt="y", timeout_s=0.2).status_code == 504
+        assert slow.client.get("/ready").json()["waiting"] == 0
+    slow.until_idle()
+
+
+@pytest.mark.parametrize("value", [0, -1, "1", True, 86_401])
+def test_a_timeout_that_is_none_is_refused(server: RunningServer, value: Any) -> None:
+    answer = server.post(prompt="x", timeout_s=value)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("timeout_s must be a number > 0")

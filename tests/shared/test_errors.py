@@ -38,7 +38,7 @@ def test_an_unknown_code_is_an_internal_error_that_keeps_its_message() -> None:
 
 
 def test_no_two_errors_share_a_code() -> None:
-    assert len({kind.code for kind in KINDS}) == len(KINDS) == 13
+    assert len({kind.code for kind in KINDS}) == len(KINDS) == 17
 
 
 @pytest.mark.parametrize(
@@ -47,12 +47,16 @@ def test_no_two_errors_share_a_code() -> None:
         (errors.InvalidRequest, "invalid_request", 400, None),
         (errors.ContextTooShort, "context_length", 400, None),
         (errors.Unsupported, "unsupported", 400, None),
+        (errors.ForeignHost, "foreign_host", 400, None),
+        (errors.ForeignOrigin, "foreign_origin", 400, None),
+        (errors.Unauthorized, "unauthorized", 401, None),
         (errors.NotFound, "not_found", 404, None),
         (errors.ModelNotFound, "model_not_found", 404, None),
         (errors.ModelUnavailable, "model_unavailable", 500, None),
         (errors.MethodNotAllowed, "method_not_allowed", 405, None),
         (errors.BodyTooLarge, "body_too_large", 413, None),
         (errors.QueueFull, "queue_full", 429, 1),
+        (errors.DeadlineExceeded, "deadline_exceeded", 504, None),
         (errors.EngineFailed, "engine_failed", 500, None),
         (errors.NotReady, "not_ready", 503, 2),
         (errors.WorkerDied, "worker_died", 503, 1),

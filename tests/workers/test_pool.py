@@ -33,6 +33,7 @@ from support import (
     with_pool,
 )
 from workers.pool import WorkerPool
+from workers.stream import RequestStream
 from workers.supervisor import back_off_s
 
 LONG = SamplingParams(num_predict=10_000, ignore_eos=True)
@@ -502,3 +503,55 @@ def test_an_id_goes_to_the_worker_that_has_it() -> None:
     settings = pool_settings(workers=2)
     workers = tuple(replace(worker, cache=cache) for worker in settings.workers)
     with_pool(replace(settings, workers=workers), step)
+
+
+def test_clients_that_wait_are_served_in_turn() -> None:
+    """One that sends many requests does not hold up another's single one."""
+
+    async def step(pool: WorkerPool) -> None:
+        held = pool.submit(Prompt("run "), LONG)
+        await first_tokens(held)
+        greedy = [pool.submit(Prompt("greedy"), FULL, client="a") for _ in range(4)]
+        modest = pool.submit(Prompt("modest"), FULL, client="b")
+        done: list[RequestStream] = []
+
+        async def follow(stream: RequestStream) -> None:
+            await collect(pool, stream)
+            done.append(stream)
+
+        async with asyncio.TaskGroup() as group:
+            for stream in (*greedy, modest):
+                group.create_task(follow(stream))
+            pool.release(held)
+        assert done == [greedy[0], modest, *greedy[1:]]
+
+    with_pool(pool_settings(model_settings(slots=1)), step)
+
+
+def test_waiting_prompts_are_bounded_in_tokens_too() -> None:
+    async def step(pool: WorkerPool) -> None:
+        held = pool.submit(Prompt("run "), LONG)
+        await first_tokens(held)
+        first = pool.submit(Prompt("x" * 3000), FULL)  # a single one is never too much
+        with pytest.raises(QueueFull, match=r"would have about \d+ tokens, more than 500"):
+            pool.submit(Prompt("x" * 3000), FULL)
+        pool.release(first)
+        pool.release(pool.submit(Prompt("x" * 100), FULL))
+        pool.release(held)
+
+    with_pool(pool_settings(model_settings(slots=1, context=20_000), queue_tokens=500), step)
+
+
+def test_a_full_queue_says_when_to_come_back_by_what_requests_took() -> None:
+    async def step(pool: WorkerPool) -> None:
+        await collect(pool, pool.submit(Prompt("x[[sleep 0.7]]"), FULL))
+        held = pool.submit(Prompt("run "), LONG)
+        await first_tokens(held)
+        waiting = [pool.submit(Prompt("x"), FULL) for _ in range(4)]
+        with pytest.raises(QueueFull) as caught:
+            pool.submit(Prompt("x"), FULL)
+        assert caught.value.retry_after_s == 4  # five times 0.7 s, and the tokens
+        for stream in (held, *waiting):
+            pool.release(stream)
+
+    with_pool(pool_settings(model_settings(slots=1), queue=4), step)
