@@ -15,7 +15,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from server import cache, health
+from server import cache, health, tokens
 from server.dialects import DIALECTS
 from server.errors import error_body, error_response
 from server.guard import Guard
@@ -23,6 +23,7 @@ from server.keys import ApiKeys
 from server.middleware import PageSecurity, RequestIds
 from server.models import Models
 from server.relay import GenerationEndpoint
+from server.request_body import ClientLeft
 from shared.errors import InvalidRequest, MethodNotAllowed, NotFound, ServingError
 from shared.settings import AccessSettings
 
@@ -46,7 +47,7 @@ def create_app(
     others = [route for dialect in DIALECTS for route in dialect.routes(models)]
     page = PageSecurity(StaticFiles(directory=UI, html=True))
     guard = Middleware(
-        Guard, hosts=access.hosts, origins=access.origins, keys=keys, refuse=_error_at
+        Guard, hosts=access.hosts, origins=access.origins, keys=keys, refuse=error_at
     )
     app = Starlette(
         routes=[
@@ -54,10 +55,15 @@ def create_app(
             *others,
             *health.routes(models.catalog),
             *cache.routes(models.catalog),
+            *tokens.routes(models),
             Mount("/ui", page),
             Route("/", page),
         ],
-        exception_handlers={HTTPException: _on_http_exception, ServingError: _on_serving_error},
+        exception_handlers={
+            HTTPException: _on_http_exception,
+            ServingError: _on_serving_error,
+            ClientLeft: _on_client_left,
+        },
         middleware=[*_cors(access.origins), guard],
     )
     return RequestIds(app)
@@ -80,6 +86,11 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
 async def _on_serving_error(request: Request, exception: Exception) -> Response:
     error = exception if isinstance(exception, ServingError) else ServingError(str(exception))
     return error_at(request.url.path, error)
+
+
+async def _on_client_left(_: Request, __: Exception) -> Response:
+    """Nobody reads it."""
+    return Response()
 
 
 async def _on_http_exception(request: Request, exception: Exception) -> Response:

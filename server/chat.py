@@ -61,11 +61,13 @@ class ChatFormat:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         continues: bool = False,
+        is_open: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> Prompt:
         """The prompt. Raises InvalidRequest, naming the field, or in the template's words.
 
         `continues`: the last message is an assistant's, of which the answer is the rest.
+        `is_open`: up to where the assistant begins to write; else the messages are all of it.
         `variables` go to the template, such as `enable_thinking`.
         """
         chat, functions = checked_messages(messages), checked_tools(tools)
@@ -84,7 +86,7 @@ class ChatFormat:
         text = self._text(
             chat,
             tools=functions and [_marked_typed(tool, change) for tool in functions],
-            is_open=not continues,
+            is_open=is_open and not continues,
             variables=changed(given, change),
             rewritten=functools.partial(self._names.remarked, mark=mark),
         )

@@ -21,20 +21,14 @@ from starlette.types import Message, Receive, Scope, Send
 from server.dialects.base import Call, Dialect, Parse, Renderer
 from server.errors import error_response
 from server.models import Models
+from server.request_body import ClientLeft, read_body
 from server.work import EXPIRED, Work, begun
-from shared.errors import BodyTooLarge, DeadlineExceeded, ServingError, error_from_code
+from shared.errors import DeadlineExceeded, ServingError, error_from_code
 from shared.messages import Embedded, Failed, Finished, Token
 from workers.stream import Event
 
-MAX_BODY = 1024 * 1024
-"""Bytes of a request's body."""
-
 T = TypeVar("T")
 logger = logging.getLogger("tokenflume.request")
-
-
-class ClientLeft(Exception):
-    """The client closed its connection: nobody waits for an answer."""
 
 
 class GenerationEndpoint:
@@ -55,6 +49,8 @@ class GenerationEndpoint:
                 await self._answer(call, client_of(scope), deadline, send_on)
         except ServingError as error:
             response = error_response(error, self._dialect.error_body(error))
+            status = response.status_code
+            response.status_code = self._dialect.statuses.get(status, status)
             await response(scope, receive, send)
         except ClientLeft:
             logger.debug("a client left before its request was answered")
@@ -214,24 +210,6 @@ class Output:
 def tokens_of(events: Sequence[Event]) -> list[Token]:
     """The events that are tokens."""
     return [event for event in events if type(event) is Token]
-
-
-async def read_body(headers: Headers, receive: Receive) -> bytes:
-    """The request's whole body, of at most MAX_BODY bytes. Raises BodyTooLarge, ClientLeft."""
-    announced = headers.get("content-length", "")
-    if announced.isdigit() and len(announced) < 20 and int(announced) > MAX_BODY:
-        raise BodyTooLarge(f"the body has {announced} bytes; at most {MAX_BODY} are accepted")
-    body = bytearray()
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > MAX_BODY:
-            raise BodyTooLarge(f"the body has over {MAX_BODY} bytes, the most that are accepted")
-    return bytes(body)
 
 
 def _body(body: bytes, *, more: bool) -> Message:

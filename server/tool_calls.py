@@ -177,7 +177,7 @@ class ToolCallParser:
         place, opener = min((found for found in places if found[0] >= 0), default=(-1, ""))
         if place >= 0:
             return self._open(place, len(opener))
-        ready = len(self._held) - _overlap(self._held, self._form.openers)
+        ready = len(self._held) - overlap(self._held, self._form.openers)
         text, self._held = self._held[:ready], self._held[ready:]
         self._give(text)
         return False
@@ -215,7 +215,7 @@ class ToolCallParser:
         """Within a call that is written with tags; it is read when it is complete."""
         inner, closer, _ = self._held[self._body :].partition("</tool_call>")
         if not closer:
-            kept = _overlap(inner, ("</tool_call>",))
+            kept = overlap(inner, ("</tool_call>",))
             return not may_be_tagged(inner[: len(inner) - kept]) and self._no_call(self._body)
         call = from_tags(inner, self._schemas)
         if call is None:
@@ -393,7 +393,7 @@ _TAIL = re.compile(r"\s*(?:,[^{}]*)?\}")
 _TAIL_BEGINNING = re.compile(r"\s*(?:,[^{}]*)?")
 
 
-def _overlap(text: str, openers: Collection[str]) -> int:
+def overlap(text: str, openers: Collection[str]) -> int:
     """The length of the longest end of `text` with which an opener begins."""
     longest = max(map(len, openers), default=1) - 1
     for length in range(min(longest, len(text)), 0, -1):

@@ -124,8 +124,11 @@ def status_of(spec: ModelSpec, pool: WorkerPool | None) -> ModelStatus:
 
 
 def find(name: str, specs: dict[str, ModelSpec]) -> ModelSpec:
-    """Raises ModelNotFound, which lists those there are."""
-    spec = specs.get(name)
+    """NAME:latest, as Ollama's clients say, is NAME where nothing else is called so.
+
+    Raises ModelNotFound, which lists those there are.
+    """
+    spec = specs.get(name) or specs.get(name.removesuffix(":latest"))
     if spec is None:
         sentence = f"there is no model {name!r:.100}; there are: {listed(specs)}"
         raise ModelNotFound(sentence, field="model")

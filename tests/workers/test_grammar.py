@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-import models
-from shared.errors import EngineFailed, InvalidRequest
 from shared.sampling import LogitBias, SamplingParams
 from support import model_settings
 from workers.engine import Engine, Feed, load_engine
-from workers.gbnf import GrammarError, parse_gbnf
-from workers.json_schema import SchemaError, schema_to_gbnf
 
 TOKENS = 400
 ENDINGS = '"}]'

@@ -76,7 +76,7 @@ class ChatRequest:
         params = common.params(served, MAX_INTEGER)
         with about("messages"):
             task = served.reply(
-                self._with_system(served),
+                served.with_system(self.messages, self.system),
                 params,
                 tools=None if self.tools is None else self.tools.tools,
                 continues=self.messages[-1]["role"] == "assistant",
@@ -92,13 +92,6 @@ class ChatRequest:
             has_usage = common.has_usage
             return Answer(tasks, StreamRenderer(head, CHUNK, choices, totals, has_usage=has_usage))
         return Answer(tasks, WholeRenderer(head, KIND, choices, totals))
-
-    def _with_system(self, served: ServedModel) -> list[Mapping[str, Any]]:
-        if _has_system(self.messages):
-            return list(self.messages)
-        system = served.system.resolve(self.system)
-        first = [{"role": "system", "content": system}] if system else []
-        return [*first, *self.messages]
 
     def _reader(self, served: ServedModel) -> Reader:
         return Reader() if self.tools is None else self.tools.reader(served.chat.tool_format)
