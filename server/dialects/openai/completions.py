@@ -110,7 +110,8 @@ class CompletionChoice(Choice):
 
     def __init__(self, index: int, echo: str, *, shows_logprobs: bool) -> None:
         self._index = index
-        self._texts = [echo] if echo else []
+        self._echo = echo
+        self._texts: list[str] = []
         self._length = 0
         self._shows_logprobs = shows_logprobs
         self._logprobs = _no_logprobs()
@@ -118,7 +119,7 @@ class CompletionChoice(Choice):
 
     def begin(self) -> list[Json]:
         """One in any case, so that choices first appear in their order."""
-        return [self._piece("".join(self._texts))]
+        return [self._piece(self._echo)]
 
     def token(self, token: Token) -> list[Json]:
         self._texts.append(token.text)
@@ -133,7 +134,8 @@ class CompletionChoice(Choice):
 
     def whole(self) -> Json:
         shown = self._logprobs if self._shows_logprobs else None
-        return {**self._piece("".join(self._texts), shown), "finish_reason": self._reason}
+        text = self._echo + "".join(self._texts)
+        return {**self._piece(text, shown), "finish_reason": self._reason}
 
     def likelihood(self) -> float:
         """The mean log probability of its tokens, of none the least."""

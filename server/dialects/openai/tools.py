@@ -38,8 +38,8 @@ class ToolUse:
 
     def reader(self, form: ToolFormat) -> Reader:
         """One for each choice."""
-        names = [tool["function"]["name"] for tool in self.tools]
-        return CallReader(ToolCallParser(self.format(form), names), is_parallel=self.is_parallel)
+        parser = ToolCallParser(self.format(form), self.tools)
+        return CallReader(parser, is_parallel=self.is_parallel)
 
 
 def take_tools(fields: Fields) -> ToolUse | None:

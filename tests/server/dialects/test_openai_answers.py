@@ -32,15 +32,18 @@ def ended(
 
 
 def rendered(given: Answer, *events: tuple[int, Token | Finished]) -> bytes:
-    """The answer's bytes; each event has the place of its task."""
+    """The answer's bytes; each event has the place of its task.
+
+    The beginning is asked for when there is something to send after it, as the relay does.
+    """
     renderer = given.renderer
-    body = renderer.begin()
+    body = b""
     for index, event in events:
         if isinstance(event, Finished):
             body += renderer.finished(index, event, 0.125)
         else:
             body += renderer.tokens(index, [event])
-    return body + renderer.end()
+    return renderer.begin() + body + renderer.end()
 
 
 def chunks(body: bytes) -> list[Json]:
