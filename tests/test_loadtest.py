@@ -12,7 +12,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -486,10 +487,14 @@ PROBED = http(lines(native(0), native_end(1)))
 WHOLE = http(GOOD["stream"])
 
 
+Parts = bytes | Sequence[bytes | float]
+"""What a server sends, and how many seconds it waits in between."""
+
+
 class BadServer:
     """Answers the first request, which only looks who is there, and all others as it is told."""
 
-    def __init__(self, answer: Callable[[int], bytes], first: bytes) -> None:
+    def __init__(self, answer: Callable[[int], Parts], first: Parts) -> None:
         self.requests: list[bytes] = []
         self._answer = answer
         self._first = first
@@ -513,7 +518,11 @@ class BadServer:
                 self.requests.append(read_request(connection))
                 number = len(self.requests) - 2
                 answer = self._first if number < 0 else self._answer(number)
-                connection.sendall(answer)
+                for part in [answer] if isinstance(answer, bytes) else answer:
+                    if isinstance(part, bytes):
+                        connection.sendall(part)
+                    else:
+                        time.sleep(part)
                 if answer == b"":
                     connection.recv(1)  # until the client leaves
 
@@ -530,7 +539,7 @@ def read_request(connection: socket.socket) -> bytes:
 
 
 @contextmanager
-def bad_server(answer: Callable[[int], bytes], first: bytes = PROBED) -> Iterator[BadServer]:
+def bad_server(answer: Callable[[int], Parts], first: Parts = PROBED) -> Iterator[BadServer]:
     server = BadServer(answer, first)
     try:
         yield server
@@ -573,6 +582,25 @@ def test_a_stream_that_fails_is_reported_by_its_kind_and_fails_the_command(
     assert detail in failure["examples"][0]
     assert f"FAILED: 1 × {kind}" in capsys.readouterr().out
     assert "1 stream failed" in page.read_text()
+
+
+def test_times_are_those_at_which_tokens_come(tmp_path: Path) -> None:
+    """The waits are the least that can be measured; how much more is the machine's own affair."""
+    head, _, _ = WHOLE.partition(b"\r\n\r\n")
+    first, second, third, end = (
+        b"%x\r\n%b\r\n" % (len(line), line) for line in GOOD["stream"].splitlines(keepends=True)
+    )
+    parts = (head + b"\r\n\r\n", 0.1, first, 0.05, second, 0.02, third + end, 0.08, b"0\r\n\r\n")
+    with bad_server(lambda _: parts) as server:
+        status, result = run_loadtest(tmp_path, server.url, *ONE)
+    measured = the_server(result)
+    assert status == 0
+    assert measured["ttft"]["p50"] >= 0.1
+    assert measured["itl"]["count"] == 4
+    assert measured["itl"]["worst"] >= 0.05 > measured["itl"]["p50"] >= 0.02
+    assert measured["e2e"]["p50"] >= 0.25
+    assert measured["tokens"] == 6
+    assert measured["token_rate"] <= 6 / (2 * 0.25)
 
 
 def test_a_failure_in_the_warm_up_fails_the_command_too(tmp_path: Path) -> None:
