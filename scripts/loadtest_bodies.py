@@ -341,8 +341,22 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
 
 def error_event(error: Any) -> StreamFailure:
+    return StreamFailure(ERROR_EVENT, error_message(error))
+
+
+def error_message(error: Any) -> str:
+    """Of an error as any of the formats has it: a text, or an object with a message."""
     message = error.get("message", error) if isinstance(error, dict) else error
-    return StreamFailure(ERROR_EVENT, str(message)[:SHOWN_ERROR])
+    return str(message)[:SHOWN_ERROR]
+
+
+def refusal(body: bytes) -> str:
+    """What a server said that refused a request, in its format or any other."""
+    text = body.decode(errors="replace").strip()
+    try:
+        return error_message(json.loads(text)["error"])
+    except (ValueError, KeyError, TypeError):
+        return text[:SHOWN_ERROR] or "without a reason"
 
 
 def shown(data: bytes) -> str:

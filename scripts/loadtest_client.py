@@ -23,7 +23,7 @@ from typing import Any, cast
 import httptools
 
 from bench_errors import CONNECTION, CUT, OTHER_FORMAT, TIMEOUT, StreamFailure, status_kind
-from loadtest_bodies import Body, Events, Expected, Usage
+from loadtest_bodies import Body, Events, Expected, Usage, refusal
 from loadtest_dialects import LoadDialect
 from loadtest_plan import Ask
 
@@ -218,8 +218,7 @@ class Exchange(asyncio.Protocol):
         if self.over.done():
             return
         if (status := self._parser.get_status_code()) != OK:
-            text = self._error.decode(errors="replace").strip()
-            raise StreamFailure(status_kind(status), text or "without a reason")
+            raise StreamFailure(status_kind(status), refusal(self._error))
         if self._media_type != self._target.dialect.media_type:
             raise StreamFailure(OTHER_FORMAT, self._other_type())
         self._body.end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -74,28 +75,30 @@ def report_html(report: Report) -> str:
 
 def _head(report: Report) -> str:
     servers = "".join(_server(report, place) for place in range(len(report.servers)))
-    failed = sum(not summary.is_clean for summary in report.summaries)
-    if not report.points:
-        verdict = '<p class="verdict bad">Interrupted before anything was measured</p>'
-    elif failed:
-        streams = sum(
-            failures.count
-            for summary in report.summaries
-            for failures in (*summary.failures, *summary.warm_up_failures)
-        )
-        verdict = f'<p class="verdict bad">{count(streams, "stream")} failed</p>'
-    else:
-        whole = sum(summary.whole for summary in report.summaries)
-        left = sum(summary.left for summary in report.summaries)
-        cancelled = f"; {left:,} more cancelled, as was asked for" if left else ""
-        verdict = (
-            f'<p class="verdict good">{whole:,} answers, each whole, in order and of the right'
-            f" length{cancelled}</p>"
-        )
+    is_clean = bool(report.points) and all(summary.is_clean for summary in report.summaries)
+    verdict = html.escape(_verdict(report))
     return (
         f'<header><h1>{html.escape(report.title)}</h1><p class="dim">{report.began}</p>'
-        f"{verdict}{servers}</header>\n"
+        f'<p class="verdict {"good" if is_clean else "bad"}">{verdict}</p>{servers}</header>\n'
     )
+
+
+def _verdict(report: Report) -> str:
+    """In a sentence."""
+    summaries = report.summaries
+    if not summaries:
+        return "Interrupted before anything was measured"
+    kinds: Counter[str] = Counter()
+    for summary in summaries:
+        for failures in (*summary.failures, *summary.warm_up_failures):
+            kinds[failures.kind] += failures.count
+    if kinds:
+        counted = ", ".join(f"{number:,} × {kind}" for kind, number in kinds.most_common())
+        return f"{count(kinds.total(), 'stream')} failed: {counted}"
+    left = sum(summary.left for summary in summaries)
+    cancelled = f"; {left:,} more cancelled, as was asked for" if left else ""
+    whole = count(sum(summary.whole for summary in summaries), "answer")
+    return f"{whole}, each whole, in order and of the right length{cancelled}"
 
 
 def _server(report: Report, place: int) -> str:
@@ -176,7 +179,7 @@ def _rate_against_load(report: Report, axis: Axis) -> str:
 
 
 def _sweep_table(report: Report) -> str:
-    names = ["load", f"{report.unit}/s", "answers/s", "TTFT p50", "p99", "ITL p50", "p99"]
+    names = ["load", f"{report.unit}/s", "answers/s", "TTFT p50, ms", "p99", "ITL p50, ms", "p99"]
     rows = []
     for point in report.points:
         for place, summary in enumerate(point.summaries):
