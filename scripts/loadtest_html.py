@@ -95,6 +95,8 @@ def _verdict(report: Report) -> str:
     if kinds:
         counted = ", ".join(f"{number:,} × {kind}" for kind, number in kinds.most_common())
         return f"{count(kinds.total(), 'stream')} failed: {counted}"
+    if not all(summary.requests for summary in summaries):
+        return "Of some loads nothing was measured: no request began while they counted"
     left = sum(summary.left for summary in summaries)
     cancelled = f"; {left:,} more cancelled, as was asked for" if left else ""
     whole = count(sum(summary.whole for summary in summaries), "answer")

@@ -146,6 +146,8 @@ def throughput(summary: Summary, unit: str) -> str:
 def notes(summary: Summary, unit: str) -> list[str]:
     """What else is to be known of the figures."""
     found = []
+    if not summary.requests:
+        found.append("NOTHING WAS MEASURED: no request began while it counted; give it longer")
     if summary.fairness is not None:
         found.append(f"fairness of the streams' rates (Jain's index): {summary.fairness:.3f}")
     if summary.prompt_tokens:

@@ -127,8 +127,8 @@ class Summary:
 
     @property
     def is_clean(self) -> bool:
-        """No stream failed, but for those that were to be left."""
-        return not self.failures and not self.warm_up_failures
+        """There were streams, and none failed, but for those that were to be left."""
+        return self.requests > 0 and not self.failures and not self.warm_up_failures
 
     @property
     def token_rate(self) -> float:

@@ -432,6 +432,17 @@ def test_clients_that_leave_as_asked_are_no_failures(echo: RunningServer, tmp_pa
     echo.until_idle()
 
 
+def test_a_load_without_a_request_is_no_success(
+    echo: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "load.html"
+    options = ("--rate", "0.001", "--duration", "0.1", "--warm-up", "0", "--report", str(page))
+    status, result = run_loadtest(tmp_path, echo.url, *options)
+    assert (status, the_server(result)["requests"]) == (1, 0)
+    assert "NOTHING WAS MEASURED" in capsys.readouterr().out
+    assert "nothing was measured" in page.read_text()
+
+
 def test_a_prompt_that_all_share_is_cached(echo: RunningServer, tmp_path: Path) -> None:
     options = ("--shared-words", "60", "--seed", "99", *SHORT)
     status, result = run_loadtest(tmp_path, echo.url, *options)
@@ -473,6 +484,15 @@ def test_ctrl_c_prints_what_was_measured_so_far(echo: RunningServer) -> None:
     echo.until_idle()
 
 
+def test_ctrl_c_ends_a_look_at_a_silent_server() -> None:
+    with bad_server(lambda _: b"", first=b"") as server:
+        command = [sys.executable, loadtest.__file__, server.url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            server.asked.wait(20)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 128 + signal.SIGINT
+
+
 # ---------------------------------------------------------------- against bad servers
 
 
@@ -496,6 +516,7 @@ class BadServer:
 
     def __init__(self, answer: Callable[[int], Parts], first: Parts) -> None:
         self.requests: list[bytes] = []
+        self.asked = threading.Event()
         self._answer = answer
         self._first = first
         self._listener = socket.create_server((HOST, 0))
@@ -516,6 +537,7 @@ class BadServer:
                 return
             with connection:
                 self.requests.append(read_request(connection))
+                self.asked.set()
                 number = len(self.requests) - 2
                 answer = self._first if number < 0 else self._answer(number)
                 for part in [answer] if isinstance(answer, bytes) else answer:
