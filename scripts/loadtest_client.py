@@ -15,7 +15,7 @@ import ssl
 import time
 import urllib.parse
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, cast
@@ -267,7 +267,7 @@ class Client:
             found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise BadTarget(f"{self._host} is not known: {error.strerror}") from None
-        self._address = str(found[0][4][0])
+        self._address = await self._reachable([str(entry[4][0]) for entry in found])
         self._sweeper = asyncio.create_task(self._sweep())
         return self
 
@@ -312,6 +312,18 @@ class Client:
             exchange.fail(StreamFailure(TIMEOUT, f"no connection in {self._timeout_s:g} s"))
         except OSError as error:
             exchange.fail(StreamFailure(CONNECTION, f"no connection: {error.strerror or error}"))
+
+    async def _reachable(self, addresses: Sequence[str]) -> str:
+        """The first that takes a connection: localhost may be two, of which a server has one."""
+        for address in addresses[:-1]:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    _, writer = await asyncio.open_connection(address, self._port)
+            except (OSError, TimeoutError):
+                continue
+            writer.close()
+            return address
+        return addresses[-1]
 
     async def _sweep(self) -> None:
         while True:

@@ -17,6 +17,7 @@ from loadtest_dialects import DIALECTS
 from loadtest_plan import (
     BadPlan,
     FilePrompts,
+    Fixed,
     Lengths,
     Plan,
     RandomWords,
@@ -29,6 +30,7 @@ from loadtest_run import Closed, Open, Shape, Span
 KEY_NAME = "LOADTEST_API_KEY"
 COMPARED_KEY_NAME = "LOADTEST_COMPARE_API_KEY"
 DEFAULT_STREAMS = "8"
+DEFAULT_WORDS = Fixed(50)
 DEFAULT_DURATION_S = 10.0
 DEFAULT_WARM_UP_S = 2.0
 DEFAULT_ROUNDS = 3
@@ -73,7 +75,7 @@ def make_job(options: argparse.Namespace) -> Job:
     """Raises BadPlan."""
     targets = make_targets(options)
     source = make_source(options, targets)
-    names = [f"{target.url} ({options_dialect})" for target, options_dialect in targets]
+    names = [f"{target.url} ({dialect})" for target, dialect in targets]
     if len(names) > 1:
         names = [f"{letter}: {name}" for letter, name in zip("AB", names, strict=True)]
     rounds = options.rounds or (DEFAULT_ROUNDS if options.compare else 1)
@@ -110,6 +112,9 @@ def make_targets(options: argparse.Namespace) -> list[tuple[Target, str]]:
         found.append((options.compare, dialect, options.compare_model or options.model, other_key))
     elif options.compare_dialect or options.compare_api_key or options.compare_model:
         raise BadPlan("--compare-dialect, --compare-model and --compare-api-key need --compare")
+    for *_, key in found:
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise BadPlan("an API key must be of printable ASCII characters")
     return [
         (Target(url, DIALECTS[dialect], model, key_of, **common), dialect)
         for url, dialect, model, key_of in found
@@ -119,7 +124,7 @@ def make_targets(options: argparse.Namespace) -> list[tuple[Target, str]]:
 def make_source(options: argparse.Namespace, targets: Sequence[tuple[Target, str]]) -> Source:
     """Where prompts are from. Raises BadPlan."""
     if options.prompts is None:
-        words = options.prompt_words or parse_lengths("50")
+        words = options.prompt_words or DEFAULT_WORDS
         return RandomWords(words, options.tokens, options.shared_words)
     if options.prompt_words or options.shared_words:
         raise BadPlan("--prompts has the prompts: --prompt-words and --shared-words make others")
@@ -154,7 +159,7 @@ def describe(options: argparse.Namespace, rounds: int) -> dict[str, str]:
     length += [f"{span.requests} requests"] if span.requests is not None else []
     loads = ", ".join(shape.label for shape in make_shapes(options))
     shared = f", behind {options.shared_words} that all share" if options.shared_words else ""
-    prompts = f"{options.prompt_words or parse_lengths('50')} words{shared}"
+    prompts = f"{options.prompt_words or DEFAULT_WORDS} words{shared}"
     rows = {
         "load": loads,
         "counted": " or ".join(length) + f", after {span.ramp_s:g} s of ramp-up"
@@ -244,7 +249,12 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
         "requests",
         "LENGTH is N, uniform:LOW-HIGH, lognormal:MEDIAN,SIGMA or lognormal:MEDIAN,SIGMA,MOST",
     ).add_argument
-    add("--prompt-words", type=lengths, metavar="LENGTH", help="words of a prompt (50)")
+    add(
+        "--prompt-words",
+        type=lengths,
+        metavar="LENGTH",
+        help=f"words of a prompt ({DEFAULT_WORDS})",
+    )
     add(
         "--shared-words",
         type=count,

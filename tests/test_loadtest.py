@@ -422,6 +422,14 @@ def test_so_many_requests_are_counted_and_the_warm_up_is_not(
     assert (status, the_server(result)["whole"]) == (0, 7)
 
 
+def test_a_host_is_found_at_whichever_of_its_addresses_it_listens(
+    echo: RunningServer, tmp_path: Path
+) -> None:
+    url = echo.url.replace("127.0.0.1", "localhost")
+    status, result = run_loadtest(tmp_path, url, "--requests", "2", "--warm-up", "0")
+    assert (status, the_server(result)["whole"]) == (0, 2)
+
+
 def test_clients_that_leave_as_asked_are_no_failures(echo: RunningServer, tmp_path: Path) -> None:
     status, result = run_loadtest(tmp_path, echo.url, "--cancel", "0.5", *SHORT)
     server = the_server(result)
@@ -696,6 +704,7 @@ def test_a_server_that_speaks_something_else_is_told_with_what_to_look_at(
         (["http://h", "--dialect", "french"], "invalid choice"),
         (["http://h", "--prompts", "no-such-file"], "no-such-file cannot be read"),
         (["http://h", "--compare-model", "a"], "need --compare"),
+        (["http://h", "--api-key", "a\nb"], "printable ASCII"),
         (["http://h", "--json", "no/such/folder/x.json"], "there is no folder"),
     ],
 )
