@@ -164,7 +164,7 @@ def test_without_a_file_the_engine_alone_counts() -> None:
 
 
 def test_a_real_engine_has_an_identity() -> None:
-    found = model_identity(model_settings("echo, characters"), load_engine(model_settings("echo"), threads=1))
+    found = model_identity(model_settings("echo"), load_engine(model_settings("echo"), threads=1))
     assert found == identity(None, "echo, characters")
 
 
