@@ -106,17 +106,20 @@ class Announcer:
 async def announced(notifier: Notifier, catalog: Catalog) -> AsyncIterator[Announcer]:
     """Within, the manager is told of the catalog, and its watchdog is fed."""
     announcer = Announcer(notifier, catalog)
-    async with asyncio.TaskGroup() as group:
-        tasks = []
-        if notifier.is_heard:
-            tasks.append(group.create_task(announcer.watch()))
-        if notifier.is_heard and notifier.watchdog_s is not None:
-            tasks.append(group.create_task(announcer.feed(notifier.watchdog_s)))
-        try:
-            yield announcer
-        finally:
-            for task in tasks:
-                task.cancel()
+    tasks = []
+    if notifier.is_heard:
+        tasks.append(asyncio.create_task(announcer.watch()))
+    if notifier.is_heard and notifier.watchdog_s is not None:
+        tasks.append(asyncio.create_task(announcer.feed(notifier.watchdog_s)))
+    try:
+        yield announcer
+    finally:
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        for end in ends:
+            if isinstance(end, Exception):  # not that it was cancelled
+                raise end
 
 
 def status_of(pools: Mapping[str, WorkerPool]) -> str:

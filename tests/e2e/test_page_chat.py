@@ -14,10 +14,17 @@ from browser import opened
 from running import RunningServer
 from support import echo_options
 
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}<|eot|>\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""Its turns end with a control token, so an echo goes on past the end of the first one."""
+
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
-    with RunningServer("--engine", "echo") as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    options = echo_options(tmp_path_factory.mktemp("echo"), chat_template=TEMPLATE)
+    with RunningServer("--engine", "echo", "-m", str(options)) as running:
         yield running
 
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from notify_socket import Fields, NotifySocket, notify_socket
-from running import ROOT, START_S, RunningServer
+from running import ROOT, START_S, RunningServer, run_to_its_end
 from support import echo_options
 
 INSTALL = ROOT / "scripts" / "install-service"
@@ -40,10 +40,6 @@ def watched(manager: NotifySocket, seconds: float = WATCHDOG_S) -> dict[str, str
 
 def echo(folder: Path, *flags: str, **options: object) -> list[str]:
     return ["--engine", "echo", "-m", str(echo_options(folder, **options)), *flags]
-
-
-def is_stopped(process: psutil.Process) -> bool:
-    return process.status() == psutil.STATUS_STOPPED
 
 
 def test_it_is_ready_when_the_model_is_and_asks_for_time_until_then(
@@ -144,9 +140,7 @@ def test_the_watchdog_is_fed_while_another_worker_gets_on(manager: NotifySocket)
     flags = ("--engine", "echo", "--workers", "2", "--progress-timeout", "60")
     with RunningServer(*flags, **watched(manager)) as running:
         running.until(lambda state: bool(state["workers"] == 2))
-        stopped = running.workers()[0]
-        stopped.suspend()
-        assert is_stopped(stopped)
+        running.workers()[0].suspend()
         manager.until_ready()
         for _ in range(6):
             assert manager.is_fed_within(WATCHDOG_S)
@@ -195,6 +189,15 @@ def test_a_model_that_does_not_load_is_said_before_the_end(
         manager.until_status("the model is upside down")
         assert running.process.wait(timeout=20) == 3
         assert not any("READY" in message for message in manager.heard)
+
+
+def test_a_folder_of_models_that_is_gone_is_said_without_a_traceback(
+    manager: NotifySocket, tmp_path: Path
+) -> None:
+    (tmp_path / "models").write_text("no folder")
+    ended = run_to_its_end("--models-dir", str(tmp_path / "models"), **watched(manager))
+    assert ended.returncode == 3
+    assert "Traceback" not in ended.stderr
 
 
 def reloaded(manager: NotifySocket, running: RunningServer) -> Fields:

@@ -11,10 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
 
+from hub_server import environment, hub_server
 from running import ROOT
 from systemd_machine import CannotBoot, SystemdMachine
 
@@ -70,19 +73,17 @@ ALLOWED = {"sched_setaffinity", "set_mempolicy", "mlock", "callback", "loopback"
 @pytest.fixture(scope="module")
 def machine() -> Iterator[SystemdMachine]:
     """With tokenflume installed, and this checkout and its Python shown to the sandbox."""
-    try:
-        booting = SystemdMachine()
-        booting.__enter__()
-    except CannotBoot as reason:
-        pytest.skip(str(reason))
-    with_python = f"PYTHONPATH={ROOT} exec {sys.executable} -m server"
-    booting.write(f"{PREFIX}/bin/tokenflume", f'#!/bin/sh\n{with_python} "$@"\n', 0o755)
-    install = str(ROOT / "scripts" / "install-service")
-    booting.run(sys.executable, install, "--prefix", PREFIX)
-    seen = f"{ROOT} {sys.prefix} {sys.base_prefix}"
-    drop_in(booting, "here", f"ProtectHome=tmpfs\nBindReadOnlyPaths={seen}")
-    yield booting
-    booting.__exit__(None, None, None)
+    with ExitStack() as stack:
+        try:
+            booted = stack.enter_context(SystemdMachine())
+        except CannotBoot as reason:
+            pytest.skip(str(reason))
+        with_python = f"PYTHONPATH={ROOT} exec {sys.executable} -m server"
+        booted.write(f"{PREFIX}/bin/tokenflume", f'#!/bin/sh\n{with_python} "$@"\n', 0o755)
+        booted.run(sys.executable, str(ROOT / "scripts" / "install-service"), "--prefix", PREFIX)
+        seen = f"{ROOT} {sys.prefix} {sys.base_prefix}"
+        drop_in(booted, "here", f"ProtectHome=tmpfs\nBindReadOnlyPaths={seen}")
+        yield booted
 
 
 @pytest.fixture
@@ -180,6 +181,36 @@ def test_the_real_model_streams_in_the_sandbox_pinned_and_locked(service: System
     service.run("systemctl", "stop", UNIT)
     assert service.path("/var/lib/private/tokenflume/prompts/7.prompt").exists()
     assert service.show(UNIT)["Result"] == "success"
+
+
+def test_models_that_the_script_names_are_served(service: SystemdMachine) -> None:
+    """A path goes through systemd's quotes and through a shell's."""
+    configure(service)
+    model = "/opt/my models/it's \\ $HOME.json"
+    service.write(model, json.dumps({"slots": 3}))
+    script = str(ROOT / "scripts" / "install-service")
+    service.run(sys.executable, script, "--prefix", PREFIX, "-m", f"tale={model}", "-m", model)
+    environment = service.path("/etc/tokenflume.env")
+    environment.write_text(f"{environment.read_text()}TOKENFLUME_ENGINE=echo\n")
+    with start(service) as client:
+        models = client.get("/ready").json()["models"]
+        assert [one["name"] for one in models] == ["tale", "it's \\ $HOME"]
+
+
+def test_a_model_of_the_hub_is_fetched_into_the_service_s_own_cache(
+    service: SystemdMachine, llama_gguf: Path
+) -> None:
+    with hub_server() as hub:
+        hub.add("owner/tales", "tales.gguf", llama_gguf.read_bytes())
+        variables = environment(hub, Path("/unused"))
+        del variables["HF_HOME"]
+        lines = [f"{name}={value}" for name, value in variables.items()]
+        configure(service, model="hf:owner/tales/tales.gguf", num_ctx_tokens="64")
+        file = service.path("/etc/tokenflume.env")
+        file.write_text("\n".join([file.read_text(), *lines, ""]))
+        start(service).close()
+    blobs = service.path("/var/cache/private/tokenflume/huggingface/hub/models--owner--tales/blobs")
+    assert [blob.stat().st_size for blob in blobs.iterdir()] == [llama_gguf.stat().st_size]
 
 
 def test_the_journal_has_priorities_and_no_times_of_ours(service: SystemdMachine) -> None:

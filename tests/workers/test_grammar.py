@@ -307,7 +307,7 @@ def test_random_grammars_are_run_or_refused_and_kill_nobody(llama_gguf: Path) ->
     )  # fmt: skip
     assert child.returncode == 0, child.stderr[-2000:]
     taken, refused = map(int, child.stdout.split())
-    assert taken > 50
+    assert taken > 30
     assert refused > 50
 
 

@@ -149,7 +149,7 @@ class EchoEngine:
             ),
         )
         self.max_batch = MAX_BATCH
-        self.state_format = "echo"
+        self.state_format = "echo, characters"
         self._step_s = options.step_s
         self._fed = [""] * options.slots
         self._embedded = ""
