@@ -33,7 +33,7 @@ def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
     """A /v1/chat/completions body. Raises InvalidRequest, naming the field."""
     fields = Fields(body)
     messages = fields.need("messages", lambda _, value: checked_messages(value))
-    system = fields.take("system", lambda name, value: value and text(name, value), None)
+    system = fields.take("system", _system, None)
     if system is not None and _has_system(messages):
         raise InvalidRequest(
             "system: there is a system message among messages already", field="system"
@@ -170,6 +170,11 @@ def _candidate(candidate: Candidate) -> Json:
         "logprob": finite(candidate.logprob),
         "bytes": list(candidate.piece),
     }
+
+
+def _system(name: str, value: Any) -> str:
+    """An empty one is none, not even the server's."""
+    return "" if value == "" else text(name, value)
 
 
 def _variables(name: str, value: Any) -> Mapping[str, Any]:

@@ -156,6 +156,7 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type":
         (CHAT, "top_logprobs", {"top_logprobs": 2}),
         (CHAT, "logprobs", {"logprobs": 2}),
         (CHAT, "system", {"system": "Be brief.", "messages": SYSTEM}),
+        (CHAT, "system", {"system": []}),
         (CHAT, "prompt", {"prompt": "x"}),
         (CHAT, "store", {"store": True}),
         (CHAT, "store", {"store": 0}),
