@@ -13,17 +13,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from server import cache, health, tokens
 from server.dialects import DIALECTS
 from server.errors import error_body, error_response
 from server.guard import Guard
 from server.keys import ApiKeys
+from server.metrics import Metrics
+from server.metrics import routes as metrics_routes
 from server.middleware import PageSecurity, RequestIds
 from server.models import Models
 from server.relay import GenerationEndpoint
 from server.request_body import ClientLeft
+from server.request_record import Observer, RequestRecord
 from shared.errors import InvalidRequest, MethodNotAllowed, NotFound, ServingError
 from shared.settings import AccessSettings
 
@@ -34,26 +37,41 @@ def create_app(
     models: Models,
     access: AccessSettings = AccessSettings(),  # noqa: B008  frozen
     keys: ApiKeys | None = None,
+    observers: Sequence[Observer] = (),
 ) -> ASGIApp:
     """The application over models that its caller starts and stops.
 
-    `keys`: None where none are needed.
+    `keys`: None where none are needed. `observers` are told of each request that is over.
     """
+    metrics = Metrics(models.catalog, [path for dialect in DIALECTS for path in dialect.paths])
+    all_observers = (metrics.ended, *observers)
     generations = [
-        Route(path, GenerationEndpoint(dialect, parse, models), methods=["POST"])
+        Route(
+            path,
+            GenerationEndpoint(dialect, parse, models, metrics, all_observers),
+            methods=["POST"],
+        )
         for dialect in DIALECTS
         for path, parse in dialect.paths.items()
     ]
+
+    def refuse(scope: Scope, error: ServingError) -> Response:
+        record = RequestRecord(scope)
+        record.error = error
+        record.end()
+        for observer in all_observers:
+            observer(record)
+        return error_at(scope["path"], error)
+
     others = [route for dialect in DIALECTS for route in dialect.routes(models)]
     page = PageSecurity(StaticFiles(directory=UI, html=True))
-    guard = Middleware(
-        Guard, hosts=access.hosts, origins=access.origins, keys=keys, refuse=error_at
-    )
+    guard = Middleware(Guard, hosts=access.hosts, origins=access.origins, keys=keys, refuse=refuse)
     app = Starlette(
         routes=[
             *generations,
             *others,
             *health.routes(models.catalog),
+            *metrics_routes(metrics),
             *cache.routes(models.catalog),
             *tokens.routes(models),
             Mount("/ui", page),

@@ -23,6 +23,7 @@ from server.http_protocol import StrictProtocol
 from server.models import Models
 from server.notify import Notifier, take_notifier
 from server.reload import Reload
+from server.request_log import RequestLog
 from shared.errors import ConfigurationError
 from workers.catalog import Catalog
 
@@ -75,7 +76,8 @@ async def _serve(
     settings = front.settings
     models = Models(front.catalog, settings.sampling, front.system, settings.chat.template)
     async with announced(notifier, models.catalog) as announcer, models.catalog as catalog:
-        config.app = create_app(models, settings.access, front.keys)
+        request_log = RequestLog(prompts=settings.log_prompts)
+        config.app = create_app(models, settings.access, front.keys, [request_log])
         server = HttpServer(config)
         stopping = _stop_on_signals(catalog, announcer, _reloads(front, models))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
