@@ -84,10 +84,14 @@ class RequestRecord:
         self._sent += count
         last = self._last.get(index)
         self._last[index] = now
-        if last is not None and self._gaps is not None:
-            self._gaps.observe((now - last) / count, count)
-        elif self.first_token is None:
+        if self.first_token is None:
             self.first_token = now
+        if self._gaps is None:
+            return
+        if last is not None:
+            self._gaps.observe((now - last) / count, count)
+        elif count > 1:  # between the first tokens, which come together, there is no time
+            self._gaps.observe(0.0, count - 1)
 
     def end(self) -> None:
         """Nothing more will come."""
@@ -161,7 +165,10 @@ class RequestRecord:
         """Of all tasks together, from the first token to the end. None: too few for a rate."""
         if self.first_token is None or self.ended is None or self._sent < 2:
             return None
-        return (self._sent - 1) / max(self.ended - self.first_token, 1e-9)
+        # The workers' own times where they are known: tokens may have left together.
+        decoding = max((end.timings.decode_s for end in self.ends), default=0.0)
+        seconds = decoding or self.ended - self.first_token
+        return (self._sent - 1) / seconds if seconds > 0 else None
 
 
 Observer = Callable[[RequestRecord], None]

@@ -12,7 +12,7 @@ import pytest
 from server.options import OPTIONS, read_options
 
 STATUS_2 = 2
-SWITCHES = ("--mlock", "--repack", "--insecure")
+SWITCHES = ("--mlock", "--repack", "--insecure", "--log-prompts")
 """Options that need no value."""
 
 
@@ -113,6 +113,8 @@ CASES = (
         {"debug": "debug", "warning": "warning", "error": "error", "info": "info"},
         ("", "loud", "INFO", "20"),
     ),
+    Case(("--log-format",), "text", {"text": "text", "json": "json"}, ("", "JSON", "xml")),
+    Case(("--log-prompts",), "off", {"on": "on", "off": "off"}, ("yes", "1")),
     Case(("-t", "--num-threads"), None, {"1": 1, "64": 64}, (*NO_INTEGERS, "0", "-1")),
     Case(("--workers",), None, {"1": 1, "1024": 1024}, (*NO_INTEGERS, "0", "-1", "1025")),
     Case(("--slots",), None, {"1": 1, "256": 256}, (*NO_INTEGERS, "0", "257")),

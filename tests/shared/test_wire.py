@@ -199,7 +199,7 @@ OF_ANY_LENGTH: dict[type, set[tuple[int, ...]]] = {
     Ready: {(2, 6), (2, 9, 8)},
     Tokens: {(1,), (1, 1, 4, 1)},
     Tokenized: {(2,), (3,)},
-    Steps: {(2, 1), (3, 1)},
+    Steps: {(2, 0), (3, 0)},
 }
 """Fields, and fields within them, that are lists of any length."""
 
