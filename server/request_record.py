@@ -50,11 +50,10 @@ class RequestRecord:
         """The client closed its connection before the end."""
         self.read: float | None = None
         """When its body was there, and was understood."""
-        self.submitted: float | None = None
-        """When its model's workers were told, or the first of them."""
         self.first_token: float | None = None
         self.ended: float | None = None
         self._work: Work | None = None
+        self._submitted = 0.0
         self._sent = 0
         self._gaps: Histogram | None = None
         self._last: dict[int, float] = {}  # a task's place to its last tokens' time
@@ -68,7 +67,7 @@ class RequestRecord:
         """The work is about to be given to the model's workers. `gaps` gets the seconds between two
         tokens.
         """
-        self.submitted = time.monotonic()
+        self._submitted = time.monotonic()
         self._work, self._gaps = work, gaps
 
     @property
@@ -141,14 +140,19 @@ class RequestRecord:
         return sorted({stream.worker for stream in streams if stream.worker is not None})
 
     @property
+    def slot(self) -> float | None:
+        """When the first of its tasks got one."""
+        streams = self._work.streams if self._work is not None else []
+        waits = [stream.queued_s for stream in streams if stream.worker is not None]
+        return self._submitted + min(waits) if waits else None
+
+    @property
     def queued_s(self) -> float | None:
         """From the time it was read to its first slot: for its model, and in the queue. None: it
         never had one.
         """
-        if self._work is None or self.submitted is None or self.read is None:
-            return None
-        waits = [stream.queued_s for stream in self._work.streams if stream.worker is not None]
-        return self.submitted - self.read + min(waits) if waits else None
+        slot = self.slot
+        return None if slot is None or self.read is None else slot - self.read
 
     @property
     def first_token_s(self) -> float | None:
