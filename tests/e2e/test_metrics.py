@@ -24,7 +24,7 @@ ENDLESS = "x[[sleep 60]]"
 
 @pytest.fixture
 def server() -> Iterator[RunningServer]:
-    with RunningServer("--engine", "echo", "--workers", "1") as running:
+    with RunningServer("--engine", "echo", "--workers", "1", "-n", "300000") as running:
         yield running
 
 
@@ -103,7 +103,7 @@ def test_requests_that_do_not_come_to_their_end_are_counted_by_how(server: Runni
     server.client.post("/v1/completions", json={"model": "nobody", "prompt": "x"})
     server.client.get("/anything", headers={"host": "elsewhere.example"})
     server.ndjson(**endless, timeout_s=0.3)
-    server.post(prompt="x" * 3000)
+    server.post(prompt="x" * 400_000)
 
     found = scrape_until(server.client, lambda s: s.requests(outcome="cancelled") == 1)
     assert found.requests(outcome="cancelled", reason="client_left", model_name="echo") == 1
