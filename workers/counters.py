@@ -12,6 +12,9 @@ from shared.steps import StepTally
 State = Literal["loading", "ready", "replacing", "given_up"]
 """Of a place: its process loads the model, serves, has died and is to be replaced, or is not."""
 
+USUAL_CAUSES = ("sigkill", "sigsegv", "sigabrt", "exit_1", "no_progress", "load_timeout")
+"""Of deaths. They are counted from 0: nobody sees a counter grow that begins with 1."""
+
 
 @dataclass(slots=True)
 class WorkerCounters:
@@ -23,8 +26,8 @@ class WorkerCounters:
     cached_tokens: int = 0
     """Of those, the ones that were not processed again."""
     generated_tokens: int = 0
-    deaths: Counter[str] = field(default_factory=Counter)
-    """By their causes, a word each, such as "sigkill"."""
+    deaths: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(USUAL_CAUSES, 0)))
+    """By their causes, a word each."""
 
     def ended(self, usage: Usage) -> None:
         """A request is over."""
