@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from typing import Any
+from urllib.parse import quote
 
 from server.dialects.base import Task
 from server.request_record import RequestRecord
+
+LONGEST_PATH = 200
 
 logger = logging.getLogger("tokenflume.request")
 
@@ -49,16 +52,16 @@ def fields_of(record: RequestRecord) -> dict[str, Any]:
 
 def sentence(fields: dict[str, Any]) -> str:
     """The same for people; what is not known is left out."""
-    asked = f"of {fields['key_owner']} at {fields['client']}" if fields["key_owner"] else (
-        f"of {fields['client']}"
-    )  # fmt: skip
-    where = ""
+    owner, workers = fields["key_owner"], fields["workers"]
+    asked = f"of {owner} at {fields['client']}" if owner else f"of {fields['client']}"
+    # A path may hold anything, also what would look like another line.
+    where = quote(fields["path"])[:LONGEST_PATH]
     if fields["model"] is not None:
-        where = f" on {fields['model']}"
-    if fields["workers"]:
-        where += f", worker {', '.join(map(str, fields['workers']))}"
+        where += f" on {fields['model']}"
+    if workers:
+        where += f", worker {', '.join(map(str, workers))}"
     parts = [f"{fields['outcome']} ({fields['reason']})", *_counts(fields), *_times(fields)]
-    line = f"{fields['request_id']} {asked}: {fields['path']}{where}: {', '.join(parts)}"
+    line = f"{fields['request_id']} {asked}: {where}: {', '.join(parts)}"
     return line + "".join(f"; prompt {prompt!r}" for prompt in fields.get("prompts", ()))
 
 
