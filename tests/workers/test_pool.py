@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from shared.errors import InvalidRequest, NotReady, QueueFull, Unsupported
-from shared.messages import Embedded, Failed, Finished, Token
+from shared.messages import Counts, Embedded, Failed, Finished, Steps, Token
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from shared.settings import CacheSettings, RestartPolicy
@@ -108,6 +108,18 @@ def test_a_worker_that_dies_cuts_only_its_own_streams_and_is_replaced(
 
     with_pool(settings, step)
     assert any(cause in record.message for record in caplog.records)
+
+
+def test_a_worker_that_counts_in_other_buckets_is_broken_and_replaced() -> None:
+    async def step(pool: WorkerPool) -> None:
+        (place,) = pool._supervisor.places
+        assert place.handle is not None
+        place.handle._on_messages([Steps("decode", Counts((1,), 1.0), Counts((1,), 1.0))])
+        await until(lambda: place.counters.deaths["broken_frames"] == 1)
+        await until_ready(pool)
+        assert place.counters.deaths.total() == 1
+
+    with_pool(pool_settings(), step)
 
 
 def test_kill_9_in_mid_stream_cuts_the_stream_within_a_second() -> None:
