@@ -18,7 +18,8 @@ BOOT_S = 20.0
 BOOT = r"""
 set -e
 echo $$ > "$1/cgroup.procs"
-exec setpriv --pdeathsig KILL unshare --mount --uts --ipc --cgroup --pid --fork --kill-child bash -ec '
+exec setpriv --pdeathsig KILL \
+    unshare --mount --uts --ipc --cgroup --pid --fork --kill-child bash -ec '
     memory=$1
     mount -t tmpfs tmpfs "$memory"
     for folder in etc var opt tmp; do
