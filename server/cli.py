@@ -32,6 +32,8 @@ EXIT_OK = 0
 EXIT_CONFIGURATION = 3
 EXIT_CANNOT_LISTEN = 4
 BACKLOG = 2048
+KEEPALIVE_IDLE_S = 10
+KEEPALIVE_INTERVAL_S = 5
 
 logger = logging.getLogger("tokenflume")
 
@@ -57,6 +59,7 @@ def run(arguments: list[str]) -> int:
         if settings.chat.template is not None:
             chat_format(ModelCard(), settings.chat.template)  # a bad one is told before all else
         listener = listen(settings.host, settings.port)
+        notice_vanished_clients(listener, settings.send_timeout_s)
     except ConfigurationError as error:
         return _fail(EXIT_CONFIGURATION, str(error))
     except OSError as error:
@@ -97,6 +100,7 @@ def build_settings(options: argparse.Namespace) -> Settings:
             repeat_last_n=options.repeat_last_n,
         ),
         drain_timeout_s=options.drain_timeout,
+        send_timeout_s=options.send_timeout,
         plan=explain(machine, plan),
         log_level=options.log_level,
         folder=folder,
@@ -145,6 +149,19 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def notice_vanished_clients(listener: socket.socket, timeout_s: float) -> None:
+    """Let the kernel end connections whose other side has not answered for so long.
+
+    A client whose machine or network is gone closes nothing. Accepted sockets inherit what is set
+    here: probes where there is nothing to send, and a limit for what is sent and for probes.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    milliseconds = max(1, round(timeout_s * 1000))  # 0 would be the kernel's own, many minutes
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 def describe(settings: Settings) -> None:

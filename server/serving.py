@@ -9,12 +9,14 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 
 from server.app import create_app
 from server.models import Models
+from server.send_deadline import SendDeadline
 from server.system_prompts import SystemPrompts
 from shared.errors import ConfigurationError
 from shared.settings import Settings
@@ -46,10 +48,11 @@ def serve_until_stopped(
     settings: Settings, catalog: Catalog, system: SystemPrompts, listener: socket.socket
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises ConfigurationError when no model loads."""
+    protocol = partial(SendDeadline, send_timeout_s=settings.send_timeout_s)
     config = uvicorn.Config(
         app="",
         loop="uvloop",
-        http="httptools",
+        http=cast("type[asyncio.Protocol]", protocol),
         ws="none",
         lifespan="off",
         log_config=None,

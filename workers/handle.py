@@ -9,6 +9,7 @@ All state about a child lives here, and dies with it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import signal
 import time
@@ -41,6 +42,8 @@ from shared.settings import WorkerSettings
 from shared.wire import PROTOCOL
 from workers.stream import RequestStream
 from workers.worker import run_worker
+
+logger = logging.getLogger("tokenflume.pool")
 
 
 @dataclass(slots=True)
@@ -203,7 +206,7 @@ class WorkerHandle:
     def _deliver(self, request_id: int, event: Token | Embedded) -> None:
         stream = self._in_flight.get(request_id)
         if stream is None or stream.is_abandoned:
-            self.late_messages += 1
+            self._drop(event)
         else:
             stream.put(event)
 
@@ -211,7 +214,7 @@ class WorkerHandle:
         """Nobody may wait for it any more."""
         answer = self._questions.get(question_id)
         if answer is None or answer.done():
-            self.late_messages += 1
+            self._drop(message)
         elif isinstance(message, Failed):
             answer.set_exception(error_from_code(message.code, message.message))
         else:
@@ -223,10 +226,17 @@ class WorkerHandle:
             return
         stream = self._in_flight.pop(message.id, None)
         if stream is None:
-            self.late_messages += 1
+            self._drop(message)
             return
         stream.put(message)
         self._on_free_slot()
+
+    def _drop(self, message: Message | Token) -> None:
+        self.late_messages += 1
+        logger.debug(
+            "worker %d: dropped message %d that nobody waits for, a %s",
+            self.settings.index, self.late_messages, type(message).__name__,
+        )  # fmt: skip
 
     def _on_queue_end(self, error: FrameError | None) -> None:
         """Nothing more will come from the worker: it has died, or has lost its voice."""
