@@ -86,6 +86,7 @@ class WorkerHandle:
         self.slots = 0
         """Requests that it can run at a time; 0 before it is ready."""
         self._kill_reason = ""
+        self._has_exited = False
         self._receiver = TokenReceiver(self._on_messages, self._on_queue_end)
         self._sender: RequestSender
         self._process: SpawnProcess
@@ -251,12 +252,19 @@ class WorkerHandle:
 
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._process.sentinel)
+        self._process.kill()  # it may have closed its descriptors and live on: do not wait for it
         self._process.join()
+        self._has_exited = True
         self._conclude()
 
     def _conclude(self) -> None:
-        """Set `ended`, once the process is gone and all that it has sent is read."""
-        if self._process.exitcode is None or not self._receiver.is_at_end:
+        """Set `ended`, once the process is gone and all that it has sent is read.
+
+        The process's exit code may be there before the loop has told of its end. If it were taken
+        from there, the sentinel would be closed while the loop still watches its number, and the
+        next pipe of that number could not be opened.
+        """
+        if not (self._has_exited and self._receiver.is_at_end):
             return
         self._sender.close()
         cause = self._kill_reason or describe_exit(self._process.exitcode)

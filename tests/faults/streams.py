@@ -6,6 +6,7 @@ import itertools
 import json
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
@@ -90,6 +91,11 @@ class Followed:
     def longest_gap_s(self) -> float:
         """The longest time between two of its lines."""
         return max(after - before for before, after in itertools.pairwise(self.times))
+
+
+def fresh(text: str = "") -> str:
+    """A prompt that begins as none before: it goes to the least busy worker."""
+    return f"{uuid.uuid4().hex} {text}"
 
 
 def pids(server: RunningServer) -> set[int]:

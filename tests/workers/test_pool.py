@@ -32,6 +32,7 @@ from support import (
     until_ready,
     with_pool,
 )
+from workers.handle import WorkerHandle
 from workers.pool import WorkerPool
 from workers.stream import RequestStream
 from workers.supervisor import back_off_s
@@ -423,6 +424,25 @@ def test_a_worker_is_replaced_once_there_are_descriptors_again(
         assert text_of(await collect(pool, pool.submit(Prompt("back"), FULL))) == "back"
 
     with_pool(pool_settings(restart=replace(QUICK_RESTART, deaths=100)), step)
+
+
+def test_the_loop_does_not_go_on_to_watch_a_worker_that_was_gone_before_it_knew() -> None:
+    """Its exit code is there before its end has been told: a race, made certain. The number that
+    the loop watched would be a later pipe's."""
+
+    async def go() -> None:
+        (settings,) = pool_settings().workers
+        handle = await WorkerHandle.start(settings, lambda: None)
+        await handle.ready
+        sentinel, process = handle._process.sentinel, psutil.Process(handle.pid)
+        process.kill()
+        while process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.001)  # the loop is to stay where it is
+        handle._receiver.close()
+        await handle.until_ended()
+        assert not asyncio.get_running_loop().remove_reader(sentinel)
+
+    run(go())
 
 
 def test_a_field_that_the_engine_cannot_honour_is_refused_by_name() -> None:
