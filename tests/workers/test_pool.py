@@ -434,13 +434,24 @@ def test_the_loop_does_not_go_on_to_watch_a_worker_that_was_gone_before_it_knew(
         (settings,) = pool_settings().workers
         handle = await WorkerHandle.start(settings, lambda: None)
         await handle.ready
-        sentinel, process = handle._process.sentinel, psutil.Process(handle.pid)
-        process.kill()
-        while process.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.001)  # the loop is to stay where it is
-        handle._receiver.close()
+        loop, sentinel = asyncio.get_running_loop(), handle._process.sentinel
+
+        def kill_and_wait() -> None:
+            process = psutil.Process(handle.pid)
+            process.kill()
+            while process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.001)  # the loop is to stay where it is
+
+        loop.call_soon(kill_and_wait)
+        handle._receiver.close()  # its end is told right behind
         await handle.until_ended()
-        assert not asyncio.get_running_loop().remove_reader(sentinel)
+        reader, writer = os.pipe()
+        os.dup2(reader, sentinel)
+        pipe = os.fdopen(sentinel, "rb", buffering=0)
+        transport, _ = await loop.connect_read_pipe(asyncio.Protocol, pipe)
+        transport.close()
+        os.close(reader)
+        os.close(writer)
 
     run(go())
 
