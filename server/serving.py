@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
@@ -50,11 +50,16 @@ class CutStreamFilter(logging.Filter):
 
 def serve_until_stopped(front: Front, listener: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises ConfigurationError when no model loads."""
-    notifier = take_notifier(os.environ)
+    notifier, settings = take_notifier(os.environ), front.settings
+    protocol = partial(
+        StrictProtocol,
+        request_s=settings.request_timeout_s,
+        send_timeout_s=settings.send_timeout_s,
+    )
     config = uvicorn.Config(
         app="",
         loop="uvloop",
-        http=partial(StrictProtocol, request_s=front.settings.request_timeout_s),  # type: ignore[arg-type]  # it is only called
+        http=cast("type[asyncio.Protocol]", protocol),
         ws="none",
         lifespan="off",
         log_config=None,
