@@ -46,7 +46,7 @@ def run(*command: str | Path) -> None:
 
 def check_templates(python: Path, folder: Path) -> None:
     """All chat templates of the source tree are in the wheel."""
-    names = sorted(path.stem for path in (ROOT / "server" / "chat_templates").glob("*.jinja"))
+    names = sorted(path.stem for path in (ROOT / "server" / "chat" / "templates").glob("*.jinja"))
     code = f"from server.chat import built_in_names as found; assert found() == {names!r}, found()"
     run("env", "-C", folder, python, "-I", "-c", code)
 

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from server.chat import chat_format
+from server.chat.system_prompts import system_prompts
 from server.front import Front
 from server.keys import ApiKeys
 from server.options import read_options
 from server.specs import FolderModels, folder_settings, given_files, make_specs
-from server.system_prompts import system_prompts
 from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.logs import configure_logging

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from server.chat.system_prompts import SystemPrompts
 from server.keys import ApiKeys
-from server.system_prompts import SystemPrompts
 from shared.settings import Settings
 from workers.catalog import Catalog
 

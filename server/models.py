@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from server.chat import ChatFormat, chat_format
+from server.chat.system_prompts import SystemPrompts
 from server.dialects.base import ServedModel
-from server.system_prompts import SystemPrompts
 from shared.errors import NotReady
 from shared.messages import ModelCard
 from shared.sampling import SamplingParams

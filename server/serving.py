@@ -17,12 +17,12 @@ import uvicorn
 
 from server.announce import Announcer, announced
 from server.app import create_app
+from server.chat.system_prompts import system_prompts
 from server.front import Front
 from server.http_protocol import StrictProtocol
 from server.models import Models
 from server.notify import Notifier, take_notifier
 from server.reload import Reload
-from server.system_prompts import system_prompts
 from shared.errors import ConfigurationError
 from workers.catalog import Catalog
 

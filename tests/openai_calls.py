@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from server.chat.system_prompts import SystemPrompts
 from server.dialects.base import Answer, Call, Generation, ServedModel
 from server.dialects.openai import DIALECT
-from server.system_prompts import SystemPrompts
 from shared.messages import ModelCard
 from shared.sampling import SamplingParams
 from support import served

@@ -19,8 +19,8 @@ from shared.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from server.chat import ChatFormat
+    from server.chat.system_prompts import SystemPrompts
     from server.models import Models
-    from server.system_prompts import SystemPrompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class ServedModel:
     ) -> list[Mapping[str, Any]]:
         """The chat, with a system prompt in front if it has none.
 
-        `messages`: as server.chat_messages has them. `system`: the prompt's name or its text;
+        `messages`: as server.chat.messages has them. `system`: the prompt's name or its text;
         None: the server's; "": none.
         """
         has_one = any(message["role"] == "system" for message in messages)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from notify_socket import notify_socket
+from server.hub.progress import Lines
 from server.notify import Notifier, monotonic_us, notifier_of, take_notifier
-from server.progress import Lines
 from server.reload import Reload, reload_all
 from shared.errors import ConfigurationError
 

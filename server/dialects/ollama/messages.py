@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.chat_messages import checked_messages
+from server.chat.messages import checked_messages
 from shared.errors import InvalidRequest
 
 KNOWN = ("role", "content", "thinking", "images", "tool_calls", "tool_name", "tool_call_id")

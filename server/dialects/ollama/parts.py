@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.tool_calls import (
+from server.chat.tool_calls import (
     CallArguments,
     CallEnd,
     CallStart,
@@ -54,7 +54,7 @@ class TextReader:
 
 
 class CallReader(TextReader):
-    """Of an answer that may call `tools`, as server.chat_messages has them."""
+    """Of an answer that may call `tools`, as server.chat.messages has them."""
 
     def __init__(self, form: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> None:
         self._parser = ToolCallParser(form, tools)

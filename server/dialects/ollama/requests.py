@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from server.chat_messages import checked_tools
+from server.chat.messages import checked_tools
 from server.dialects.base import Answer, Call, Embedding, Generation, Renderer, ServedModel
 from server.dialects.ollama.answers import (
     Head,

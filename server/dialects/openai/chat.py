@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.chat_messages import check_texts, checked_messages
+from server.chat.messages import check_texts, checked_messages
 from server.dialects.base import Answer, Call, ServedModel
 from server.dialects.openai.answers import (
     Choice,

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.chat_messages import checked_tools
-from server.dialects.openai.answers import Json
-from server.dialects.openai.fields import Fields, json_object, refuse_others
-from server.tool_calls import (
+from server.chat.messages import checked_tools
+from server.chat.tool_calls import (
     CallArguments,
     CallStart,
     Text,
@@ -17,7 +15,9 @@ from server.tool_calls import (
     ToolEvent,
     ToolFormat,
 )
-from server.tool_schema import forced_call
+from server.chat.tool_schema import forced_call
+from server.dialects.openai.answers import Json
+from server.dialects.openai.fields import Fields, json_object, refuse_others
 from shared.errors import InvalidRequest
 from shared.validation import boolean, text
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.chat.system_prompts import SystemPrompts
 from server.dialects.base import Answer, Embedding, Generation, Parse
 from server.dialects.ollama import DIALECT
 from server.dialects.ollama.answers import shortened
@@ -25,7 +26,6 @@ from server.dialects.ollama.requests import (
     parse_embeddings,
     parse_generate,
 )
-from server.system_prompts import SystemPrompts
 from shared.errors import EngineFailed, InvalidRequest, QueueFull, ServingError
 from shared.messages import Candidate, Finished, Logprobs, ModelCard, Timings, Token, Usage
 from shared.sampling import SamplingParams

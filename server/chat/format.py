@@ -1,7 +1,7 @@
 """From a chat's messages to the prompt that its model knows: by a Jinja template.
 
 The template is the model's own, one of ours by name, or a file. What it cannot do is done for it:
-see server.chat_traits. What clients write is never a control token: see server.control_names.
+see server.chat.traits. What clients write is never a control token: see server.chat.control_names.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.bounded_jinja import TemplateFailed, TemplateRefused
-from server.chat_messages import (
+from server.chat.bounded_jinja import TemplateFailed, TemplateRefused
+from server.chat.control_names import ControlNames, changed, cut_at, unused_marks
+from server.chat.messages import (
     Message,
     check_texts,
     checked_messages,
     checked_tools,
     merge_systems,
 )
-from server.chat_traits import Renderer, Traits, traits, turn_end, working_renderer
-from server.control_names import ControlNames, changed, cut_at, unused_marks
-from server.tool_calls import ToolFormat, tool_format
-from server.tool_prompt import with_tools, with_written_calls
+from server.chat.tool_calls import ToolFormat, tool_format
+from server.chat.tool_prompt import with_tools, with_written_calls
+from server.chat.traits import Renderer, Traits, traits, turn_end, working_renderer
 from shared.errors import ConfigurationError, InvalidRequest
 from shared.messages import ModelCard
 from shared.prompt import Prompt
 
 MODEL_OWN = "the model's own"
 GUESS = "plain"
-_FOLDER = Path(__file__).parent / "chat_templates"
+_FOLDER = Path(__file__).parent / "templates"
 _OURS = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
 _logger = logging.getLogger(__name__)
 

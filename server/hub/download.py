@@ -15,7 +15,7 @@ import httpx2
 from huggingface_hub import constants
 from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff
 
-from server.progress import Progress, show_progress
+from server.hub.progress import Progress, show_progress
 from shared.errors import ConfigurationError
 
 FRUITLESS_TRIES = 5

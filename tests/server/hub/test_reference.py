@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.hub import HubReference, parse_reference, resolve_model
+from server.hub.reference import HubReference, parse_reference, resolve_model
 from shared.errors import ConfigurationError
 
 

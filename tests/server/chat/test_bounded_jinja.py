@@ -5,7 +5,13 @@ import time
 
 import pytest
 
-from server.bounded_jinja import MARKS, MAX_TEMPLATE, ChatTemplate, TemplateFailed, TemplateRefused
+from server.chat.bounded_jinja import (
+    MARKS,
+    MAX_TEMPLATE,
+    ChatTemplate,
+    TemplateFailed,
+    TemplateRefused,
+)
 
 
 def render(source, **variables):

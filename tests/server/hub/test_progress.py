@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from server.progress import Lines
+from server.hub.progress import Lines
 
 
 def test_a_line_says_percent_and_speed(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 from llama_cpp import LlamaGrammar
 
-from server.tool_schema import forced_call
+from server.chat.tool_schema import forced_call
 from shared.errors import InvalidRequest
 
 

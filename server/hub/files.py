@@ -41,8 +41,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import HfFileMetadata, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
-from server.download import Source, download
-from server.hub import DEFAULT_REVISION, HubReference
+from server.hub.download import Source, download
+from server.hub.reference import DEFAULT_REVISION, HubReference
 from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.split_gguf import parts_of

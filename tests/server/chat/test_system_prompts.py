@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.system_prompts import SystemPrompts, system_prompts
+from server.chat.system_prompts import SystemPrompts, system_prompts
 from shared.errors import ConfigurationError
 
 FILE = '''

@@ -364,7 +364,7 @@ def _to_json(
     """JSON as it is, without the escapes that Jinja has for HTML.
 
     `ensure_ascii` is done by hand, because characters that mark something must stay: see
-    server.control_names.
+    server.chat.control_names.
     """
     if (len(indent) if isinstance(indent, str) else indent or 0) > MAX_INDENT:
         raise _Exceeded(f"it indents JSON by more than {MAX_INDENT}")

@@ -66,7 +66,7 @@ def resolve_model(text: str) -> Path:
         return Path(text)
     reference = parse_reference(text)
     try:
-        from server.hub_files import fetch
+        from server.hub.files import fetch
     except (ImportError, ValueError) as error:  # a variable of its that is no number, too
         raise ConfigurationError(f"huggingface_hub cannot be used: {error}") from None
     return fetch(reference)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.bounded_jinja import MARKS
+from server.chat.bounded_jinja import MARKS
 from shared.errors import InvalidRequest
 
 MAX_DEPTH = 64

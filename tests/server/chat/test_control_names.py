@@ -6,7 +6,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.control_names import ControlNames, changed, cut_at
+from server.chat.control_names import ControlNames, changed, cut_at
 
 MARK = "𒀀"
 LETTERS = "<|ab>[]"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.tool_calls import (
+from server.chat.tool_calls import (
     GENERIC,
     HERMES,
     LLAMA,

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.bounded_jinja import ChatTemplate, Rewritten, TemplateFailed
-from server.chat_messages import Message
+from server.chat.bounded_jinja import ChatTemplate, Rewritten, TemplateFailed
+from server.chat.messages import Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.tagged_calls import from_tags, may_be_tagged
+from server.chat.tagged_calls import from_tags, may_be_tagged
 
 MAX_NAME = 256
 """Characters between [TOOL_CALLS] and [ARGS]."""
@@ -44,7 +44,7 @@ class ToolFormat:
         return (*self.openers, *self.closers, *named)
 
     def bare(self) -> ToolFormat:
-        """For an answer that is forced to be a call: see server.tool_schema."""
+        """For an answer that is forced to be a call: see server.chat.tool_schema."""
         return replace(self, is_bare=True)
 
 

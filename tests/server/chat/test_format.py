@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from server.chat import GUESS, MODEL_OWN, built_in_names, chat_format
+from server.chat.format import GUESS, MODEL_OWN, built_in_names, chat_format
 from shared.errors import ConfigurationError, InvalidRequest
 from shared.messages import ModelCard
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from server.control_names import each_text
+from server.chat.control_names import each_text
 from shared.errors import InvalidRequest
 from shared.validation import text
 

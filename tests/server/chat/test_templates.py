@@ -8,12 +8,12 @@ import pytest
 from llama_cpp import llama_chat_format
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from server.bounded_jinja import ChatTemplate, TemplateFailed
-from server.chat import MODEL_OWN, built_in_names, chat_format
-from server.chat_traits import Renderer
+from server.chat.bounded_jinja import ChatTemplate, TemplateFailed
+from server.chat.format import MODEL_OWN, built_in_names, chat_format
+from server.chat.traits import Renderer
 from shared.messages import ModelCard
 
-OURS = Path(__file__).parents[2] / "server" / "chat_templates"
+OURS = Path(__file__).parents[3] / "server" / "chat" / "templates"
 FOLDERS = [
     Path(__file__).parent / "templates",
     OURS,
