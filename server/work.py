@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 from server.dialects.base import Embedding, Task
@@ -62,6 +63,15 @@ class Work:
         for stream in self.streams:
             stream.put(Failed(stream.request.id, DeadlineExceeded.code, EXPIRED))
 
+    def outcome(self) -> str:
+        """How they have ended, in a few words even if they are many."""
+        ends = Counter(s.finished.reason if s.finished else "failed" for s in self.streams)
+        return ", ".join(end if count == 1 else f"{count} × {end}" for end, count in ends.items())
+
+    def first_and_last(self) -> list[RequestStream]:
+        """Of the streams, if there are any."""
+        return self.streams[:1] + self.streams[1:][-1:]
+
     def release(self) -> None:
         """Nobody waits for any of them any more."""
         for stream in self.streams:
@@ -117,7 +127,7 @@ def begun(work: Work, deadline: float | None = None) -> Iterator[None]:
         if deadline is not None:
             timer = asyncio.get_running_loop().call_at(deadline, work.expire)
         yield
-        outcome = ", ".join(s.finished.reason if s.finished else "failed" for s in work.streams)
+        outcome = work.outcome()
     except ServingError as error:
         outcome = error.code
         raise
@@ -125,5 +135,5 @@ def begun(work: Work, deadline: float | None = None) -> Iterator[None]:
         if timer is not None:
             timer.cancel()
         work.release()
-        ids = " ".join(str(stream.request.id) for stream in work.streams)
+        ids = " … ".join(str(stream.request.id) for stream in work.first_and_last())
         logger.info("request %s: %s after %.3f s", ids, outcome, time.monotonic() - started)

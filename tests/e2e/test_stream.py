@@ -147,7 +147,8 @@ def test_a_full_queue_is_a_429_with_retry_after_and_health_still_answers(
         slow.stream(prompt="run ", num_predict=1000, ignore_eos=True) as running,
         open_request(slow.url, prompt="wait") as waiting,
     ):
-        next(running.iter_lines())
+        lines = running.iter_lines()  # kept: httpx closes the connection of a dropped one
+        next(lines)
         slow.until(lambda state: state["waiting"] == 1)
 
         response = slow.post(prompt="too many")
@@ -181,7 +182,8 @@ def test_a_client_that_leaves_while_its_prompt_is_processed_frees_its_slot(
 def test_a_client_that_leaves_while_it_waits_is_forgotten(slow: RunningServer) -> None:
     pid = slow.workers()[0].pid
     with slow.stream(prompt="x", num_predict=2000, ignore_eos=True) as running:
-        next(running.iter_lines())
+        lines = running.iter_lines()  # kept: httpx closes the connection of a dropped one
+        next(lines)
         leaver = open_request(slow.url, prompt="[[prefill abort]]")
         slow.until(lambda state: state["waiting"] == 1)
         leaver.close()
