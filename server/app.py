@@ -63,6 +63,7 @@ def create_app(
             HTTPException: _on_http_exception,
             ServingError: _on_serving_error,
             ClientLeft: _on_client_left,
+            Exception: _on_defect,
         },
         middleware=[*_cors(access.origins), guard],
     )
@@ -86,6 +87,11 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
 async def _on_serving_error(request: Request, exception: Exception) -> Response:
     error = exception if isinstance(exception, ServingError) else ServingError(str(exception))
     return error_at(request.url.path, error)
+
+
+async def _on_defect(request: Request, _: Exception) -> Response:
+    """What nobody expected: the log has it, with its traceback, and the client has not."""
+    return error_at(request.url.path, ServingError("the server failed; its log says how"))
 
 
 async def _on_client_left(_: Request, __: Exception) -> Response:

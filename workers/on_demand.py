@@ -145,7 +145,7 @@ class ModelsOnDemand:
             raise
         if reason is not None:
             await self._unload(spec.name)
-            raise ModelUnavailable(f"{spec.name} cannot be loaded: {reason}")
+            raise ModelUnavailable(f"{spec.name} cannot be loaded; the server's log says why")
         logger.info("%s is loaded, in %.1f s", spec.name, time.monotonic() - started)
         return pool
 

@@ -149,7 +149,7 @@ class WorkerPool:
         if self._ready_handles():
             return None
         if self.is_lost:
-            return f"no worker is left: {self._supervisor.places[0].given_up}"
+            return "no worker is left; the server's log says why"
         return "no worker is ready yet"
 
     @property

@@ -91,7 +91,7 @@ class Renderer:
     all of them leave together at the end."""
 
     def begin(self) -> bytes:
-        """Before the first event."""
+        """What stands before all else. Asked for once, with the first event's bytes."""
         return b""
 
     def tokens(self, index: int, tokens: Sequence[Token]) -> bytes:
