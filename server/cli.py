@@ -35,6 +35,8 @@ EXIT_OK = 0
 EXIT_CONFIGURATION = 3
 EXIT_CANNOT_LISTEN = 4
 BACKLOG = 2048
+MOST_UNSENT = 128 * 1024
+"""Bytes that the kernel keeps of an answer before they are sent; else it would be megabytes."""
 KEEPALIVE_IDLE_S = 10
 KEEPALIVE_INTERVAL_S = 5
 
@@ -66,7 +68,7 @@ def run(arguments: list[str]) -> int:
         listener = listen(settings.host, settings.port)
         if keys is None and options.insecure == "off":
             _refuse_beyond_loopback(listener)
-        notice_vanished_clients(listener, settings.send_timeout_s)
+        watch_clients(listener, settings.send_timeout_s)
     except ConfigurationError as error:
         return _fail(EXIT_CONFIGURATION, str(error))
     except OSError as error:
@@ -175,12 +177,14 @@ def _refuse_beyond_loopback(listener: socket.socket) -> None:
         )
 
 
-def notice_vanished_clients(listener: socket.socket, timeout_s: float) -> None:
-    """Let the kernel end connections whose other side has not answered for so long.
+def watch_clients(listener: socket.socket, timeout_s: float) -> None:
+    """Let the kernel end connections whose other side has not answered for so long, and keep
+    little for one that does not read.
 
     A client whose machine or network is gone closes nothing. Accepted sockets inherit what is set
     here: probes where there is nothing to send, and a limit for what is sent and for probes.
     """
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_UNSENT)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)

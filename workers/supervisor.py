@@ -90,14 +90,19 @@ class Supervisor:
 
     async def _keep(self, place: Place) -> None:
         """The story of one place."""
+        failures = 0
         while not place.given_up:
             try:
                 handle = await self._start_worker(place)
-            except OSError as error:  # no memory, no process or no descriptor to be had
+            except OSError as error:
+                # No memory, no process or no descriptor to be had: nobody died, and it may pass.
                 logger.error("%s cannot be started: %s", place.name, error)
-            else:
-                await self._attend(place, handle)
-                place.handle = None
+                failures += 1
+                await asyncio.sleep(back_off_s(self._settings.restart, failures + 1))
+                continue
+            failures = 0
+            await self._attend(place, handle)
+            place.handle = None
             if not place.given_up:
                 await self._after_death(place)
         logger.error("%s is given up: %s", place.name, place.given_up)

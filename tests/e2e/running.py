@@ -185,12 +185,17 @@ def address_of(url: str) -> tuple[str, int]:
 
 def open_request(url: str, **body: Any) -> socket.socket:
     """A POST /stream whose answer is not waited for; the server closes after it."""
-    content = json.dumps(body).encode()
     connection = socket.create_connection(address_of(url))
     connection.settimeout(30)
+    send_request(connection, **body)
+    return connection
+
+
+def send_request(connection: socket.socket, **body: Any) -> None:
+    """POST /stream; the server closes after its answer."""
+    content = json.dumps(body).encode()
     connection.sendall(
         b"POST /stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         + f"Content-Length: {len(content)}\r\n\r\n".encode()
         + content
     )
-    return connection

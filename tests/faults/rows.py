@@ -163,7 +163,7 @@ ROWS = (
     Row(
         26,
         "A client vanishes",
-        "network namespaces, whose link loses every packet",
+        "a network namespace whose address is taken away: all that is sent there is lost",
         "Its request is cancelled within 30 seconds, whether it streams or still waits.",
     ),
     Row(

@@ -45,6 +45,10 @@ class Followed:
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Close the connection, at the next line."""
         self._is_closing = True
         self._thread.join(WITHIN_S)
         assert not self._thread.is_alive()

@@ -424,7 +424,7 @@ def test_a_worker_is_replaced_once_there_are_descriptors_again(
         await until_ready(pool)
         assert text_of(await collect(pool, pool.submit(Prompt("back"), FULL))) == "back"
 
-    with_pool(pool_settings(restart=replace(QUICK_RESTART, deaths=100)), step)
+    with_pool(pool_settings(restart=replace(QUICK_RESTART, deaths=2)), step)
 
 
 def test_the_loop_does_not_go_on_to_watch_a_worker_that_was_gone_before_it_knew() -> None:
