@@ -35,7 +35,7 @@ BACKLOG = 2048
 MOST_UNSENT = 128 * 1024
 """Bytes that the kernel keeps of an answer before they are sent; else it would be megabytes."""
 KEEPALIVE_IDLE_S = 10
-KEEPALIVE_INTERVAL_S = 5
+KEEPALIVE_INTERVAL_S = 2
 
 logger = logging.getLogger("tokenflume")
 

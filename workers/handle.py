@@ -86,7 +86,7 @@ class WorkerHandle:
         self.slots = 0
         """Requests that it can run at a time; 0 before it is ready."""
         self._kill_reason = ""
-        self._has_exited = False
+        self._exit_code: int | None = None
         self._receiver = TokenReceiver(self._on_messages, self._on_queue_end)
         self._sender: RequestSender
         self._process: SpawnProcess
@@ -254,20 +254,19 @@ class WorkerHandle:
         self._loop.remove_reader(self._process.sentinel)
         self._process.kill()  # it may have closed its descriptors and live on: do not wait for it
         self._process.join()
-        self._has_exited = True
+        self._exit_code = self._process.exitcode
         self._conclude()
 
     def _conclude(self) -> None:
         """Set `ended`, once the process is gone and all that it has sent is read.
 
-        The process's exit code may be there before the loop has told of its end. If it were taken
-        from there, the sentinel would be closed while the loop still watches its number, and the
-        next pipe of that number could not be opened.
+        The exit code may be had before the loop has told of the end. But then the sentinel would be
+        closed while the loop watches its number, and the next pipe of that number not be opened.
         """
-        if not (self._has_exited and self._receiver.is_at_end):
+        if self._exit_code is None or not self._receiver.is_at_end:
             return
         self._sender.close()
-        cause = self._kill_reason or describe_exit(self._process.exitcode)
+        cause = self._kill_reason or describe_exit(self._exit_code)
         self._process.close()
         self.ended.set_result(cause)
 

@@ -304,7 +304,7 @@ def test_accepted_connections_have_the_limits_of_their_listener() -> None:
                 tcp = socket.IPPROTO_TCP
                 assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
                 assert accepted.getsockopt(tcp, socket.TCP_KEEPIDLE) == 10
-                assert accepted.getsockopt(tcp, socket.TCP_USER_TIMEOUT) == 6500
+                assert accepted.getsockopt(tcp, socket.TCP_USER_TIMEOUT) == 3500
                 assert accepted.getsockopt(tcp, socket.TCP_NOTSENT_LOWAT) == 128 * 1024
 
 
