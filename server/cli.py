@@ -38,7 +38,7 @@ BACKLOG = 2048
 MOST_UNSENT = 128 * 1024
 """Bytes that the kernel keeps of an answer before they are sent; else it would be megabytes."""
 KEEPALIVE_IDLE_S = 10
-KEEPALIVE_INTERVAL_S = 5
+KEEPALIVE_INTERVAL_S = 2
 
 logger = logging.getLogger("tokenflume")
 
@@ -178,18 +178,19 @@ def _refuse_beyond_loopback(listener: socket.socket) -> None:
 
 
 def watch_clients(listener: socket.socket, timeout_s: float) -> None:
-    """Let the kernel end connections whose other side has not answered for so long, and keep
-    little for one that does not read.
+    """Let the kernel end connections whose other side does not answer, and keep little for one that
+    does not read.
 
     A client whose machine or network is gone closes nothing. Accepted sockets inherit what is set
-    here: probes where there is nothing to send, and a limit for what is sent and for probes.
+    here: probes where there is nothing to send, and a limit for what is sent and for probes. It
+    is so much longer than `timeout_s` that a client that could read is SendDeadline's first.
     """
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_UNSENT)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-    milliseconds = max(1, round(timeout_s * 1000))  # 0 would be the kernel's own, many minutes
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    unanswered_ms = round((timeout_s + KEEPALIVE_INTERVAL_S) * 1000)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unanswered_ms)
 
 
 def describe(settings: Settings) -> None:

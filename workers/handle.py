@@ -269,9 +269,8 @@ class WorkerHandle:
     def _conclude(self) -> None:
         """Set `ended`, once the process is gone and all that it has sent is read.
 
-        The process's exit code may be there before the loop has told of its end. If it were taken
-        from there, the sentinel would be closed while the loop still watches its number, and the
-        next pipe of that number could not be opened.
+        The exit code may be had before the loop has told of the end. But then the sentinel would be
+        closed while the loop watches its number, and the next pipe of that number not be opened.
         """
         if self._exit_code is None or not self._receiver.is_at_end:
             return

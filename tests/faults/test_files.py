@@ -153,8 +153,8 @@ def test_fault_40_a_saved_prompt_that_is_altered_or_cut_is_dropped_and_no_text_i
         path = path_of(tmp_path, ASK["cache"])
         until_written(server, path)
         whole = path.read_bytes()
-        damaged = [flipped(whole, share) for share in (0.0, 0.001, 0.1, 0.5, 0.9, 1.0)]
-        damaged += [whole[: int(len(whole) * share)] for share in (0.0, 0.001, 0.5)]
+        damaged = [flipped(whole, share) for share in (0.0, 0.1, 0.9)]
+        damaged += [whole[: int(len(whole) * share)] for share in (0.0, 0.5)]
         for data in (*damaged, whole[:-1], whole + b"x"):
             server.kill_workers()
             path.write_bytes(data)
