@@ -118,6 +118,7 @@ from bench_report import (
 from bench_servers import ServerProcess, tokenflume
 from bench_stamps import read_stamps
 from bench_step import measure_step
+from loadtest_stats import percentile
 from shared.errors import ConfigurationError
 from workers.machine import Machine, read_machine
 from workers.topology import make_plan
@@ -266,11 +267,6 @@ def _latencies(load: Load, stamped: list[list[float]]) -> Latencies:
             for arrival, moment in zip(arrivals, moments, strict=True)
         ],
     )
-
-
-def percentile(values: Sequence[float], percent: int) -> float:
-    """The value that so many per cent of the values do not exceed."""
-    return sorted(values)[(len(values) - 1) * percent // 100]
 
 
 # ---------------------------------------------------------------- ctransformers

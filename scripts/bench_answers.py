@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, Protocol
+from typing import Protocol
 
 import httptools
 
 from bench_errors import BenchError
+from loadtest_bodies import Completion, Expected
 
 HEAD_SIZE = 1000
 LAST_CHUNK = b"\r\n0\r\n\r\n"
@@ -89,12 +89,14 @@ class EventAnswer:
     """
 
     def __init__(self) -> None:
-        self.tokens = 0
         self._head = b""
-        self._rest = b""
-        self._usage: int | None = None
-        self._is_done = self._is_whole = False
+        self._body = Completion(Expected(tokens=0))
+        self._is_whole = False
         self._parser = httptools.HttpResponseParser(self)
+
+    @property
+    def tokens(self) -> int:
+        return self._body.tokens
 
     def feed(self, data: bytes) -> None:
         if len(self._head) < HEAD_SIZE:
@@ -102,40 +104,27 @@ class EventAnswer:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
-            raise BenchError(f"an event is none of a completion: {error.__context__!r}") from None
+            raise BenchError(f"an event is none of a completion: {error.__context__}") from None
         except httptools.HttpParserError as error:
             raise BenchError(f"an answer is not HTTP: {error}") from None
 
     def end(self, asked: int) -> None:
         if not self._head or self._parser.get_status_code() != OK:
             raise refused(self._head)
-        if not (self._is_done and self._is_whole):
+        if not (self._body.is_done and self._is_whole):
             raise cut(self.tokens, asked)
         check_count(self.tokens, asked)
-        if self._usage != self.tokens:
-            raise BenchError(f"a stream had {self.tokens} tokens, but its usage says {self._usage}")
+        usage = self._body.usage and self._body.usage.completion
+        if usage != self.tokens:
+            raise BenchError(f"a stream had {self.tokens} tokens, but its usage says {usage}")
 
     # What the parser calls.
 
     def on_body(self, body: bytes) -> None:
-        *events, self._rest = (self._rest + body).split(b"\n\n")
-        for event in events:
-            self._take(event)
+        self._body.feed(body)
 
     def on_message_complete(self) -> None:
         self._is_whole = True
-
-    def _take(self, event: bytes) -> None:
-        field, _, data = event.partition(b": ")
-        if field != b"data":  # a comment, sent to keep the connection alive
-            return
-        if data == b"[DONE]":
-            self._is_done = True
-            return
-        value: dict[str, Any] = json.loads(data)
-        self.tokens += sum(bool(choice["text"]) for choice in value["choices"])
-        if value.get("usage") is not None:
-            self._usage = value["usage"]["completion_tokens"]
 
 
 def refused(head: bytes) -> BenchError:

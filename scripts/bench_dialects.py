@@ -9,6 +9,8 @@ from typing import Any
 
 from bench_answers import Answer, EventAnswer, LineAnswer
 from bench_client import Stream
+from loadtest_dialects import ENDLESS, completion_fields, stream_fields
+from loadtest_plan import Ask
 from make_model import SHAPES, SPACE, make_vocabulary
 
 SAMPLING = {
@@ -19,15 +21,6 @@ SAMPLING = {
     "repeat_last_n": 64,
 }
 """Of both servers, and by the same names."""
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A request: so many tokens after this prompt, whatever they are."""
-
-    prompt: str
-    tokens: int
-    seed: int
 
 
 class Asks:
@@ -71,27 +64,17 @@ class Target:
 
 
 def native_fields(ask: Ask) -> dict[str, Any]:
-    return {
-        **SAMPLING,
-        "prompt": ask.prompt,
-        "num_predict": ask.tokens,
-        "seed": ask.seed,
-        "ignore_eos": True,
-    }
+    return {**SAMPLING, **stream_fields(ask), **ENDLESS}
 
 
 def openai_fields(ask: Ask) -> dict[str, Any]:
     """OpenAI's fields, and those of llama-server where OpenAI has none or another default."""
     return {
         **SAMPLING,
+        **completion_fields(ask),
+        **ENDLESS,
         "min_p": 0,
-        "prompt": ask.prompt,
-        "max_tokens": ask.tokens,
-        "seed": ask.seed,
-        "ignore_eos": True,
         "cache_prompt": False,
-        "stream": True,
-        "stream_options": {"include_usage": True},
     }
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Build the wheel, install it into an empty environment elsewhere, serve from it, and ask.
 
-What it guards: package data (the page and the model) and the console script.
+What it guards: package data (the page, the model, the chat templates) and the console script.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def main() -> None:
         environment = elsewhere / "venv"
         venv.create(environment, with_pip=True)
         run(environment / "bin" / "python", "-m", "pip", "install", "--quiet", wheel)
+        check_templates(environment / "bin" / "python", elsewhere)
         check_server(environment / "bin" / "tokenflume", elsewhere)
     print(f"{wheel.name} serves its page and its model")
 
@@ -41,6 +42,13 @@ def run(*command: str | Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
+
+
+def check_templates(python: Path, folder: Path) -> None:
+    """All chat templates of the source tree are in the wheel."""
+    names = sorted(path.stem for path in (ROOT / "server" / "chat" / "templates").glob("*.jinja"))
+    code = f"from server.chat import built_in_names as found; assert found() == {names!r}, found()"
+    run("env", "-C", folder, python, "-I", "-c", code)
 
 
 def check_server(program: Path, folder: Path) -> None:

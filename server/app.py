@@ -13,22 +13,31 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
-from server import cache, health
+from server import cache, health, tokens
 from server.dialects import DIALECTS
 from server.errors import error_body, error_response
-from server.middleware import PageSecurity
+from server.guard import Guard
+from server.keys import ApiKeys
+from server.middleware import PageSecurity, RequestIds
 from server.models import Models
 from server.relay import GenerationEndpoint
+from server.request_body import ClientLeft
 from shared.errors import InvalidRequest, MethodNotAllowed, NotFound, ServingError
+from shared.settings import AccessSettings
 
 UI = Path(__file__).parent / "ui"
 
 
-def create_app(models: Models, cors_origins: Sequence[str] = ()) -> Starlette:
+def create_app(
+    models: Models,
+    access: AccessSettings = AccessSettings(),  # noqa: B008  frozen
+    keys: ApiKeys | None = None,
+) -> ASGIApp:
     """The application over models that its caller starts and stops.
 
-    `cors_origins`: those whose pages may use it; "*" is all.
+    `keys`: None where none are needed.
     """
     generations = [
         Route(path, GenerationEndpoint(dialect, parse, models), methods=["POST"])
@@ -37,18 +46,28 @@ def create_app(models: Models, cors_origins: Sequence[str] = ()) -> Starlette:
     ]
     others = [route for dialect in DIALECTS for route in dialect.routes(models)]
     page = PageSecurity(StaticFiles(directory=UI, html=True))
-    return Starlette(
+    guard = Middleware(
+        Guard, hosts=access.hosts, origins=access.origins, keys=keys, refuse=error_at
+    )
+    app = Starlette(
         routes=[
             *generations,
             *others,
             *health.routes(models.catalog),
             *cache.routes(models.catalog),
+            *tokens.routes(models),
             Mount("/ui", page),
             Route("/", page),
         ],
-        exception_handlers={HTTPException: _on_http_exception, ServingError: _on_serving_error},
-        middleware=_cors(cors_origins),
+        exception_handlers={
+            HTTPException: _on_http_exception,
+            ServingError: _on_serving_error,
+            ClientLeft: _on_client_left,
+            Exception: _on_defect,
+        },
+        middleware=[*_cors(access.origins), guard],
     )
+    return RequestIds(app)
 
 
 def _cors(origins: Sequence[str]) -> list[Middleware]:
@@ -65,23 +84,40 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
     ]
 
 
-async def _on_serving_error(_: Request, exception: Exception) -> Response:
+async def _on_serving_error(request: Request, exception: Exception) -> Response:
     error = exception if isinstance(exception, ServingError) else ServingError(str(exception))
-    return error_response(error, error_body(error))
+    return error_at(request.url.path, error)
+
+
+async def _on_defect(request: Request, _: Exception) -> Response:
+    """What nobody expected: the log has it, with its traceback, and the client has not."""
+    return error_at(request.url.path, ServingError("the server failed; its log says how"))
+
+
+async def _on_client_left(_: Request, __: Exception) -> Response:
+    """Nobody reads it."""
+    return Response()
 
 
 async def _on_http_exception(request: Request, exception: Exception) -> Response:
-    """A routing error in the shape of all our errors."""
+    """A routing error in the shape of all errors at its path."""
+    path = request.url.path
     status = exception.status_code if isinstance(exception, HTTPException) else 500
     error: ServingError
     match status:
         case 404:
-            error = NotFound(f"there is nothing at {request.url.path}")
+            error = NotFound(f"there is nothing at {path}")
         case 405:
-            error = MethodNotAllowed(f"{request.url.path} does not take {request.method}")
+            error = MethodNotAllowed(f"{path} does not take {request.method}")
         case _:
             error = InvalidRequest("the request cannot be served")
-    response = error_response(error, error_body(error))
+    response = error_at(path, error)
     if isinstance(exception, HTTPException):
         response.headers.update(exception.headers or {})
     return response
+
+
+def error_at(path: str, error: ServingError) -> Response:
+    """The error as the dialect has it whose paths begin like this one."""
+    bodies = (d.error_body for d in DIALECTS if d.prefix and path.startswith(d.prefix))
+    return error_response(error, next(bodies, error_body)(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import logging
 import os
 import socket
@@ -10,15 +11,17 @@ import sys
 from pathlib import Path
 
 from server.chat import chat_format
+from server.chat.system_prompts import system_prompts
+from server.front import Front
+from server.keys import ApiKeys
 from server.options import read_options
 from server.specs import FolderModels, folder_settings, given_files, make_specs
-from server.system_prompts import SystemPrompts, system_prompts
 from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.logs import configure_logging
 from shared.messages import ModelCard
 from shared.sampling import SamplingParams
-from shared.settings import ChatSettings, ModelSpec, Settings
+from shared.settings import AccessSettings, ChatSettings, ModelSpec, Settings
 from workers.catalog import Catalog, LoadedModels
 from workers.cpu_features import cpu_features, cpu_model
 from workers.machine import read_machine
@@ -60,7 +63,11 @@ def run(arguments: list[str]) -> int:
         system = system_prompts(settings.chat.prompts, settings.chat.system)
         if settings.chat.template is not None:
             chat_format(ModelCard(), settings.chat.template)  # a bad one is told before all else
+        access = settings.access
+        keys = None if access.key_file is None else ApiKeys(access.key_file)
         listener = listen(settings.host, settings.port)
+        if keys is None and options.insecure == "off":
+            _refuse_beyond_loopback(listener)
         watch_clients(listener, settings.send_timeout_s)
     except ConfigurationError as error:
         return _fail(EXIT_CONFIGURATION, str(error))
@@ -70,7 +77,8 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:  # as a long download may be
         return EXIT_OK
     describe(settings)
-    return _serve(settings, catalog_of(settings, options), system, listener)
+    front = Front(settings, catalog_of(settings, options), system, keys)
+    return _serve(front, listener)
 
 
 def catalog_of(settings: Settings, options: argparse.Namespace) -> Catalog:
@@ -107,7 +115,12 @@ def build_settings(options: argparse.Namespace) -> Settings:
         log_level=options.log_level,
         folder=folder,
         chat=ChatSettings(options.chat_template, options.prompts, options.system),
-        cors_origins=options.cors_origin,
+        access=AccessSettings(
+            options.api_key_file and options.api_key_file.absolute(),
+            options.allowed_host,
+            options.cors_origin,
+        ),
+        request_timeout_s=options.request_timeout,
     )
 
 
@@ -153,6 +166,17 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _refuse_beyond_loopback(listener: socket.socket) -> None:
+    """Raises ConfigurationError."""
+    address = listener.getsockname()[0]
+    if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        listener.close()
+        raise ConfigurationError(
+            f"{address} can be reached by others: give --api-key-file, or --insecure if all of them"
+            " may use this server"
+        )
+
+
 def watch_clients(listener: socket.socket, timeout_s: float) -> None:
     """Let the kernel end connections whose other side does not answer, and keep little for one that
     does not read.
@@ -193,14 +217,12 @@ def describe(settings: Settings) -> None:
         logger.info("%s", line)
 
 
-def _serve(
-    settings: Settings, catalog: Catalog, system: SystemPrompts, listener: socket.socket
-) -> int:
+def _serve(front: Front, listener: socket.socket) -> int:
     # Imported here: a spawned worker imports this module's package, and needs no HTTP.
     from server.serving import serve_until_stopped
 
     try:
-        serve_until_stopped(settings, catalog, system, listener)
+        serve_until_stopped(front, listener)
     except ConfigurationError as error:
         return _fail(EXIT_CONFIGURATION, str(error))
     return EXIT_OK

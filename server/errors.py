@@ -6,7 +6,7 @@ import json
 
 from starlette.responses import Response
 
-from shared.errors import ServingError
+from shared.errors import ServingError, Unauthorized
 
 
 def error_body(error: ServingError) -> bytes:
@@ -18,4 +18,6 @@ def error_body(error: ServingError) -> bytes:
 def error_response(error: ServingError, body: bytes) -> Response:
     """The error's status, with `body` in the dialect's own shape."""
     headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "Bearer"
     return Response(body, error.status, headers, media_type="application/json")

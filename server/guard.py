@@ -99,7 +99,8 @@ def key_in(headers: Headers) -> str:
 def host_name(host: str) -> str:
     """A Host header without its port, in lower case."""
     if host.startswith("["):
-        return host.partition("]")[0].lstrip("[").lower()
+        name, is_closed, _ = host[1:].partition("]")
+        return name.lower() if is_closed else ""
     return host.partition(":")[0].lower().rstrip(".")
 
 

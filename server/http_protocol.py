@@ -16,11 +16,13 @@ from functools import partial
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from server.send_deadline import SendDeadline
 
 MAX_HEAD = 64 * 1024
 """Bytes of a request line and its headers."""
 MAX_HEADERS = 128
+LARGE_HEAD = f"the request's headers are over {MAX_HEAD} bytes"
 HEAD_S = 10.0
 """Seconds from a request's first byte, or from the connection, to the end of its headers."""
 
@@ -35,8 +37,8 @@ class Refused(Exception):
         self.status = status
 
 
-class StrictProtocol(HttpToolsProtocol):
-    """`request_s`: seconds from a request's first byte to its last."""
+class StrictProtocol(SendDeadline):
+    """`request_s`: seconds from a request's first byte to its last. The rest: see SendDeadline."""
 
     def __init__(self, *args: Any, request_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -44,6 +46,7 @@ class StrictProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._is_in_head = True
         self._head_bytes = 0
+        self._unparsed_bytes = 0  # of a head that is not yet whole, whatever the parser has of it
         self._refusal: Refused | None = None
 
     # ------------------------------------------------------------ the connection
@@ -61,9 +64,10 @@ class StrictProtocol(HttpToolsProtocol):
         if self._timer is None and self._is_in_head:
             self._within(HEAD_S)
         try:
+            self._unparsed_bytes += len(data)
             self.parser.feed_data(data)
-            if self._is_in_head:
-                self._count_head(len(data))
+            if self._unparsed_bytes > MAX_HEAD and self._is_in_head:
+                raise Refused(431, LARGE_HEAD)
         except httptools.HttpParserUpgrade:
             self._refuse(Refused(400, "this server does not change protocols"))
         except httptools.HttpParserCallbackError:
@@ -90,12 +94,14 @@ class StrictProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._checked(self._check_host)
         self._is_in_head = False
+        self._unparsed_bytes = 0
         self._within(self._request_s)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._stop_timer()
         self._is_in_head = True
+        self._unparsed_bytes = 0
         super().on_message_complete()
 
     # ------------------------------------------------------------ limits
@@ -111,7 +117,7 @@ class StrictProtocol(HttpToolsProtocol):
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > MAX_HEAD:
-            raise Refused(431, f"the request's headers are over {MAX_HEAD} bytes")
+            raise Refused(431, LARGE_HEAD)
 
     def _check_header(self, size: int) -> None:
         self._count_head(size)

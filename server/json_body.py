@@ -55,7 +55,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise InvalidRequest(f"the field {twice!r:.80} is there twice")
+        raise InvalidRequest(f"the field {twice!r:.80} is there twice", field=twice)
     return result
 
 

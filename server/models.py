@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from server.chat import ChatFormat, chat_format
+from server.chat.system_prompts import SystemPrompts
 from server.dialects.base import ServedModel
-from server.system_prompts import SystemPrompts
 from shared.errors import NotReady
 from shared.messages import ModelCard
 from shared.sampling import SamplingParams
@@ -56,6 +56,14 @@ class Models:
                 spec.name, info, self._defaults, self._chat_of(spec.name, info.card), self._system
             )
             yield served, pool
+
+    def is_for_chats(self, card: ModelCard) -> bool:
+        """There is a chat template for it, its own or the server's; else chats are a guess."""
+        return bool(card.chat_template) or self._template is not None
+
+    def prompt_with(self, system: SystemPrompts) -> None:
+        """The system prompts of requests from now on."""
+        self._system = system
 
     async def introduce(self) -> None:
         """Say how the models chat that are loaded at start, as soon as they are."""

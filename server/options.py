@@ -244,7 +244,14 @@ OPTIONS: tuple[Option, ...] = (
         str,
         "chat",
     ),
-    Option(("--prompts",), "FILE", "named system prompts: TOML, NAME = TEXT", None, Path, "chat"),
+    Option(
+        ("--prompts",),
+        "FILE",
+        "named system prompts: TOML, NAME = TEXT. Read again on SIGHUP",
+        None,
+        Path,
+        "chat",
+    ),
     Option(
         ("--system",),
         "NAME|TEXT",
@@ -254,6 +261,35 @@ OPTIONS: tuple[Option, ...] = (
         "chat",
     ),
     Option(("--host",), "ADDRESS", "address to listen on", "127.0.0.1", str, "server"),
+    Option(
+        ("--api-key-file",),
+        "FILE",
+        "names and keys, a pair a line; with it every request needs a key, but for /health and the"
+        " page itself. Read again on SIGHUP",
+        None,
+        Path,
+        "server",
+    ),
+    Option(
+        ("--insecure",),
+        "on|off",
+        "listen beyond this machine without keys",
+        "off",
+        str,
+        "server",
+        ("on", "off"),
+        bare="on",
+    ),
+    Option(
+        ("--allowed-host",),
+        "NAME",
+        "a name that requests may be sent to, besides localhost and addresses, or *; may be given"
+        " several times (default: none)",
+        (),
+        str,
+        "server",
+        repeats=True,
+    ),
     Option(
         ("-P", "--port"),
         "N",
@@ -287,6 +323,14 @@ OPTIONS: tuple[Option, ...] = (
         str,
         "server",
         repeats=True,
+    ),
+    Option(
+        ("--request-timeout",),
+        "S",
+        "seconds in which a request must arrive whole",
+        30.0,
+        _seconds("--request-timeout"),
+        "server",
     ),
     Option(
         ("--drain-timeout",),

@@ -12,32 +12,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeVar, cast
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from server.dialects.base import Answer, Call, Dialect, Embedding, Parse, Renderer, Task
+from server.dialects.base import Call, Dialect, Parse, Renderer
 from server.errors import error_response
 from server.models import Models
-from shared.errors import BodyTooLarge, DeadlineExceeded, ServingError, error_from_code
+from server.request_body import ClientLeft, read_body
+from server.work import EXPIRED, Work, begun
+from shared.errors import DeadlineExceeded, ServingError, error_from_code
 from shared.messages import Embedded, Failed, Finished, Token
-from workers.pool import WorkerPool
-from workers.stream import Event, RequestStream
-
-MAX_BODY = 1024 * 1024
-"""Bytes of a request's body."""
-
-EXPIRED = "the request was not answered within its timeout_s"
+from workers.stream import Event
 
 T = TypeVar("T")
 logger = logging.getLogger("tokenflume.request")
-
-
-class ClientLeft(Exception):
-    """The client closed its connection: nobody waits for an answer."""
 
 
 class GenerationEndpoint:
@@ -58,6 +49,8 @@ class GenerationEndpoint:
                 await self._answer(call, client_of(scope), deadline, send_on)
         except ServingError as error:
             response = error_response(error, self._dialect.error_body(error))
+            status = response.status_code
+            response.status_code = self._dialect.statuses.get(status, status)
             await response(scope, receive, send)
         except ClientLeft:
             logger.debug("a client left before its request was answered")
@@ -68,15 +61,15 @@ class GenerationEndpoint:
             using = stack.enter_async_context(self._models.use(call.model))
             model, pool = await in_time(using, deadline)
             answer = call.answer(model)
-            streams = stack.enter_context(submitted(answer, pool, client))
-            stack.enter_context(expiring(streams, deadline))
-            await relay(streams, answer.renderer, send)
+            work = Work(answer.tasks, pool, client)
+            stack.enter_context(begun(work, deadline))
+            await relay(work, answer.renderer, send)
 
 
 def client_of(scope: Scope) -> str:
     """Who asks: requests of one are served in turn with those of others."""
     address = scope.get("client")
-    return address[0] if address else ""
+    return scope.get("api_key_owner") or (address[0] if address else "")
 
 
 async def in_time(waiting: Awaitable[T], deadline: float | None) -> T:
@@ -86,24 +79,6 @@ async def in_time(waiting: Awaitable[T], deadline: float | None) -> T:
             return await waiting
     except TimeoutError:
         raise DeadlineExceeded(EXPIRED) from None
-
-
-@contextlib.contextmanager
-def expiring(streams: Sequence[RequestStream], deadline: float | None) -> Iterator[None]:
-    """Streams that are still open at the deadline, in the loop's time, fail."""
-
-    def expire() -> None:
-        for stream in streams:
-            stream.put(Failed(stream.request.id, DeadlineExceeded.code, EXPIRED))
-
-    if deadline is None:
-        yield
-        return
-    timer = asyncio.get_running_loop().call_at(deadline, expire)
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -139,47 +114,16 @@ async def client_stays(receive: Receive, send: Send) -> AsyncIterator[Send]:
         watcher.cancel()
 
 
-@contextlib.contextmanager
-def submitted(answer: Answer, pool: WorkerPool, client: str) -> Iterator[list[RequestStream]]:
-    """The streams of the answer's tasks: all are taken, or none; in the end none is left."""
-    started = time.monotonic()
-    streams: list[RequestStream] = []
-    outcome = "client left"
-    try:
-        for task in answer.tasks:
-            streams.append(submit(task, pool, client))  # noqa: PERF401  one that is refused ends those before
-        yield streams
-        outcome = ", ".join(s.finished.reason if s.finished else "failed" for s in streams)
-    except ServingError as error:
-        outcome = error.code
-        raise
-    finally:
-        for stream in streams:
-            pool.release(stream)
-        ids = " ".join(str(stream.request.id) for stream in streams)
-        logger.info("request %s: %s after %.3f s", ids, outcome, time.monotonic() - started)
-
-
-def submit(task: Task, pool: WorkerPool, client: str) -> RequestStream:
-    """Raises ServingError."""
-    if isinstance(task, Embedding):
-        return pool.embed(task.prompt, client)
-    return pool.submit(
-        task.prompt, task.sampling, task.cache, shows_control=task.shows_control, client=client
-    )
-
-
-async def relay(streams: Sequence[RequestStream], renderer: Renderer, send: Send) -> None:
-    """Send the streams' events until all have ended.
+async def relay(work: Work, renderer: Renderer, send: Send) -> None:
+    """Send the events of the work's streams until all have ended.
 
     Tokens that wait together leave together. Raises ServingError when the
     request fails before its first byte.
     """
     output = Output(renderer, send)
-    unfinished = len(streams)
-    if not unfinished:
+    if work.is_done:
         await output.end(b"")
-    async for index, events in merged(streams):
+    async for index, events in work.events():
         body = renderer.tokens(index, tokens_of(events))
         for event in events:
             if isinstance(event, Embedded):
@@ -189,33 +133,16 @@ async def relay(streams: Sequence[RequestStream], renderer: Renderer, send: Send
             await output.cut(body, error_from_code(last.code, last.message))
             return
         if isinstance(last, Finished):
-            body += renderer.finished(index, last, streams[index].queued_s)
-            unfinished -= 1
-        if unfinished:
-            await output.write(body)
-        else:
+            body += renderer.finished(index, last, work.streams[index].queued_s)
+            try:
+                work.ended()
+            except ServingError as error:
+                await output.cut(body, error)
+                return
+        if work.is_done:
             await output.end(body)
-
-
-async def merged(streams: Sequence[RequestStream]) -> AsyncIterator[tuple[int, list[Event]]]:
-    """The events of all streams as they come, each with its stream's place."""
-    if len(streams) == 1:  # the usual case needs no tasks
-        while not isinstance((events := await streams[0].take())[-1], Finished | Failed):
-            yield 0, events
-        yield 0, events
-        return
-    takers = {asyncio.create_task(stream.take()): i for i, stream in enumerate(streams)}
-    try:
-        while takers:
-            done, _ = await asyncio.wait(takers, return_when=asyncio.FIRST_COMPLETED)
-            for taker in sorted(done, key=takers.__getitem__):
-                index, events = takers.pop(taker), taker.result()
-                if not isinstance(events[-1], Finished | Failed):
-                    takers[asyncio.create_task(streams[index].take())] = index
-                yield index, events
-    finally:
-        for taker in takers:
-            taker.cancel()
+        else:
+            await output.write(body)
 
 
 class Output:
@@ -283,24 +210,6 @@ class Output:
 def tokens_of(events: Sequence[Event]) -> list[Token]:
     """The events that are tokens."""
     return [event for event in events if type(event) is Token]
-
-
-async def read_body(headers: Headers, receive: Receive) -> bytes:
-    """The request's whole body, of at most MAX_BODY bytes. Raises BodyTooLarge, ClientLeft."""
-    announced = headers.get("content-length", "")
-    if announced.isdigit() and len(announced) < 20 and int(announced) > MAX_BODY:
-        raise BodyTooLarge(f"the body has {announced} bytes; at most {MAX_BODY} are accepted")
-    body = bytearray()
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > MAX_BODY:
-            raise BodyTooLarge(f"the body has over {MAX_BODY} bytes, the most that are accepted")
-    return bytes(body)
 
 
 def _body(body: bytes, *, more: bool) -> Message:

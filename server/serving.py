@@ -8,18 +8,22 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
 import uvicorn
 
+from server.announce import Announcer, announced
 from server.app import create_app
+from server.chat.system_prompts import system_prompts
+from server.front import Front
+from server.http_protocol import StrictProtocol
 from server.models import Models
-from server.send_deadline import SendDeadline
-from server.system_prompts import SystemPrompts
+from server.notify import Notifier, take_notifier
+from server.reload import Reload
 from shared.errors import ConfigurationError
-from shared.settings import Settings
 from workers.catalog import Catalog
 
 EXIT_FORCED = 5
@@ -44,11 +48,14 @@ class CutStreamFilter(logging.Filter):
         return record.msg != "ASGI callable returned without completing response."
 
 
-def serve_until_stopped(
-    settings: Settings, catalog: Catalog, system: SystemPrompts, listener: socket.socket
-) -> None:
+def serve_until_stopped(front: Front, listener: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises ConfigurationError when no model loads."""
-    protocol = partial(SendDeadline, send_timeout_s=settings.send_timeout_s)
+    notifier, settings = take_notifier(os.environ), front.settings
+    protocol = partial(
+        StrictProtocol,
+        request_s=settings.request_timeout_s,
+        send_timeout_s=settings.send_timeout_s,
+    )
     config = uvicorn.Config(
         app="",
         loop="uvloop",
@@ -64,17 +71,18 @@ def serve_until_stopped(
     logging.getLogger("uvicorn.error").addFilter(CutStreamFilter())
     loop_factory = config.get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        models = Models(catalog, settings.sampling, system, settings.chat.template)
-        runner.run(_serve(settings, models, config, listener))
+        runner.run(_serve(front, config, listener, notifier))
 
 
 async def _serve(
-    settings: Settings, models: Models, config: uvicorn.Config, listener: socket.socket
+    front: Front, config: uvicorn.Config, listener: socket.socket, notifier: Notifier
 ) -> None:
-    async with models.catalog as catalog:
-        config.app = create_app(models, settings.cors_origins)
+    settings = front.settings
+    models = Models(front.catalog, settings.sampling, front.system, settings.chat.template)
+    async with announced(notifier, models.catalog) as announcer, models.catalog as catalog:
+        config.app = create_app(models, settings.access, front.keys)
         server = HttpServer(config)
-        stopping = _stop_on_signals(catalog)
+        stopping = _stop_on_signals(catalog, announcer, _reloads(front, models))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         introducing = asyncio.create_task(models.introduce())
         load_failure = asyncio.create_task(catalog.load_failure())
@@ -85,6 +93,7 @@ async def _serve(
         try:
             ends: list[asyncio.Future[Any]] = [serving, load_failure, stopping]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            announcer.stop(str(load_failure.result()) if load_failure.done() else "")
             await catalog.drain(0 if load_failure.done() else settings.drain_timeout_s)
         finally:
             introducing.cancel()
@@ -95,10 +104,32 @@ async def _serve(
         raise failure
 
 
-def _stop_on_signals(catalog: Catalog) -> asyncio.Future[None]:
-    """Done at the first SIGTERM or SIGINT; a second one ends everything at once."""
+def _reloads(front: Front, models: Models) -> list[Reload]:
+    """What SIGHUP reads again."""
+    chat, keys = front.settings.chat, front.keys
+    reloads = []
+    if chat.prompts is not None:
+        reloads.append(
+            Reload(
+                f"the system prompts of {chat.prompts}",
+                lambda: models.prompt_with(system_prompts(chat.prompts, chat.system)),
+            )
+        )
+    if keys is not None:
+        reloads.append(Reload(f"the keys of {front.settings.access.key_file}", keys.reload))
+    return reloads
+
+
+def _stop_on_signals(
+    catalog: Catalog, announcer: Announcer, on_reload: Sequence[Reload]
+) -> asyncio.Future[None]:
+    """Done at the first SIGTERM or SIGINT; a second one ends everything at once.
+
+    SIGHUP reads again what can be. When it says that our terminal was closed it is as SIGTERM.
+    """
     loop = asyncio.get_running_loop()
     stopping: asyncio.Future[None] = loop.create_future()
+    had_terminal = sys.stderr.isatty()
 
     def on_signal(name: str) -> None:
         if stopping.done():
@@ -107,8 +138,16 @@ def _stop_on_signals(catalog: Catalog) -> asyncio.Future[None]:
         logger.info("%s: no new requests; running streams go on to their end", name)
         stopping.set_result(None)
 
+    def on_hang_up() -> None:
+        if had_terminal and not sys.stderr.isatty():
+            if not stopping.done():  # the kernel says it, and the shell again
+                on_signal("SIGHUP")
+        else:
+            announcer.reload(on_reload)
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number.name)
+    loop.add_signal_handler(signal.SIGHUP, on_hang_up)
     return stopping
 
 

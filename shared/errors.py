@@ -27,9 +27,13 @@ class ServingError(Exception):
     retry_after_s: int | None = None
     """Seconds after which trying again makes sense; None: it makes none."""
 
-    def __init__(self, message: str, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self, message: str, field: str | None = None, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
+        self.field = field
+        """The request's field that it is about; None: no single one, or not known."""
         if retry_after_s is not None:
             self.retry_after_s = retry_after_s
 

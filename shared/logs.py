@@ -1,16 +1,56 @@
-"""Logging for both sides: to standard error, a line an event."""
+"""Logging for both sides: to standard error, a line an event.
+
+Where standard error is the journal, that stamps the lines itself, and takes their priority from
+a number before each.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Mapping
 
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+JOURNAL_FORMAT = "%(name)s: %(message)s"
+PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6}
+"""As syslog numbers them; what is below is 7, for debugging."""
+
+
+class JournalFormatter(logging.Formatter):
+    """Each line of an event has its priority, or the journal would give a traceback's none."""
+
+    def __init__(self) -> None:
+        super().__init__(JOURNAL_FORMAT)
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"<{priority(record.levelno)}>"
+        return "\n".join(prefix + line for line in super().format(record).split("\n"))
+
+
+def priority(level: int) -> int:
+    """The syslog priority of a level of the logging module."""
+    return next((number for least, number in PRIORITIES.items() if level >= least), 7)
 
 
 def configure_logging(level: str) -> None:
     """Set up the root logger. `level` is a name of the logging module, such as "info"."""
-    logging.basicConfig(level=level.upper(), format=FORMAT, stream=sys.stderr, force=True)
+    handler = logging.StreamHandler(sys.stderr)
+    is_journal = stderr_is_journal(os.environ)
+    handler.setFormatter(JournalFormatter() if is_journal else logging.Formatter(FORMAT))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # The others' logs of downloads have addresses in them that are as good as a password.
     for name in ("asyncio", "httpx2", "httpcore2"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def stderr_is_journal(environment: Mapping[str, str]) -> bool:
+    """systemd names the journal's stream, by device and inode, in JOURNAL_STREAM.
+
+    The variable is also inherited by processes whose standard error goes elsewhere.
+    """
+    try:
+        status = os.fstat(2)
+    except OSError:  # it is closed
+        return False
+    return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

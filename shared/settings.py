@@ -135,6 +135,18 @@ class ChatSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessSettings:
+    """Who may ask."""
+
+    key_file: Path | None = None
+    """Names and keys; None: no key is needed."""
+    hosts: tuple[str, ...] = ()
+    """Names, besides localhost and addresses, that requests may be sent to; "*": all."""
+    origins: tuple[str, ...] = ()
+    """Origins whose pages may use the API; "*": all."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that `tokenflume` was told, checked."""
 
@@ -153,5 +165,6 @@ class Settings:
     log_level: str
     folder: FolderSettings | None = None
     chat: ChatSettings = ChatSettings()
-    cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may use the API; "*": all."""
+    access: AccessSettings = AccessSettings()
+    request_timeout_s: float = 30.0
+    """In which a request must arrive whole."""

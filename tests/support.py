@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import uvloop
 
 from server.chat import chat_format
+from server.chat.system_prompts import SystemPrompts
 from server.dialects.base import ServedModel
-from server.system_prompts import SystemPrompts
 from shared.messages import Failed, Finished, ModelCard, ModelInfo, Token
 from shared.sampling import SamplingParams
 from shared.settings import ModelSettings, PoolSettings, RestartPolicy, WorkerSettings

@@ -124,16 +124,20 @@ def status_of(spec: ModelSpec, pool: WorkerPool | None) -> ModelStatus:
 
 
 def find(name: str, specs: dict[str, ModelSpec]) -> ModelSpec:
-    """Raises ModelNotFound, which lists those there are."""
-    spec = specs.get(name)
+    """NAME:latest, as Ollama's clients say, is NAME where nothing else is called so.
+
+    Raises ModelNotFound, which lists those there are.
+    """
+    spec = specs.get(name) or specs.get(name.removesuffix(":latest"))
     if spec is None:
-        raise ModelNotFound(f"there is no model {name!r:.100}; there are: {listed(specs)}")
+        sentence = f"there is no model {name!r:.100}; there are: {listed(specs)}"
+        raise ModelNotFound(sentence, field="model")
     return spec
 
 
 def name_is_missing(specs: dict[str, ModelSpec]) -> InvalidRequest:
     """The error of a request that names no model where there is no default."""
-    return InvalidRequest(f"model is missing; there are: {listed(specs)}")
+    return InvalidRequest(f"model is missing; there are: {listed(specs)}", field="model")
 
 
 def listed(specs: dict[str, ModelSpec]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
@@ -68,8 +68,8 @@ class Engine(Protocol):
         """The text's tokens; at the start of a sequence with a BOS where the model wants one and
         the text has none. `continues`: directly behind other text, so without a space before it.
 
-        Raises ContextTooShort when it can tell, without the work, that the text
-        cannot fit into the context; InvalidRequest when the text has no tokens.
+        Raises ContextTooShort when it can tell, without the work, that the text cannot fit into
+        the context; InvalidRequest when the text has no tokens, unless it continues another.
         """
 
     def piece(self, token: int, *, shows_control: bool = False) -> bytes:
@@ -121,6 +121,14 @@ class Engine(Protocol):
         """Put a saved state in the place of what the slot holds. EngineFailed: it does not fit,
         and the slot is empty."""
 
+    def embed(self, tokens: Sequence[int], position: int, *, is_last: bool) -> bytes:
+        """Process a part of the one text that is being embedded, beside all slots.
+
+        Its first token stands at `position`; at 0 another text begins. After the last part the
+        text's vector, as Embedded has it; before, nothing. Raises EngineFailed. Only asked of an
+        engine that has `info.embedding`.
+        """
+
     def interrupt(self) -> None:
         """Until `resume`, let decodes that may be interrupted return early, where it can.
 
@@ -136,7 +144,7 @@ class EngineEntry:
     """A row of the table of engines."""
 
     module: str
-    """Has `load(settings, threads) -> Engine`."""
+    """Has `load(settings, threads, on_progress) -> Engine`."""
     batches: bool
     """Runs many sequences in one step, so few large workers beat many small ones."""
     measured: bool = False
@@ -189,10 +197,15 @@ def _without_llama_cpp(path: Path) -> EngineName:
     )
 
 
-def load_engine(settings: ModelSettings, threads: int) -> Engine:
-    """Load the model with its engine; in the worker only. Raises ConfigurationError."""
+def load_engine(
+    settings: ModelSettings, threads: int, on_progress: Callable[[float], None] = lambda _: None
+) -> Engine:
+    """Load the model with its engine; in the worker only. Raises ConfigurationError.
+
+    `on_progress` is told now and then which share of the model is there, in [0, 1].
+    """
     module = importlib.import_module(ENGINES[settings.engine].module)
-    return cast(Engine, module.load(settings, threads))
+    return cast(Engine, module.load(settings, threads, on_progress))
 
 
 def _read_magic(path: Path) -> bytes:

@@ -86,7 +86,7 @@ class WorkerHandle:
         self.slots = 0
         """Requests that it can run at a time; 0 before it is ready."""
         self._kill_reason = ""
-        self._exit_code: int | None = None
+        self._exit_code: int | None = None  # known when the loop has told of the end
         self._receiver = TokenReceiver(self._on_messages, self._on_queue_end)
         self._sender: RequestSender
         self._process: SpawnProcess
@@ -120,6 +120,15 @@ class WorkerHandle:
         """It can take requests: loaded, not being ended, and its queue open."""
         is_loaded = self.ready.done() and self.ready.exception() is None
         return is_loaded and not self._kill_reason and not self._receiver.is_at_end
+
+    def makes_progress(self, silence_s: float) -> bool:
+        """It is being loaded, or can take requests and was heard from within `silence_s` seconds.
+
+        How long loading may take is the supervisor's to watch.
+        """
+        if not self.ready.done():
+            return not self._kill_reason and not self._receiver.is_at_end
+        return self.is_ready and self._loop.time() - self.last_heard < silence_s
 
     @property
     def in_flight(self) -> int:

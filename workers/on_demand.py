@@ -66,7 +66,9 @@ class ModelsOnDemand:
         return [status_of(spec, self._pool_of(name)) for name, spec in self._specs.items()]
 
     def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
-        return [(loaded.spec, loaded.pool) for loaded in self._loaded.values()]
+        """Without those whose workers are lost: they are loaded anew when they are asked for."""
+        models = self._loaded.values()
+        return [(model.spec, model.pool) for model in models if not model.pool.is_lost]
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[tuple[ModelSpec, WorkerPool]]:
@@ -143,7 +145,7 @@ class ModelsOnDemand:
             raise
         if reason is not None:
             await self._unload(spec.name)
-            raise ModelUnavailable(f"{spec.name} cannot be loaded: {reason}")
+            raise ModelUnavailable(f"{spec.name} cannot be loaded; the server's log says why")
         logger.info("%s is loaded, in %.1f s", spec.name, time.monotonic() - started)
         return pool
 

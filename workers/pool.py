@@ -117,13 +117,14 @@ class WorkerPool:
         retry_after_s = self._pace.wait_s(waiting + 1, slots)
         if waiting >= self._settings.queue:
             raise QueueFull(
-                f"every slot is taken, and {waiting} requests wait, as many as may", retry_after_s
+                f"every slot is taken, and {waiting} requests wait, as many as may",
+                retry_after_s=retry_after_s,
             )
         if tokens > self._settings.queue_tokens:
             raise QueueFull(
                 f"every slot is taken, and the prompts that wait would have about {tokens} tokens,"
                 f" more than {self._settings.queue_tokens}",
-                retry_after_s,
+                retry_after_s=retry_after_s,
             )
 
     def release(self, stream: RequestStream) -> None:
@@ -148,7 +149,7 @@ class WorkerPool:
         if self._ready_handles():
             return None
         if self.is_lost:
-            return f"no worker is left: {self._supervisor.places[0].given_up}"
+            return "no worker is left; the server's log says why"
         return "no worker is ready yet"
 
     @property
@@ -206,6 +207,24 @@ class WorkerPool:
     def is_lost(self) -> bool:
         """No worker is left, and none will come."""
         return all(place.given_up for place in self._supervisor.places)
+
+    def makes_progress(self, silence_s: float) -> bool:
+        """A worker is being loaded, or one that is ready was heard from within `silence_s` seconds
+        and within its own progress limit.
+        """
+        limit = min(silence_s, self._settings.progress_timeout_s)
+        handles = (place.handle for place in self._supervisor.places)
+        return any(handle is not None and handle.makes_progress(limit) for handle in handles)
+
+    @property
+    def troubles(self) -> list[str]:
+        """What is wrong with workers' places, a sentence for each that is not as it should be."""
+        return [place.trouble for place in self._supervisor.places if place.trouble]
+
+    @property
+    def places(self) -> int:
+        """Workers that there are when all are well."""
+        return len(self._supervisor.places)
 
     @property
     def loading(self) -> float:

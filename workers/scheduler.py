@@ -8,15 +8,29 @@ the two take turns: a prompt's chunk is so large that both steps together stay w
 `max_stall_s`. While no stream runs, it is as large as is fastest. Sequences join and leave between
 any two steps. A cancel takes effect at the next one, and a long prefill step can be interrupted
 for it. A prompt begins behind the tokens of it that have been processed before.
+
+Prompts that are embedded need no slot. Every other prefill step is one of theirs, of one chunk.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 
 from shared.errors import ContextTooShort, ServingError
-from shared.messages import Failed, Finished, Generate, Message, Timings, Token, Tokens, Usage
+from shared.messages import (
+    Embed,
+    Failed,
+    Finished,
+    Generate,
+    Message,
+    Timings,
+    Token,
+    Tokens,
+    Usage,
+)
+from workers.embedding import Embeddings
 from workers.engine import Engine, Feed, Interrupted
 from workers.prompt_cache import PromptCache, SavedPrompt
 from workers.prompt_tokens import tokens_of
@@ -62,17 +76,25 @@ class Scheduler:
         self._root = list(root)
         self._saved: list[SavedPrompt] = []
         self._prompts_are_next = False
+        self._embeddings = Embeddings(engine, clock)
+        self._embeddings_are_next = False
+        # Of all its tokens the hidden state is computed to its end: a height of its own.
+        self._embed_cost = copy.copy(cost.prefill) if cost else None
         self._interruptions = 0  # of steps, one after the other
         self.decoding: set[int] = set()
         """Ids of the requests whose streams have begun. Other threads may look something up."""
 
     @property
     def is_idle(self) -> bool:
-        return not (self._waiting or self._prefilling or self._decoding)
+        has_sequences = self._waiting or self._prefilling or self._decoding
+        return not has_sequences and self._embeddings.is_idle
 
-    def submit(self, request: Generate) -> None:
-        """Run the request as soon as a slot is free."""
-        self._waiting.append(request)
+    def submit(self, request: Generate | Embed) -> None:
+        """Run the request as soon as a slot is free; an Embed, when those before it are done."""
+        if isinstance(request, Embed):
+            self._embeddings.submit(request)
+        else:
+            self._waiting.append(request)
 
     def remember(self, saved: SavedPrompt) -> None:
         """A prompt that was saved before, for requests to begin from."""
@@ -101,17 +123,18 @@ class Scheduler:
             if sequence.id == request_id:
                 self._release(sequence)
                 return [sequence.finished("cancelled", self._clock())]
-        return []
+        return self._embeddings.cancel(request_id)
 
     def step(self) -> list[Message]:
         """Run the next step; return what it brought."""
-        events = self._admit()
-        if self._decoding and not (self._prefilling and self._prompts_are_next):
+        events = self._admit() + self._embeddings.begin()
+        has_prompts = bool(self._prefilling) or not self._embeddings.is_idle
+        if self._decoding and not (has_prompts and self._prompts_are_next):
             self._prompts_are_next = True
             events += self._decode()
-        elif self._prefilling:
+        elif has_prompts:
             self._prompts_are_next = False
-            events += self._prefill()
+            events += self._process_prompts()
         return events + self._reuse.take_news()
 
     # ---------------------------------------------------------------- the two kinds of steps
@@ -124,6 +147,22 @@ class Scheduler:
         width = self._cost.width(len(feeds))
         return self._run(sequences, feeds, self._cost.decode, width=width)
 
+    def _process_prompts(self) -> list[Message]:
+        """Sequences and embeddings take turns, too."""
+        is_embedding = not self._embeddings.is_idle and (
+            self._embeddings_are_next or not self._prefilling
+        )
+        self._embeddings_are_next = not is_embedding
+        return self._embed() if is_embedding else self._prefill()
+
+    def _embed(self) -> list[Message]:
+        length = self._embeddings.next_length(self._room_for_prompts(self._embed_cost))
+        started = self._clock()
+        events = self._embeddings.step(length)
+        if self._embed_cost is not None and not any(isinstance(e, Failed) for e in events):
+            self._embed_cost.observe(length, self._clock() - started)
+        return events
+
     def _prefill(self) -> list[Message]:
         """Feed the first prompt, and as much of each further one for which there is room.
 
@@ -131,7 +170,8 @@ class Scheduler:
         """
         sequences: list[Sequence] = []
         feeds: list[Feed] = []
-        room, batch = self._room_for_prompts(), self._engine.info.batch
+        curve = self._cost.prefill if self._cost else None
+        room, batch = self._room_for_prompts(curve), self._engine.info.batch
         for sequence in list(self._prefilling.values()):
             if not sequence.has_begun and not self._reuse.begin(sequence, self._in_order()):
                 continue
@@ -146,20 +186,19 @@ class Scheduler:
             sequences.append(sequence)
             feeds.append(feed)
             room -= len(feed.tokens)
-        curve = self._cost.prefill if self._cost else None
         # Not for ever: clients that leave one after the other would starve those who stay.
         interruptible = self._interruptions < MOST_INTERRUPTIONS
         return self._run(sequences, feeds, curve, interruptible=interruptible)
 
-    def _room_for_prompts(self) -> int:
-        """Prompt tokens that the next prefill step may carry."""
+    def _room_for_prompts(self, curve: Curve | None) -> int:
+        """Prompt tokens that the next step of prompts may carry. `curve`: what they take."""
         most = self._engine.max_batch
-        if self._cost is None:
+        if curve is None or self._cost is None:
             return most
         limit_s = LONGEST_STEP_S
         if self._decoding:
             limit_s = self._max_stall_s - self._cost.decode.expected(len(self._decoding))
-        return min(most, max(self._cost.prefill.most_within(limit_s, most), SMALLEST_CHUNK))
+        return min(most, max(curve.most_within(limit_s, most), SMALLEST_CHUNK))
 
     def _run(
         self,

@@ -34,6 +34,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self._sampler = sampler
         self._params = request.sampling
+        self._shows_control = request.shows_control
         self._assembler = TextAssembler(request.sampling.stop)
         self._prompt_tokens = len(prompt)
         self._cached_tokens = 0
@@ -87,7 +88,8 @@ class Sequence:
             return self._numbered(self._assembler.flush())
         self.tokens.append(token)
         self._completion_tokens += 1
-        released = self._numbered(self._assembler.push(token, engine.piece(token), logprobs))
+        piece = engine.piece(token, shows_control=self._shows_control)
+        released = self._numbered(self._assembler.push(token, piece, logprobs))
         if self._assembler.stopped:
             self.finish_reason = "stop"
         elif self._is_full(engine):

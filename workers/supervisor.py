@@ -35,10 +35,19 @@ class Place:
     """Why no further worker is started here; empty while one is."""
     deaths: deque[float] = field(default_factory=deque)
     """When workers died here, in the loop's seconds, within the policy's window."""
+    last_death: str = ""
+    """Why the worker before died; empty again when the next one is ready."""
 
     @property
     def name(self) -> str:
         return f"worker {self.settings.index}"
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong here, in words; empty if nothing is."""
+        if self.given_up:
+            return f"{self.name} is given up: {self.given_up}"
+        return self.last_death and f"{self.name} {self.last_death}; it is being replaced"
 
 
 class Supervisor:
@@ -118,10 +127,12 @@ class Supervisor:
         else:
             if ready is not None:
                 self._was_ready = True
+                place.last_death = ""
                 logger.info("%s (pid %d): %s", place.name, handle.pid, describe_ready(ready))
                 await self._watch_progress(handle)
         cause = await handle.until_ended()
         if not place.given_up:
+            place.last_death = cause
             logger.error("%s %s", place.name, cause)
 
     async def _until_ready(self, handle: WorkerHandle) -> Ready | None:

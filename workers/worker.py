@@ -8,6 +8,7 @@ The model runs in this loop's thread. Nothing here decides anything.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -24,12 +25,15 @@ from shared.logs import configure_logging
 from shared.messages import (
     Cancel,
     DropPrompt,
+    Embed,
     Generate,
     Heartbeat,
     LoadFailed,
+    Loading,
     Message,
     Ready,
     Shutdown,
+    Tokenize,
 )
 from shared.queues import RequestReceiver, TokenSender
 from shared.settings import WorkerSettings
@@ -39,6 +43,7 @@ from workers.inbox import Inbox
 from workers.numa import prefer_node
 from workers.prompt_cache import PromptCache
 from workers.prompt_store import PromptStore
+from workers.prompt_tokens import answer
 from workers.restore import read_identity, restore_prompt
 from workers.scheduler import Scheduler
 from workers.step_cost import StepCost, measure
@@ -48,6 +53,8 @@ CALIBRATION_STEP_S = 0.2
 """Steps longer than this are not measured when a worker starts: it is to be ready soon."""
 SAMPLE = "a"
 """What the steps that are measured consist of, over and over; every context has room for it."""
+LOADING_STEP = 0.05
+"""Of the model: less is no news."""
 WRITE_GRACE_S = 1.5
 """For prompts that are still to be written when the worker ends."""
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -71,7 +78,8 @@ def load_and_serve(
     """Tell the front what was loaded, or why nothing was, and serve."""
     started = time.monotonic()
     try:
-        engine = load_engine(settings.model, threads=max(1, len(settings.cpus)))
+        threads = max(1, len(settings.cpus))
+        engine = load_engine(settings.model, threads, LoadingReport(sender).progress)
         scheduler, store = assemble(settings, engine)
     except ConfigurationError as error:
         sender.send([LoadFailed(str(error))])
@@ -81,6 +89,22 @@ def load_and_serve(
         serve(engine, scheduler, receiver, sender, store)
     except (EOFError, BrokenPipeError):
         logger.info("worker %d: the front is gone", settings.index)
+
+
+class LoadingReport:
+    """Tells the front how far loading is: some twenty times, however often it is told."""
+
+    def __init__(self, sender: TokenSender) -> None:
+        self._sender = sender
+        self._told = 0.0
+
+    def progress(self, share: float) -> None:
+        if share < self._told + LOADING_STEP:
+            return
+        self._told = share
+        # Native code may be our caller. Without a front this process ends by itself.
+        with contextlib.suppress(BrokenPipeError):
+            self._sender.send([Loading(share)])
 
 
 def assemble(settings: WorkerSettings, engine: Engine) -> tuple[Scheduler, PromptStore | None]:
@@ -138,6 +162,10 @@ def serve(
                     if store and (saved := store.fetched(prompt_id)):
                         scheduler.remember(saved)
                     scheduler.submit(message)
+                case Embed():
+                    scheduler.submit(message)
+                case Tokenize():
+                    sender.send([answer(message, engine)])  # alone: it may fill a frame
                 case Cancel(id=request_id):
                     events += scheduler.cancel(request_id)
                 case DropPrompt(cache=prompt_id):
@@ -162,9 +190,10 @@ def serve(
 
 def prepare_process(settings: WorkerSettings) -> None:
     """Make this process a good child: it ends with its parent, and stays on its CPUs."""
-    # The front decides when a worker ends. Ctrl-C and service managers signal whole groups.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # The front decides when a worker ends. Ctrl-C, terminals that are closed and service managers
+    # signal whole groups.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     end_with_parent()
     os.dup2(2, 1)  # native code may print, and standard output is not a log
     configure_logging(settings.log_level)

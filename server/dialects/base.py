@@ -7,7 +7,7 @@ events ─▶ Renderer ─▶ bytes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.routing import BaseRoute
@@ -19,8 +19,8 @@ from shared.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from server.chat import ChatFormat
+    from server.chat.system_prompts import SystemPrompts
     from server.models import Models
-    from server.system_prompts import SystemPrompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,18 @@ class ServedModel:
     """Where a request does not say."""
     chat: ChatFormat
     system: SystemPrompts
+
+    def with_system(
+        self, messages: Sequence[Mapping[str, Any]], system: str | None = None
+    ) -> list[Mapping[str, Any]]:
+        """The chat, with a system prompt in front if it has none.
+
+        `messages`: as server.chat.messages has them. `system`: the prompt's name or its text;
+        None: the server's; "": none.
+        """
+        has_one = any(message["role"] == "system" for message in messages)
+        found = None if has_one else self.system.resolve(system)
+        return [{"role": "system", "content": found}, *messages] if found else list(messages)
 
     def reply(
         self, messages: Sequence[Mapping[str, Any]], sampling: SamplingParams, **template: Any
@@ -79,7 +91,7 @@ class Renderer:
     all of them leave together at the end."""
 
     def begin(self) -> bytes:
-        """Before the first event."""
+        """What stands before all else. Asked for once, with the first event's bytes."""
         return b""
 
     def tokens(self, index: int, tokens: Sequence[Token]) -> bytes:
@@ -139,5 +151,9 @@ class Dialect:
     paths: Mapping[str, Parse]
     error_body: Callable[[ServingError], bytes]
     """JSON, sent with the error's status."""
+    prefix: str | None = None
+    """Of its paths; errors of unknown paths that begin so look like its, too. None: it has none."""
     routes: Callable[[Models], Sequence[BaseRoute]] = no_routes
     """Lists of models and the like: whatever is no work for a worker's slots."""
+    statuses: Mapping[int, int] = field(default_factory=dict)
+    """By our own HTTP status: which one its clients expect in its place."""

@@ -82,10 +82,7 @@ def _chat(
     served: ServedModel, system: str | None, query: str, sampling: SamplingParams, cache: int
 ) -> Generation:
     """A single question, in the model's own format, behind the system prompt."""
-    messages = [{"role": "user", "content": query}]
-    system_text = served.system.resolve(system)
-    if system_text:
-        messages.insert(0, {"role": "system", "content": system_text})
+    messages = served.with_system([{"role": "user", "content": query}], system)
     return replace(served.reply(messages, sampling), cache=cache)
 
 

@@ -41,11 +41,13 @@ def run_to_its_end(*flags: str, **environment: str) -> subprocess.CompletedProce
 class RunningServer:
     """`python -m server` on a free port of 127.0.0.1, with the given flags.
 
-    A context: leaving it ends the server, and fails if that needs a kill.
+    A context: leaving it ends the server, and fails if that needs a kill. `environment`: variables
+    that it gets besides ours.
     """
 
-    def __init__(self, *flags: str, wait_ready: bool = True) -> None:
+    def __init__(self, *flags: str, wait_ready: bool = True, **environment: str) -> None:
         self._flags = flags
+        self._environment = environment
         self._wait_ready = wait_ready
         self._lines: queue.Queue[str] = queue.Queue()
         self.log: list[str] = []
@@ -58,7 +60,7 @@ class RunningServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **self._environment},
         )
         self._reader = threading.Thread(target=self._read_log)
         self._reader.start()
@@ -193,7 +195,7 @@ def send_request(connection: socket.socket, **body: Any) -> None:
     """POST /stream; the server closes after its answer."""
     content = json.dumps(body).encode()
     connection.sendall(
-        b"POST /stream HTTP/1.1\r\nHost: test\r\nConnection: close\r\n"
+        b"POST /stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         + f"Content-Length: {len(content)}\r\n\r\n".encode()
         + content
     )

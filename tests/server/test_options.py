@@ -12,7 +12,7 @@ import pytest
 from server.options import OPTIONS, read_options
 
 STATUS_2 = 2
-SWITCHES = ("--mlock", "--repack")
+SWITCHES = ("--mlock", "--repack", "--insecure")
 """Options that need no value."""
 
 
@@ -89,6 +89,9 @@ CASES = (
     Case(("--prompts",), None, {"prompts.toml": Path("prompts.toml"), "/b": Path("/b")}),
     Case(("--system",), None, {"general": "general", "be brief": "be brief"}),
     Case(("--host",), "127.0.0.1", {"::1": "::1", "localhost": "localhost"}),
+    Case(("--api-key-file",), None, {"keys": Path("keys"), "/b": Path("/b")}),
+    Case(("--insecure",), "off", {"on": "on", "off": "off"}, ("", "yes")),
+    Case(("--allowed-host",), (), {"example.org": ("example.org",), "*": ("*",)}),
     Case(
         ("-P", "--port"),
         8080,
@@ -102,6 +105,7 @@ CASES = (
         (),
         {"https://example.org": ("https://example.org",), "*": ("*",)},
     ),
+    Case(("--request-timeout",), 30.0, SECONDS, NO_SECONDS),
     Case(("--drain-timeout",), 30.0, SECONDS, NO_SECONDS),
     Case(("--send-timeout",), 20.0, SECONDS, NO_SECONDS),
     Case(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from starlette.types import Message
 
-from server.dialects.base import Answer, Generation, Renderer
-from server.relay import ClientLeft, client_stays, relay, submitted
+from server.dialects.base import Generation, Renderer
+from server.relay import ClientLeft, client_stays, relay
+from server.work import AT_ONCE, Work, begun
 from shared.errors import EngineFailed, QueueFull, ServingError, Unsupported
 from shared.messages import Embedded, Failed, Finished, Generate, Timings, Token, Usage
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
-from support import first_tokens, pool_settings, run, until, until_ready
+from support import first_tokens, model_settings, pool_settings, run, until, until_ready
 from workers.pool import WorkerPool
 from workers.stream import RequestStream
 
@@ -76,6 +77,21 @@ def stream(number: int) -> RequestStream:
     return RequestStream(Generate(number, Prompt("x"), SamplingParams()))
 
 
+class Prepared:
+    """Stands in for a pool: gives streams that a test fills."""
+
+    def __init__(self, count: int) -> None:
+        self.streams = [stream(number) for number in range(count)]
+        self._next = iter(self.streams)
+
+    def submit(self, *_: object, **__: object) -> RequestStream:
+        return next(self._next)
+
+
+def generation(text: str = "x", **params: Any) -> Generation:
+    return Generation(Prompt(text), SamplingParams(**params))
+
+
 def token(stream: RequestStream, text: str, position: int = 0) -> None:
     stream.put(Token(stream.request.id, 1, position, text))
 
@@ -96,10 +112,12 @@ def relayed(story: Story, renderer: Renderer, count: int = 2) -> Client:
     client = Client()
 
     async def go() -> None:
-        streams = [stream(number) for number in range(count)]
+        pool = Prepared(count)
+        work = Work([generation()] * count, cast("WorkerPool", pool), "")
+        work.begin()
         async with asyncio.TaskGroup() as group:
-            group.create_task(relay(streams, renderer, client.send))
-            group.create_task(story(streams))
+            group.create_task(relay(work, renderer, client.send))
+            group.create_task(story(pool.streams))
 
     run(go())
     return client
@@ -201,23 +219,39 @@ def test_a_failure_before_the_first_byte_is_raised(is_stream: bool) -> None:
 # ---------------------------------------------------------------- submitting
 
 
-def generation(text: str = "x", **params: Any) -> Generation:
-    return Generation(Prompt(text), SamplingParams(**params))
-
-
-def test_of_several_tasks_all_are_taken_or_none() -> None:
+def test_tasks_for_which_there_is_no_room_yet_begin_when_others_end() -> None:
     async def go() -> None:
-        async with WorkerPool(pool_settings(queue=0)) as pool:
+        async with WorkerPool(pool_settings(model_settings(slots=1), queue=0)) as pool:
             await until_ready(pool)
-            held = [pool.submit(Prompt("x"), ENDLESS) for _ in range(31)]
-            for taken in held:
-                await first_tokens(taken)
-            answer = Answer((generation(), generation()), Words())
-            with pytest.raises(QueueFull), submitted(answer, pool, ""):
-                raise AssertionError("there was one slot for two tasks")
-            await until(lambda: pool.active == 31)
-            for taken in held:
-                pool.release(taken)
+            work, client = Work([generation("a"), generation("b")], pool, ""), Client()
+            with begun(work):
+                assert len(work.streams) == 1
+                await relay(work, Words(), client.send)
+            assert client.body == b"begin;0:a;0 is stop;1:b;1 is stop;end"
+
+    run(go())
+
+
+def test_where_there_is_no_room_for_the_first_task_the_queue_is_full() -> None:
+    async def go() -> None:
+        async with WorkerPool(pool_settings(model_settings(slots=1), queue=0)) as pool:
+            await until_ready(pool)
+            held = pool.submit(Prompt("x"), ENDLESS)
+            await first_tokens(held)
+            with pytest.raises(QueueFull), begun(Work([generation()], pool, "")):
+                raise AssertionError("there was no slot")
+            pool.release(held)
+
+    run(go())
+
+
+def test_many_tasks_of_one_answer_leave_room_for_others() -> None:
+    async def go() -> None:
+        async with WorkerPool(pool_settings(queue=100)) as pool:
+            await until_ready(pool)
+            work = Work([Generation(Prompt("x"), ENDLESS)] * (AT_ONCE + 5), pool, "")
+            with begun(work):
+                assert len(work.streams) == AT_ONCE
 
     run(go())
 
@@ -226,8 +260,8 @@ def test_a_task_that_cannot_be_honoured_releases_those_before_it() -> None:
     async def go() -> None:
         async with WorkerPool(pool_settings()) as pool:
             await until_ready(pool)
-            answer = Answer((generation(), generation(logprobs=1)), Words())
-            with pytest.raises(Unsupported), submitted(answer, pool, ""):
+            work = Work([generation(), generation(logprobs=1)], pool, "")
+            with pytest.raises(Unsupported), begun(work):
                 raise AssertionError("the echo engine has no log probabilities")
             await until(lambda: pool.active == 0)
 
@@ -238,12 +272,9 @@ def test_the_streams_of_an_answer_are_released_however_it_ends() -> None:
     async def go() -> None:
         async with WorkerPool(pool_settings()) as pool:
             await until_ready(pool)
-            endless = Generation(Prompt("x"), ENDLESS)
-            with (
-                pytest.raises(RuntimeError, match="on the way"),
-                submitted(Answer((endless, endless), Words()), pool, "") as streams,
-            ):
-                for taken in streams:
+            work = Work([Generation(Prompt("x"), ENDLESS)] * 2, pool, "")
+            with pytest.raises(RuntimeError, match="on the way"), begun(work):
+                for taken in work.streams:
                     await first_tokens(taken)
                 raise RuntimeError("on the way")
             await until(lambda: pool.active == 0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,14 +13,18 @@ from pathlib import Path
 
 import gguf
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import models
 from shared.errors import ConfigurationError, ContextTooShort, EngineFailed, InvalidRequest
+from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from shared.settings import ModelSettings
 from support import model_settings
 from workers.engine import Engine, Feed, choose_engine, load_engine
 from workers.engines.ctransformers import PART, split_text
+from workers.prompt_tokens import tokens_of
 
 GREEDY = SamplingParams(temp=0.0, repeat_penalty=1.0, ignore_eos=True)
 SAMPLED = SamplingParams(temp=1.0, repeat_penalty=1.0, top_k=0, top_p=1.0, seed=4, ignore_eos=True)
@@ -149,6 +156,108 @@ def test_only_the_start_of_a_sequence_has_the_token_of_a_start(engine: Engine) -
     whole, rest = engine.tokenize("The Wolf"), engine.tokenize("The Wolf", is_start=False)
     assert whole[-len(rest) :] == rest
     assert len(whole) - len(rest) in (0, 1)
+
+
+def pieces(engine: Engine, tokens: list[int]) -> str:
+    return b"".join(engine.piece(token, shows_control=True) for token in tokens).decode()
+
+
+@pytest.mark.parametrize("rest", ["lf", " lf", "\n\nlf", "", "é", "  ", "a", "_"])
+def test_a_text_goes_on_behind_another_without_a_space(engine: Engine, rest: str) -> None:
+    first = engine.tokenize("The Wo", is_start=False)
+    tokens = first + engine.tokenize(rest, is_start=False, continues=True)
+    assert pieces(engine, tokens).removeprefix(" ") == f"The Wo{rest}"
+
+
+def test_a_long_text_that_goes_on_is_refused_like_any_other(engine: Engine) -> None:
+    if engine.info.engine == "echo":
+        return
+    with pytest.raises(ContextTooShort, match="256"):
+        engine.tokenize("a" * 1_000_000, is_start=False, continues=True)
+
+
+def test_control_tokens_have_names_for_those_who_ask(engine: Engine) -> None:
+    card = engine.info.card
+    for name in card.control:
+        (token,) = (
+            token
+            for token in engine.tokenize(f"a{name}b")[1:]
+            if engine.piece(token, shows_control=True) == name.encode()
+        )
+        assert engine.piece(token) == b""
+    assert {card.bos, card.eos} - {""} <= set(card.control)
+
+
+def test_a_prompt_that_brings_its_own_beginning_gets_no_second_one(engine: Engine) -> None:
+    bos = engine.info.card.bos
+    if bos:
+        tokens = engine.tokenize(f"{bos}The Wolf")
+        assert tokens == engine.tokenize("The Wolf")
+        assert engine.tokenize(f"{bos}{bos}The Wolf") == [tokens[0], *tokens]
+
+
+@given(data=st.data())
+def test_a_control_tokens_name_across_a_cut_is_text(engine: Engine, data: st.DataObject) -> None:
+    names = engine.info.card.control or ("<|endoftext|>",)
+    words = st.sampled_from([*names, "<", "s>", "|>", "a", " ", "\n", "é", "Wolf"])
+    text = "a" + "".join(data.draw(st.lists(words, max_size=8)))
+    cuts = tuple(sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6))))
+    prompt = Prompt(text, cuts)
+    expected = [
+        name
+        for part in prompt.parts
+        for name in re.findall("|".join(map(re.escape, engine.info.card.control)) or "$.", part)
+    ]
+    tokens = tokens_of(prompt, engine, is_start=False)
+    shown = [engine.piece(token, shows_control=True).decode(errors="replace") for token in tokens]
+    assert [name for name in shown if name in engine.info.card.control] == expected
+    assert pieces(engine, tokens).replace(" ", "") == text.replace(" ", "")
+
+
+def test_a_vector_is_that_of_its_text_whatever_the_chunks_and_touches_no_slot(
+    engine: Engine,
+) -> None:
+    if not engine.info.embedding:
+        with pytest.raises(EngineFailed, match="no embeddings"):
+            engine.embed([1], 0, is_last=True)
+        return
+    expected = generate(engine, PROMPT, GREEDY)
+    tokens = engine.tokenize(PROMPT)
+    engine.decode([Feed(0, tokens[:-1], 0, False)])
+
+    whole = engine.embed(tokens, 0, is_last=True)
+    assert engine.embed(tokens[:5], 0, is_last=False) == b""
+    assert engine.embed(tokens[5:7], 5, is_last=False) == b""
+    parts = engine.embed(tokens[7:], 7, is_last=True)
+    other = engine.embed(engine.tokenize("Something else."), 0, is_last=True)
+
+    vector = struct.unpack(f"<{engine.info.embedding}f", whole)
+    assert math.isclose(math.hypot(*vector), 1.0, rel_tol=1e-5)
+    assert struct.unpack(f"<{engine.info.embedding}f", parts) == pytest.approx(vector, abs=1e-3)
+    assert other != whole
+    sampler = engine.sampler(GREEDY, tokens)
+    engine.decode([Feed(0, tokens[-1:], len(tokens) - 1, True)])
+    assert engine.sample(0, sampler) == expected[0]
+    engine.keep(0, 0)
+
+
+def test_the_card_says_what_the_file_is(engine: Engine, settings: ModelSettings) -> None:
+    card = engine.info.card
+    if settings.path is not None:
+        assert card.size == settings.path.stat().st_size
+    if settings.path is not None and settings.path.suffix == ".gguf":
+        assert (card.name, card.quantization) == ("Random llama", "Q8_0")
+        assert (card.trained_context, card.bos, card.eos) == (256, "<s>", "</s>")
+        assert card.parameters == 164_160
+
+
+def test_loading_tells_how_far_it_is(settings: ModelSettings) -> None:
+    told: list[float] = []
+    load_engine(settings, 1, told.append)
+    assert told == sorted(told)
+    assert all(0 <= share <= 1 for share in told)
+    if settings.engine != "ctransformers":
+        assert told[-1] == 1
 
 
 def test_a_prompt_longer_than_any_context_is_refused_without_work(engine: Engine) -> None:

@@ -165,7 +165,7 @@ def test_without_a_file_the_engine_alone_counts() -> None:
 
 def test_a_real_engine_has_an_identity() -> None:
     found = model_identity(model_settings("echo"), load_engine(model_settings("echo"), threads=1))
-    assert found == identity(None, "echo")
+    assert found == identity(None, "echo, characters")
 
 
 def test_a_file_that_cannot_be_read_is_an_os_error(tmp_path: Path) -> None:

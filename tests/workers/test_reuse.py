@@ -47,10 +47,10 @@ class HashEngine:
         self.saves = self.loads = 0
         self.refuses_to_load = False
 
-    def tokenize(self, text: str, *, is_start: bool = True) -> list[int]:
+    def tokenize(self, text: str, *, is_start: bool = True, continues: bool = False) -> list[int]:
         return [1] * is_start + list(text.encode())
 
-    def piece(self, token: int) -> bytes:
+    def piece(self, token: int, *, shows_control: bool = False) -> bytes:
         return bytes((token,))
 
     def is_end(self, token: int) -> bool:

@@ -61,10 +61,10 @@ class CountingEngine:
         self.saves = self.loads = 0
         self._logits: set[int] = set()
 
-    def tokenize(self, text: str, *, is_start: bool = True) -> list[int]:
+    def tokenize(self, text: str, *, is_start: bool = True, continues: bool = False) -> list[int]:
         return list(text.encode("ascii"))
 
-    def piece(self, token: int) -> bytes:
+    def piece(self, token: int, *, shows_control: bool = False) -> bytes:
         return bytes((token,))
 
     def is_end(self, token: int) -> bool:

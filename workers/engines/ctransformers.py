@@ -13,17 +13,21 @@ import math
 import random
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ctransformers.llm import LLM, Config
 
 from shared.errors import ConfigurationError, ContextTooShort, EngineFailed, InvalidRequest
-from shared.messages import Logprobs, ModelInfo
+from shared.messages import Logprobs, ModelCard, ModelInfo
 from shared.sampling import SamplingParams
 from shared.settings import ModelSettings
+from workers.continued_text import continued
 from workers.cpu_features import cpu_features
-from workers.engine import Feed
+from workers.engine import GGUF_MAGIC, Feed
+from workers.gguf_header import read_gguf_header
+from workers.model_card import file_size, gguf_card
 
 DEFAULT_BATCH = 8
 MAX_BATCH = 512
@@ -32,10 +36,17 @@ PART = 1000
 WORD_START = re.compile(rb"\S \S")
 WHOLE_TEXT_TOKENIZERS = ("llama", "falcon", "replit")
 """Architectures whose tokenizers are fast on any text, and see it as a whole."""
+LLAMA_NAMES = {1: b"<s>", 2: b"</s>"}
+"""Of the tokens that begin and end a sequence, in all llama vocabularies with these ids."""
 
 
-def load(settings: ModelSettings, threads: int) -> CtransformersEngine:
-    """Load the model. Raises ConfigurationError when the library refuses it."""
+def load(
+    settings: ModelSettings, threads: int, on_progress: Callable[[float], None]
+) -> CtransformersEngine:
+    """Load the model. Raises ConfigurationError when the library refuses it.
+
+    The library says nothing of its progress.
+    """
     if settings.kv_type != "f16":
         raise ConfigurationError(
             f"the ctransformers engine keeps keys and values as f16; it has no {settings.kv_type}"
@@ -50,7 +61,7 @@ def load(settings: ModelSettings, threads: int) -> CtransformersEngine:
         model = LLM(str(settings.path), settings.model_type, config=config, lib=library_build())
     except (RuntimeError, ValueError, OSError) as error:
         raise ConfigurationError(f"ctransformers cannot load {settings.path}: {error}") from None
-    engine = CtransformersEngine(model, threads, settings.batch or DEFAULT_BATCH)
+    engine = CtransformersEngine(model, threads, settings.batch or DEFAULT_BATCH, model_card(model))
     engine.warm_up(str(settings.path))
     return engine
 
@@ -64,6 +75,25 @@ def library_build() -> str | None:
     if "avx2" in features:
         return "avx2"
     return "avx" if "avx" in features and "f16c" in features else None
+
+
+def model_card(model: LLM) -> ModelCard:
+    """What the file says; a GGML file tells nothing but its size."""
+    path = Path(model.model_path)
+    names = control_names(model)
+    bos, eos = (names.get(t, b"").decode() for t in (model.bos_token_id, model.eos_token_id))
+    control = tuple(name for name in (bos, eos) if name)
+    with path.open("rb") as file:
+        is_gguf = file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+    if not is_gguf:
+        return ModelCard(size=file_size(path), bos=bos, eos=eos, control=control)
+    return gguf_card(path, read_gguf_header(path), bos=bos, eos=eos, control=control)
+
+
+def control_names(model: LLM) -> dict[int, bytes]:
+    """The names that stand for control tokens in a prompt: the library itself knows none."""
+    ids = (model.bos_token_id, model.eos_token_id)
+    return LLAMA_NAMES if model.model_type == "llama" and set(ids) <= set(LLAMA_NAMES) else {}
 
 
 def split_text(data: bytes) -> list[bytes]:
@@ -113,7 +143,7 @@ class CtransformersEngine:
     max_batch = MAX_BATCH
     state_format = ""
 
-    def __init__(self, model: LLM, threads: int, batch: int) -> None:
+    def __init__(self, model: LLM, threads: int, batch: int, card: ModelCard) -> None:
         self._model = model
         self._lib: Any = model._lib
         self._llm = model._llm
@@ -122,7 +152,11 @@ class CtransformersEngine:
         self._eos = model.eos_token_id
         self._vocabulary = model.vocab_size
         self._pieces = [self._detokenize(token) for token in range(self._vocabulary)]
-        self._longest_piece = max(map(len, self._pieces))
+        self._control = control_names(model)
+        self._tokens = {name: token for token, name in self._control.items()}
+        self._longest_piece = max(map(len, (*self._pieces, *self._tokens)))
+        text = b"".join(self._pieces[token] for token in self._plain(b"a"))
+        self._adds_space = text.startswith(b" ")
         self.info = ModelInfo(
             engine="ctransformers",
             architecture=model.model_type,
@@ -142,6 +176,7 @@ class CtransformersEngine:
                 "ignore_eos",
                 "stop",
             ),
+            card=card,
         )
 
     def tokenize(self, text: str, *, is_start: bool = True, continues: bool = False) -> list[int]:
@@ -151,13 +186,19 @@ class CtransformersEngine:
             raise ContextTooShort(
                 f"the prompt has at least {least} tokens; the context holds {self.info.context}"
             )
-        parts = [data] if self._model.model_type in WHOLE_TEXT_TOKENIZERS else split_text(data)
-        tokens = [token for part in parts for token in self._tokenize(part, is_start)]
+        if continues:
+            return continued(self._tokenize, data) if self._adds_space else self._tokenize(data)
+        tokens = self._tokenize(data)
+        bos = self._model.bos_token_id
+        if is_start and self._model.model_type == "llama" and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
         if not tokens:
             raise InvalidRequest("the prompt has no tokens in this model's vocabulary")
         return tokens
 
     def piece(self, token: int, *, shows_control: bool = False) -> bytes:
+        if shows_control and token in self._control:
+            return self._control[token]
         return self._pieces[token]
 
     def is_end(self, token: int) -> bool:
@@ -196,6 +237,9 @@ class CtransformersEngine:
     def logprobs(self, slot: int, token: int, top: int) -> Logprobs:
         raise EngineFailed("the ctransformers engine has no log probabilities")
 
+    def embed(self, tokens: Sequence[int], position: int, *, is_last: bool) -> bytes:
+        raise EngineFailed("the ctransformers engine makes no embeddings")
+
     def interrupt(self) -> None:
         """It cannot: its chunks are short instead."""
 
@@ -226,11 +270,29 @@ class CtransformersEngine:
         if not math.isfinite(sum(logits)) or min(logits) == max(logits):
             raise ConfigurationError(f"{name} is damaged or cut: the model computes no numbers")
 
-    def _tokenize(self, data: bytes, is_start: bool) -> list[int]:
-        # Room for a token a byte, a BOS and a leading space: the library does not look.
+    def _tokenize(self, data: bytes) -> list[int]:
+        """The names of control tokens are these tokens; what is between them is text."""
+        tokens: list[int] = []
+        for part in self._split_at_names(data):
+            if part in self._tokens:
+                tokens.append(self._tokens[part])
+            elif self._model.model_type in WHOLE_TEXT_TOKENIZERS:
+                tokens += self._plain(part)
+            else:
+                for short in split_text(part):
+                    tokens += self._plain(short)
+        return tokens
+
+    def _split_at_names(self, data: bytes) -> list[bytes]:
+        if not self._tokens:
+            return [data]
+        names = b"|".join(map(re.escape, self._tokens))
+        return [part for part in re.split(b"(" + names + b")", data) if part]
+
+    def _plain(self, data: bytes) -> list[int]:
+        # Room for a token a byte and a leading space: the library does not look.
         buffer = (ctypes.c_int * (len(data) + 8))()
-        wants_bos = is_start and self._model.model_type == "llama"
-        count = self._lib.ctransformers_llm_tokenize(self._llm, data, wants_bos, buffer)
+        count = self._lib.ctransformers_llm_tokenize(self._llm, data, False, buffer)
         return buffer[:count]
 
     def _forbid_end(self) -> None:

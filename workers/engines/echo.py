@@ -1,8 +1,11 @@
 """An engine without a model: it streams the prompt back, a byte a token.
 
 For tests, load tests and trying a client. A token is one byte of UTF-8, so
-characters are split across tokens as real vocabularies split them. Sampling
-parameters are taken and change nothing; with ignore_eos the prompt repeats.
+characters are split across tokens as real vocabularies split them. `<|eot|>`
+is one control token: it is echoed as one, and has no text unless control
+tokens are to be shown; it ends nothing. Sampling parameters are taken and
+change nothing; with ignore_eos the prompt repeats. An embedding counts the
+tokens by their ids modulo 64.
 
 A prompt may hold directives. They are echoed like any text, and act when they
 are reached: `[[NAME]]` or `[[NAME SECONDS]]` in the generation, and with
@@ -18,6 +21,8 @@ are reached: `[[NAME]]` or `[[NAME SECONDS]]` in the generation, and with
     stop       stop the process with SIGSTOP
     print      write to standard output, as native code may
 
+While a prompt is embedded its `prefill` directives act, too.
+
 The "model file" is optional: a JSON object of EchoOptions.
 """
 
@@ -25,9 +30,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import re
 import signal
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,17 +42,21 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from shared.errors import ConfigurationError, EngineFailed, InvalidRequest
-from shared.messages import Logprobs, ModelInfo
+from shared.messages import Logprobs, ModelCard, ModelInfo
 from shared.sampling import SamplingParams
 from shared.settings import ModelSettings
 from workers.engine import Feed, Interrupted
 
 END = 256
-DIRECTIVE = re.compile(rb"\[\[(prefill )?([a-z-]+)(?: ([0-9.]+))?\]\]")
+CONTROL = 257
+CONTROL_NAME = "<|eot|>"
+DIRECTIVE = re.compile(r"\[\[(prefill )?([a-z-]+)(?: ([0-9.]+))?\]\]")
 LONGEST_DIRECTIVE = 64
 FOREVER_S = 2**31 - 1
 DEFAULT_BATCH = 64
 MAX_BATCH = 4096
+EMBEDDING = 64
+LOADING_STEPS = 4
 WITHOUT = ("logprobs", "grammar", "json_schema")
 
 
@@ -61,12 +72,16 @@ class EchoOptions:
     """Not empty: loading fails with this sentence."""
     dies_after_s: float = 0.0
     """Not 0: the process ends itself so long after loading, busy or not."""
+    chat_template: str = ""
+    """A Jinja template, which the model's card has."""
 
 
-def load(settings: ModelSettings, threads: int) -> EchoEngine:
+def load(settings: ModelSettings, threads: int, on_progress: Callable[[float], None]) -> EchoEngine:
     """Any number of threads will do. Raises ConfigurationError."""
     options = EchoOptions() if settings.path is None else read_options(settings.path)
-    time.sleep(options.load_s)
+    for step in range(1, LOADING_STEPS + 1):
+        time.sleep(options.load_s / LOADING_STEPS)
+        on_progress(step / LOADING_STEPS)
     if options.load_error:
         raise ConfigurationError(options.load_error)
     if options.dies_after_s:
@@ -91,7 +106,8 @@ def read_options(path: Path) -> EchoOptions:
 class EchoSampler:
     """Where one sequence's echo stands."""
 
-    prompt: bytes
+    prompt: str
+    """Its tokens, as `characters` has them."""
     ignore_eos: bool
     position: int = 0
 
@@ -101,7 +117,12 @@ class EchoSampler:
                 return END
             self.position = 0
         self.position += 1
-        return self.prompt[self.position - 1]
+        return ord(self.prompt[self.position - 1])
+
+
+def characters(tokens: Sequence[int]) -> str:
+    """A character for each token, whose code it is: for regular expressions."""
+    return "".join(map(chr, tokens))
 
 
 class EchoEngine:
@@ -112,46 +133,58 @@ class EchoEngine:
             engine="echo",
             architecture="echo",
             context=context,
-            vocabulary=END + 1,
+            vocabulary=CONTROL + 1,
             slots=options.slots,
             batch=min(batch, MAX_BATCH),
             sampling=tuple(
                 field.name for field in fields(SamplingParams) if field.name not in WITHOUT
             ),
             saves_states=True,
+            embedding=EMBEDDING,
+            card=ModelCard(
+                name="echo",
+                chat_template=options.chat_template,
+                eos=CONTROL_NAME,
+                control=(CONTROL_NAME,),
+            ),
         )
         self.max_batch = MAX_BATCH
-        self.state_format = "echo"
+        self.state_format = "echo, characters"
         self._step_s = options.step_s
-        self._fed = [bytearray() for _ in range(options.slots)]
+        self._fed = [""] * options.slots
+        self._embedded = ""
         self._generates = [False] * options.slots
         self._interruption = threading.Event()
 
     def tokenize(self, text: str, *, is_start: bool = True, continues: bool = False) -> list[int]:
-        tokens = list(text.encode())
-        if not tokens:
+        first, *others = text.encode().split(CONTROL_NAME.encode())
+        tokens = list(first)
+        for other in others:
+            tokens += [CONTROL, *other]
+        if not tokens and not continues:
             raise InvalidRequest("the prompt has no tokens")
         return tokens
 
     def piece(self, token: int, *, shows_control: bool = False) -> bytes:
-        return bytes((token,)) if token < END else b""
+        if token < END:
+            return bytes((token,))
+        return CONTROL_NAME.encode() if token == CONTROL and shows_control else b""
 
     def is_end(self, token: int) -> bool:
         return token == END
 
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> EchoSampler:
-        return EchoSampler(bytes(prompt), params.ignore_eos)
+        return EchoSampler(characters(prompt), params.ignore_eos)
 
     def decode(self, feeds: Sequence[Feed], *, interruptible: bool = False, width: int = 0) -> None:
         if self._step_s:
             time.sleep(self._step_s)
         for feed in feeds:
-            fed = self._fed[feed.slot]
-            del fed[feed.position :]  # of an interrupted step
-            if self._generates[feed.slot]:
-                fed += bytes(feed.tokens)
-            else:
-                self._prefill(feed, interruptible)
+            known = self._fed[feed.slot][: feed.position]  # more is of an interrupted step
+            text = known + characters(feed.tokens)
+            if not self._generates[feed.slot]:
+                self._reach(text, len(known), interruptible)
+            self._fed[feed.slot] = text
 
     def sample(self, slot: int, sampler: EchoSampler) -> int:
         self._generates[slot] = True
@@ -175,40 +208,50 @@ class EchoEngine:
 
     def keep(self, slot: int, length: int) -> int:
         self._generates[slot] = False
-        del self._fed[slot][length:]
+        self._fed[slot] = self._fed[slot][:length]
         return len(self._fed[slot])
 
     def stays(self, held: int, length: int) -> int:
         return min(held, length)
 
     def save(self, slot: int) -> bytearray:
-        return bytearray(self._fed[slot])
+        return bytearray(self._fed[slot].encode())
 
     def load(self, slot: int, state: bytearray) -> None:
         self._generates[slot] = False
-        self._fed[slot][:] = state
+        self._fed[slot] = state.decode()
 
-    def _prefill(self, feed: Feed, interruptible: bool) -> None:
-        """Keep the prompt's text; act on the directives that this chunk completes."""
-        text = self._fed[feed.slot]
-        known = len(text)
-        text += bytes(feed.tokens)
-        # A list: while the iterator lives, the text cannot be cut.
-        for found in list(DIRECTIVE.finditer(text, max(0, known - LONGEST_DIRECTIVE))):
+    def embed(self, tokens: Sequence[int], position: int, *, is_last: bool) -> bytes:
+        known = self._embedded[:position]
+        self._embedded = known + characters(tokens)
+        self._reach(self._embedded, len(known), interruptible=False)
+        return normalised(self._embedded) if is_last else b""
+
+    def _reach(self, text: str, known: int, interruptible: bool) -> None:
+        """Act on the prompt's directives that end in its new part, behind the `known` one."""
+        for found in DIRECTIVE.finditer(text, max(0, known - LONGEST_DIRECTIVE)):
             if not found[1] or found.end() <= known:
                 continue
-            if found[2] != b"sleep" or not interruptible:
+            if found[2] != "sleep" or not interruptible:
                 act(found[2], found[3])
             elif self._interruption.wait(float(found[3] or 0)):
-                del text[known:]
                 raise Interrupted
 
 
-def act(name: bytes, seconds: bytes | None) -> None:
+def normalised(text: str) -> bytes:
+    """How often each token comes, by its id modulo EMBEDDING, as a vector of length 1."""
+    counts = [0] * EMBEDDING
+    for character in text:
+        counts[ord(character) % EMBEDDING] += 1
+    length = math.hypot(*counts)
+    return struct.pack(f"<{EMBEDDING}f", *(count / length for count in counts))
+
+
+def act(name: str, seconds: str | None) -> None:
     """Do what a directive says. One that is not known is a failure of its request."""
     action = ACTIONS.get(name)
     if action is None:
-        raise EngineFailed(f"the echo engine knows no directive {name.decode()!r}")
+        raise EngineFailed(f"the echo engine knows no directive {name!r}")
     action(float(seconds or 0))
 
 
@@ -216,14 +259,14 @@ def _fail(_: float) -> None:
     raise EngineFailed("the prompt asked for a failure")
 
 
-ACTIONS: dict[bytes, Callable[[float], object]] = {
-    b"sleep": time.sleep,
-    b"fail": _fail,
-    b"hang": lambda _: ctypes.CDLL(None).sleep(FOREVER_S),
-    b"hang-gil": lambda _: ctypes.PyDLL(None).sleep(FOREVER_S),
-    b"segfault": lambda _: ctypes.string_at(0),
-    b"abort": lambda _: os.abort(),
-    b"exit": lambda _: os._exit(1),
-    b"print": lambda _: os.write(1, b"printed by the engine\n"),
-    b"stop": lambda _: os.kill(os.getpid(), signal.SIGSTOP),
+ACTIONS: dict[str, Callable[[float], object]] = {
+    "sleep": time.sleep,
+    "fail": _fail,
+    "hang": lambda _: ctypes.CDLL(None).sleep(FOREVER_S),
+    "hang-gil": lambda _: ctypes.PyDLL(None).sleep(FOREVER_S),
+    "segfault": lambda _: ctypes.string_at(0),
+    "abort": lambda _: os.abort(),
+    "exit": lambda _: os._exit(1),
+    "print": lambda _: os.write(1, b"printed by the engine\n"),
+    "stop": lambda _: os.kill(os.getpid(), signal.SIGSTOP),
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,18 @@ import numpy as np
 
 from shared.errors import (
     ConfigurationError,
-    ContextTooShort,
     EngineFailed,
-    InvalidRequest,
 )
-from shared.messages import Candidate, Logprobs, ModelInfo
+from shared.messages import Candidate, Logprobs, ModelCard, ModelInfo
 from shared.sampling import SamplingParams
 from shared.settings import KvType, ModelSettings
 from workers.engine import Feed, Interrupted
+from workers.engines.llama_cpp_embedding import PART, Embedder, embedding_size
 from workers.engines.llama_cpp_sampling import SamplerChain, build_chain
+from workers.engines.llama_cpp_vocab import Vocabulary, metadata
 from workers.gguf_header import KV_ELEMENT_BYTES, read_gguf_header
+from workers.memory import available_memory
+from workers.model_card import gguf_card
 
 BATCH = 512
 """Tokens of a step at the most. Larger ones bring nothing: the weights are read once for all."""
@@ -55,11 +57,13 @@ ABORTED = 2
 logger = logging.getLogger("tokenflume.llama_cpp")
 
 
-def load(settings: ModelSettings, threads: int) -> LlamaCppEngine:
+def load(
+    settings: ModelSettings, threads: int, on_progress: Callable[[float], None]
+) -> LlamaCppEngine:
     """Load the model. Raises ConfigurationError when llama.cpp refuses it or memory is short."""
     log = NativeLog()
     lib.llama_backend_init()
-    model = load_model(settings, log)
+    model = load_model(settings, log, on_progress)
     slot_bytes = kv_bytes_per_token(model, settings) * settings.context
     slots = settings.slots or slots_for(settings.kv_memory, slot_bytes)
     check_memory(settings, slots, slot_bytes)
@@ -84,20 +88,30 @@ class NativeLog:
         line = text.decode(errors="replace").strip()
         if level == ERROR_LEVEL and not self.first_error:
             self.first_error = line
-        # It shows progress in dots; of a context beyond the training's the engine warns itself.
-        if line.strip(".") and "n_ctx_train" not in line:
+        # It shows progress in dots; of a context beyond the training's the engine warns itself,
+        # and it is meant that outputs are not pooled.
+        if line.strip(".") and "n_ctx_train" not in line and "default pooling_type" not in line:
             logger.log(LOG_LEVELS.get(level, logging.DEBUG), "%s", line)
 
 
-def load_model(settings: ModelSettings, log: NativeLog) -> Any:
+def load_model(
+    settings: ModelSettings, log: NativeLog, on_progress: Callable[[float], None] = lambda _: None
+) -> Any:
     """llama.cpp's model, its weights mapped so that workers share them. ConfigurationError."""
+
+    def report(progress: float, _: ctypes.c_void_p) -> bool:
+        on_progress(progress)
+        return True  # go on
+
     params = lib.llama_model_default_params()
+    params.progress_callback = callback = lib.llama_progress_callback(report)
     params.n_gpu_layers = 0
     params.use_extra_bufts = settings.repack
     params.load_mode = (
         lib.LLAMA_LOAD_MODE_MMAP_MLOCK if settings.mlock else lib.LLAMA_LOAD_MODE_MMAP
     )
     model = lib.llama_model_load_from_file(str(settings.path).encode(), params)
+    del callback  # it had to live until here
     if not model:
         raise ConfigurationError(f"llama.cpp cannot load {settings.path}: {log.first_error}")
     unfit = why_unfit(model)
@@ -183,6 +197,27 @@ def make_context(model: Any, params: Any, log: NativeLog) -> Any:
     return context
 
 
+def make_embedding_context(
+    model: Any, settings: ModelSettings, threads: int, log: NativeLog
+) -> Any:
+    """A context of one slot whose outputs are hidden states. Raises EngineFailed."""
+    slot_bytes = kv_bytes_per_token(model, settings) * settings.context
+    left = available_memory()
+    if left is not None and slot_bytes > left:
+        raise EngineFailed(
+            f"there is no memory to embed with: {slot_bytes / 2**20:,.0f} MiB are needed,"
+            f" {left / 2**20:,.0f} are left"
+        )
+    params = context_params(model, settings, 1, threads)
+    params.n_batch = params.n_ubatch = params.n_outputs_max = PART
+    params.embeddings = True
+    params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
+    try:
+        return make_context(model, params, log)
+    except ConfigurationError as error:
+        raise EngineFailed(str(error)) from None
+
+
 def part_for(scores: int) -> int:
     """Tokens that are computed at once, when each has so many attention scores: a power of two."""
     part = BATCH
@@ -204,12 +239,7 @@ class LlamaCppEngine:
         self._log = log
         self._name = str(settings.path)
         self._memory = lib.llama_get_memory(context)
-        self._vocab = lib.llama_model_get_vocab(model)
-        self._vocabulary: int = lib.llama_vocab_n_tokens(self._vocab)
-        self._ends = frozenset(
-            token for token in range(self._vocabulary) if lib.llama_vocab_is_eog(self._vocab, token)
-        )
-        self._pieces: list[bytes | None] = [None] * self._vocabulary
+        self._vocabulary = Vocabulary(model, settings.context)
         self._batch = Batch(BATCH, slots)
         self._lengths = [0] * slots
         self._cells: int = lib.llama_n_ctx_seq(context)
@@ -219,19 +249,21 @@ class LlamaCppEngine:
         self.state_format = f"llama.cpp {lib.__version__}, {settings.kv_type}"
         self._window: int = lib.llama_model_n_swa(model)
         self._abort = AbortFlag(context)
+        threads: int = lib.llama_n_threads(context)
+        self._embedder = Embedder(
+            model, lambda: make_embedding_context(model, settings, threads, log)
+        )
         self.info = ModelInfo(
             engine="llama_cpp",
             architecture=metadata(model, "general.architecture"),
             context=settings.context,
-            vocabulary=self._vocabulary,
+            vocabulary=self._vocabulary.size,
             slots=slots,
             batch=min(settings.batch or BATCH, BATCH),
-            sampling=tuple(
-                field.name
-                for field in fields(SamplingParams)
-                if field.name not in ("grammar", "json_schema")
-            ),
+            sampling=tuple(field.name for field in fields(SamplingParams)),
             saves_states=True,
+            embedding=embedding_size(model),
+            card=model_card(model, Path(self._name), self._vocabulary),
         )
         trained = lib.llama_model_n_ctx_train(model)
         if settings.context > trained:
@@ -241,32 +273,16 @@ class LlamaCppEngine:
             )  # fmt: skip
 
     def tokenize(self, text: str, *, is_start: bool = True, continues: bool = False) -> list[int]:
-        data = text.encode()
-        # A text that has more tokens than the context holds is refused: no room for them needed.
-        room = min(len(data) + 8, self.info.context)
-        tokens = (ctypes.c_int32 * room)()
-        count: int = lib.llama_tokenize(self._vocab, data, len(data), tokens, room, is_start, True)
-        if count < 0:
-            raise ContextTooShort(
-                f"the prompt has {-count} tokens; the context holds {self.info.context}"
-            )
-        if count == 0:
-            raise InvalidRequest("the prompt has no tokens in this model's vocabulary")
-        return tokens[:count]
+        return self._vocabulary.tokenize(text, is_start=is_start, continues=continues)
 
     def piece(self, token: int, *, shows_control: bool = False) -> bytes:
-        piece = self._pieces[token]
-        if piece is None:
-            piece = self._pieces[token] = self._render(token)
-        return piece
+        return self._vocabulary.piece(token, shows_control=shows_control)
 
     def is_end(self, token: int) -> bool:
-        return token in self._ends
+        return token in self._vocabulary.ends
 
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> SamplerChain:
-        return build_chain(
-            params, prompt, vocab=self._vocab, context=self.info.context, ends=self._ends
-        )
+        return build_chain(params, prompt, vocab=self._vocabulary, context=self.info.context)
 
     def decode(self, feeds: Sequence[Feed], *, interruptible: bool = False, width: int = 0) -> None:
         feeds = sorted(feeds)  # by slot: llama.cpp takes neighbours together, in their order
@@ -286,6 +302,8 @@ class LlamaCppEngine:
             self._lengths[slot] = position + len(tokens)
 
     def sample(self, slot: int, sampler: SamplerChain) -> int:
+        if sampler.grammar is not None:
+            return sampler.grammar.sample(sampler.chain, self._logits(self._batch.logits_at[slot]))
         token: int = lib.llama_sampler_sample(
             sampler.chain, self._context, self._batch.logits_at[slot]
         )
@@ -295,7 +313,7 @@ class LlamaCppEngine:
         logits = self._logits(self._batch.logits_at[slot]).astype(np.float64)
         peak = logits.max()
         logits -= peak + np.log(np.exp(logits - peak).sum())
-        likeliest = np.argpartition(-logits, min(top, self._vocabulary - 1))[:top]
+        likeliest = np.argpartition(-logits, min(top, self._vocabulary.size - 1))[:top]
         likeliest = likeliest[np.argsort(-logits[likeliest], kind="stable")]
         return Logprobs(
             float(logits[token]),
@@ -337,6 +355,9 @@ class LlamaCppEngine:
             raise EngineFailed("llama.cpp could not load the state of a sequence")
         self._lengths[slot] = lib.llama_memory_seq_pos_max(self._memory, slot) + 1
 
+    def embed(self, tokens: Sequence[int], position: int, *, is_last: bool) -> bytes:
+        return self._embedder.embed(tokens, position, is_last=is_last)
+
     def interrupt(self) -> None:
         self._abort.set()
 
@@ -348,7 +369,7 @@ class LlamaCppEngine:
 
         Raises ConfigurationError when what comes out is not a distribution.
         """
-        self.decode([Feed(0, [next(iter(self._ends), 0)], 0, wants_logits=True)])
+        self.decode([Feed(0, [next(iter(self._vocabulary.ends), 0)], 0, wants_logits=True)])
         logits = self._logits(self._batch.logits_at[0])
         if not np.isfinite(logits.sum()) or logits.min() == logits.max():
             raise ConfigurationError(f"{self._name} is damaged: the model computes no numbers")
@@ -400,15 +421,7 @@ class LlamaCppEngine:
     def _logits(self, index: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The logits of a place in the batch, where llama.cpp has them: not a copy."""
         pointer = lib.llama_get_logits_ith(self._context, index)
-        return np.ctypeslib.as_array(pointer, (self._vocabulary,))
-
-    def _render(self, token: int) -> bytes:
-        buffer = ctypes.create_string_buffer(64)
-        size = lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
-        if size < 0:
-            buffer = ctypes.create_string_buffer(-size)
-            size = lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
-        return buffer.raw[:size]
+        return np.ctypeslib.as_array(pointer, (self._vocabulary.size,))
 
 
 class Batch:
@@ -497,8 +510,13 @@ def _bytes_of(state: bytearray) -> Any:
     return (ctypes.c_uint8 * len(state)).from_buffer(state)
 
 
-def metadata(model: Any, key: str) -> str:
-    """A value of the model's GGUF metadata as text; "unknown" where it has none."""
-    buffer = ctypes.create_string_buffer(256)
-    size = lib.llama_model_meta_val_str(model, key.encode(), buffer, len(buffer))
-    return buffer.value.decode(errors="replace") if size >= 0 else "unknown"
+def model_card(model: Any, path: Path, vocabulary: Vocabulary) -> ModelCard:
+    """What the model says of itself."""
+    return gguf_card(
+        path,
+        read_gguf_header(path),
+        bos=vocabulary.name(vocabulary.bos),
+        eos=vocabulary.name(vocabulary.eos),
+        control=sorted({name.decode(errors="replace") for name in vocabulary.control.values()}),
+        parameters=lib.llama_model_n_params(model),
+    )

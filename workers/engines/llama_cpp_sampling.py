@@ -11,6 +11,8 @@ import llama_cpp as lib
 
 from shared.errors import InvalidRequest
 from shared.sampling import SamplingParams
+from workers.engines.llama_cpp_grammar import Grammar, grammar_of
+from workers.engines.llama_cpp_vocab import Vocabulary
 
 MIROSTAT_M = 100
 """Tokens from which mirostat 1 estimates the distribution, as in its paper (arXiv 2007.14966)."""
@@ -23,7 +25,8 @@ SMALLEST_SAVING = 4
 class SamplerChain:
     """Owns a llama.cpp sampler chain, and frees it with itself."""
 
-    def __init__(self, samplers: Iterator[Any]) -> None:
+    def __init__(self, samplers: Iterator[Any], grammar: Grammar | None = None) -> None:
+        self.grammar = grammar
         params = lib.llama_sampler_chain_default_params()
         params.no_perf = True
         self.chain = lib.llama_sampler_chain_init(params)
@@ -38,16 +41,18 @@ def build_chain(
     params: SamplingParams,
     prompt: Sequence[int],
     *,
-    vocab: Any,
+    vocab: Vocabulary,
     context: int,
-    ends: Collection[int],
 ) -> SamplerChain:
     """The chain for a sequence that begins with `prompt`, whose tokens count as recent.
 
-    `context`: tokens that a sequence can have. `ends`: tokens that end a generation.
-    Raises InvalidRequest for a logit bias of a token that the vocabulary does not have.
+    `context`: tokens that a sequence can have.
+    Raises InvalidRequest for a logit bias of a token that the vocabulary does not have, and for a
+    grammar that cannot be obeyed.
     """
-    chain = SamplerChain(_samplers(params, vocab, context, ends))
+    chain = SamplerChain(
+        _samplers(params, vocab.vocab, context, vocab.ends), grammar_of(params, vocab)
+    )
     recent = max(_penalty_window(params, context), _dry_window(params, context))
     for token in prompt[len(prompt) - min(recent, len(prompt)) :]:
         lib.llama_sampler_accept(chain.chain, token)

@@ -1,0 +1,17 @@
+# Sourced by scripts/test, after use_venv: `need PACKAGE TEST…` makes sure of what the tests use and
+# pip cannot install: where the command TEST fails, Debian's PACKAGE is installed.
+
+find_browser() { .venv/bin/python tests/e2e/browser.py; }
+
+need() {
+    local package=$1
+    shift
+    "$@" >/dev/null && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing $package, for the tests"
+        apt-get update -q >&2 && apt-get install -yq --no-install-recommends "$package" >&2 &&
+            "$@" >/dev/null && return
+    fi
+    say "the tests need $package: apt-get install $package"
+    return 1
+}

@@ -1,0 +1,223 @@
+"""From a chat's messages to the prompt that its model knows: by a Jinja template.
+
+The template is the model's own, one of ours by name, or a file. What it cannot do is done for it:
+see server.chat.traits. What clients write is never a control token: see server.chat.control_names.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.chat.bounded_jinja import TemplateFailed, TemplateRefused
+from server.chat.control_names import ControlNames, changed, cut_at, unused_marks
+from server.chat.messages import (
+    Message,
+    check_texts,
+    checked_messages,
+    checked_tools,
+    merge_systems,
+)
+from server.chat.tool_calls import ToolFormat, tool_format
+from server.chat.tool_prompt import with_tools, with_written_calls
+from server.chat.traits import Renderer, Traits, traits, turn_end, working_renderer
+from shared.errors import ConfigurationError, InvalidRequest
+from shared.messages import ModelCard
+from shared.prompt import Prompt
+
+MODEL_OWN = "the model's own"
+GUESS = "plain"
+_FOLDER = Path(__file__).parent / "templates"
+_OURS = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """How chats become prompts of one model."""
+
+    name: str
+    """"the model's own", a name of `built_in_names`, or a file."""
+    is_guess: bool
+    """The model says nothing, and nobody has chosen."""
+    stop: tuple[str, ...]
+    """Texts that end an answer, where the model has no control token for it."""
+    takes_tools: bool
+    """The template describes functions; for others a system prompt does."""
+    tool_format: ToolFormat
+    """How calls are found in an answer."""
+    _renderer: Renderer
+    _traits: Traits
+    _names: ControlNames
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continues: bool = False,
+        is_open: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Prompt:
+        """The prompt. Raises InvalidRequest, naming the field, or in the template's words.
+
+        `continues`: the last message is an assistant's, of which the answer is the rest.
+        `is_open`: up to where the assistant begins to write; else the messages are all of it.
+        `variables` go to the template, such as `enable_thinking`.
+        """
+        chat, functions = checked_messages(messages), checked_tools(tools)
+        given = _checked_variables(variables or {})
+        if continues:
+            _check_last(chat[-1])
+        if functions and not self.takes_tools:
+            chat, functions = with_tools(chat, functions), None
+        chat = self._fitted(chat)
+        template = self._renderer.template
+        mark, end = unused_marks((chat, functions, given, template.source), 2)
+        change = functools.partial(self._names.marked, mark=mark, words=template.words)
+        chat = [_marked_message(message, change) for message in chat]
+        if continues:
+            chat[-1]["content"] += end
+        text = self._text(
+            chat,
+            tools=functions and [_marked_typed(tool, change) for tool in functions],
+            is_open=is_open and not continues,
+            variables=changed(given, change),
+            rewritten=functools.partial(self._names.remarked, mark=mark),
+        )
+        if continues:
+            text, found, _ = text.rpartition(end)
+            if not found:
+                raise InvalidRequest("the model's chat template cannot continue an answer")
+        text, cuts = cut_at(text.replace(end, ""), mark)
+        if not text:
+            raise InvalidRequest("the model's chat template makes nothing of these messages")
+        return Prompt(text, cuts, is_whole=True)
+
+    def _fitted(self, chat: Sequence[Message]) -> list[Message]:
+        """What the template does not take, in a way that it does."""
+        calls = self._traits.calls
+        if calls is None:
+            chat = with_written_calls(chat)
+        else:
+            chat = [_fit_calls(message, calls.content, calls.is_text) for message in chat]
+        chat = [{**message, "content": ""} if _is_void(message) else message for message in chat]
+        return merge_systems(chat, first=self._traits.system, later=self._traits.later_system)
+
+    def _text(self, chat: Sequence[Message], **options: Any) -> str:
+        try:
+            return self._renderer.text(chat, **options)
+        except TemplateRefused as refusal:
+            raise InvalidRequest(f"the model's chat template refuses: {refusal}") from None
+        except TemplateFailed as failure:
+            raise InvalidRequest(f"the model's chat template fails: {failure}") from None
+
+
+def chat_format(card: ModelCard, chosen: str | None) -> ChatFormat:
+    """The format of a model. `chosen`: a name of ours, or a template's file (--chat-template).
+
+    Without it the model's own template is taken; if it has none, or one that does not work, a
+    guess. Raises ConfigurationError for a choice that cannot be.
+    """
+    if chosen is not None:
+        renderer = _renderer(_source(chosen), card, chosen)
+        return _format(renderer, card, chosen, is_guess=False)
+    if card.chat_template:
+        try:
+            renderer = _renderer(card.chat_template, card, MODEL_OWN)
+            return _format(renderer, card, MODEL_OWN, is_guess=False)
+        except ConfigurationError as error:
+            _logger.warning("%s; the format %r is used instead", error, GUESS)
+    return _format(_renderer(_source(GUESS), card, GUESS), card, GUESS, is_guess=True)
+
+
+def built_in_names() -> list[str]:
+    """The names that --chat-template knows."""
+    return sorted(path.stem for path in _FOLDER.glob("*.jinja"))
+
+
+def _source(chosen: str) -> str:
+    path = _FOLDER / f"{chosen}.jinja" if chosen in built_in_names() else Path(chosen)
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"--chat-template: {chosen!r} is no file and none of {', '.join(built_in_names())}"
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(
+            f"--chat-template: {chosen} cannot be read: {error.strerror}"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"--chat-template: {chosen} is not UTF-8") from None
+
+
+def _renderer(source: str, card: ModelCard, name: str) -> Renderer:
+    try:
+        return working_renderer(source, card.bos, card.eos)
+    except TemplateFailed as failure:
+        raise ConfigurationError(f"the chat template ({name}) does not work: {failure}") from None
+
+
+def _format(renderer: Renderer, card: ModelCard, name: str, *, is_guess: bool) -> ChatFormat:
+    found = traits(renderer)
+    control = {*card.control, card.bos, card.eos} - {""}
+    return ChatFormat(
+        name,
+        is_guess,
+        turn_end(renderer, control),
+        found.tools,
+        tool_format(renderer.template.source if found.tools else "<tool_call>", control),
+        renderer,
+        found,
+        ControlNames.of(control),
+    )
+
+
+def _check_last(message: Message) -> None:
+    if message["role"] != "assistant" or "tool_calls" in message or message["content"] is None:
+        raise InvalidRequest("messages: only an assistant's text at the end can be continued")
+
+
+def _checked_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
+    check_texts("the template's variables", variables)
+    for name in variables:
+        if name in _OURS:
+            sentence = f"the template's variable {name} is not a request's to set"
+            raise InvalidRequest(sentence, "chat_template_kwargs")
+    return dict(variables)
+
+
+def _is_void(message: Message) -> bool:
+    return message["content"] is None and "tool_calls" not in message
+
+
+def _fit_calls(message: Message, content: str | None, is_text: bool) -> Message:
+    if "tool_calls" not in message:
+        return message
+    calls = message["tool_calls"]
+    if is_text:
+        calls = [{**call, "function": _with_text(call["function"])} for call in calls]
+    return {**message, "content": message["content"] or content, "tool_calls": calls}
+
+
+def _with_text(function: Message) -> Message:
+    return {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}
+
+
+def _marked_message(message: Message, change: Callable[[str], str]) -> Message:
+    """Marked, but for what templates compare with and clients cannot choose."""
+    marked = {**changed(message, change), "role": message["role"]}
+    if "tool_calls" in message:
+        marked["tool_calls"] = [_marked_typed(call, change) for call in message["tool_calls"]]
+    return marked
+
+
+def _marked_typed(value: Message, change: Callable[[str], str]) -> Message:
+    marked: Message = {**changed(value, change), "type": value["type"]}
+    return marked

@@ -1,0 +1,31 @@
+"""Ollama's endpoints, as its clients use them.
+
+POST /api/generate, /api/chat       a text, as lines of JSON or one object
+POST /api/embed, /api/embeddings    vectors
+GET /api/tags, /api/ps              the models, and those that are loaded
+POST /api/show, GET /api/version    what a model's file says, and which server this is
+"""
+
+from server.dialects.base import Dialect
+from server.dialects.ollama.answers import error_body
+from server.dialects.ollama.listing import routes
+from server.dialects.ollama.requests import (
+    parse_chat,
+    parse_embed,
+    parse_embeddings,
+    parse_generate,
+)
+from shared.errors import NotReady, QueueFull
+
+DIALECT = Dialect(
+    paths={
+        "/api/generate": parse_generate,
+        "/api/chat": parse_chat,
+        "/api/embed": parse_embed,
+        "/api/embeddings": parse_embeddings,
+    },
+    error_body=error_body,
+    prefix="/api/",
+    routes=routes,
+    statuses={QueueFull.status: NotReady.status},
+)

@@ -1,0 +1,198 @@
+"""Which models there are, which are loaded, and what their files say: no work for a slot."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from server.dialects.ollama.fields import THINKING, known_fields
+from server.dialects.ollama.parts import THOUGHT
+from server.request_body import read_body
+from server.version import VERSION
+from shared.errors import ConfigurationError, InvalidRequest, ModelUnavailable
+from shared.settings import ModelSpec
+from shared.split_gguf import parts_of
+from shared.validation import boolean, text
+from workers.catalog import ModelStatus, find
+from workers.engine import GGUF_MAGIC
+from workers.gguf_header import read_gguf_header
+from workers.model_details import UNKNOWN, DetailsCache, ModelDetails
+from workers.model_files import ModelFile, read_magic
+from workers.model_identity import files_identity
+
+if TYPE_CHECKING:
+    from server.models import Models
+
+CHAT_TEMPLATE = "tokenizer.chat_template"
+TEMPLATE_WORDS = {"tools": ("tools",), "thinking": (THINKING, THOUGHT)}
+"""What a model was trained for, by a word that its chat template has then."""
+NOT_SHOWN = dict.fromkeys(("system", "template", "options"), "a model is shown as it is")
+"""What may only be empty, and why."""
+
+logger = logging.getLogger("tokenflume")
+
+
+def routes(models: Models) -> Sequence[BaseRoute]:
+    """GET /api/tags, /api/ps and /api/version, POST /api/show."""
+    cache = DetailsCache()
+
+    async def tags(_: Request) -> Response:
+        statuses = models.statuses()
+        found = await asyncio.to_thread(listed, statuses, describe, cache)
+        return JSONResponse({"models": found})
+
+    async def ps(_: Request) -> Response:
+        loaded = [status for status in models.statuses() if status.info is not None]
+        found = await asyncio.to_thread(listed, loaded, running, cache)
+        return JSONResponse({"models": found})
+
+    async def version(_: Request) -> Response:
+        return JSONResponse({"version": VERSION})
+
+    async def show(request: Request) -> Response:
+        name = shown_name(await read_body(request.headers, request.receive))
+        statuses = {status.spec.name: status for status in models.statuses()}
+        specs = {name: status.spec for name, status in statuses.items()}
+        status = statuses[find(name, specs).name]
+        return JSONResponse(await asyncio.to_thread(shown, status, cache))
+
+    return (
+        Route("/api/tags", tags),
+        Route("/api/ps", ps),
+        Route("/api/version", version),
+        Route("/api/show", show, methods=["POST"]),
+    )
+
+
+def shown_name(body: bytes) -> str:
+    """The model that a body of /api/show names. Raises InvalidRequest."""
+    fields = known_fields(body, ("model", "name", "verbose"), NOT_SHOWN)
+    boolean("verbose", fields.get("verbose", False))
+    name = fields.get("model") or fields.get("name")  # older clients say the latter
+    if name is None:
+        raise InvalidRequest("model is missing")
+    return text("model", name)
+
+
+Describe = Callable[[ModelStatus, DetailsCache], dict[str, Any]]
+
+
+def listed(
+    statuses: Sequence[ModelStatus], describe: Describe, cache: DetailsCache
+) -> list[dict[str, Any]]:
+    """Those whose files can still be read: one that is gone is no reason to hide the others."""
+    found = []
+    for status in statuses:
+        try:
+            found.append(describe(status, cache))
+        except ModelUnavailable as error:
+            logger.warning("%s", error.message)
+    return found
+
+
+def describe(status: ModelStatus, cache: DetailsCache) -> dict[str, Any]:
+    """A model in a list. Reads its file's header. Raises ModelUnavailable."""
+    name = status.spec.name
+    file = file_of(status.spec)
+    details = details_of(status, file, cache)
+    value: dict[str, Any] = {
+        "name": name,
+        "model": name,
+        "size": 0 if file is None else file.size,
+        "digest": details.digest,
+        "details": {
+            "parent_model": "",
+            "format": details.format,
+            "family": details.family,
+            "families": [details.family] if details.family else [],
+            "parameter_size": details.parameter_size,
+            "quantization_level": details.quantization_level,
+        },
+    }
+    if file is not None:
+        changed = datetime.fromtimestamp(file.modified_ns / 1e9, UTC)
+        value["modified_at"] = changed.isoformat().replace("+00:00", "Z")
+    return value
+
+
+def running(status: ModelStatus, cache: DetailsCache) -> dict[str, Any]:
+    """A loaded model in a list: without an end, as its stay has none that is known.
+
+    Raises ModelUnavailable.
+    """
+    value = describe(status, cache)
+    value.pop("modified_at", None)
+    context = {} if status.info is None else {"context_length": status.info.context}
+    return {**value, "size": status.spec.memory or value["size"], "size_vram": 0, **context}
+
+
+def shown(status: ModelStatus, cache: DetailsCache) -> dict[str, Any]:
+    """All that is known of a model. Reads its file's header. Raises ModelUnavailable."""
+    described = describe(status, cache)
+    metadata = metadata_of(status.spec)
+    template = str(metadata.pop(CHAT_TEMPLATE, ""))
+    capabilities = ["completion"]
+    for name, words in TEMPLATE_WORDS.items():
+        capabilities += [name] if any(word in template for word in words) else []
+    capabilities += ["embedding"] if status.info is not None and status.info.embedding else []
+    value = {
+        "details": described["details"],
+        "model_info": metadata,
+        "template": template,
+        "parameters": "",
+        "capabilities": capabilities,
+    }
+    if "modified_at" in described:
+        value["modified_at"] = described["modified_at"]
+    return value
+
+
+def file_of(spec: ModelSpec) -> ModelFile | None:
+    """The model's file, or files, as they are now; None: it has none. Raises ModelUnavailable."""
+    path = spec.model.path
+    if path is None or spec.model.engine == "echo":
+        return None
+    paths = tuple(Path(part) for part in parts_of(str(path)))
+    try:
+        stats = [part.stat() for part in paths]
+    except OSError as error:
+        raise _unreadable(spec, error) from None
+    size, changed = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+    return ModelFile(spec.name, paths, size, changed)
+
+
+def details_of(status: ModelStatus, file: ModelFile | None, cache: DetailsCache) -> ModelDetails:
+    """What the file says, and of its family what the engine does. Raises ModelUnavailable."""
+    family = "" if status.info is None else status.info.architecture
+    if file is None:
+        return ModelDetails("", family, "", UNKNOWN, None, files_identity(()))
+    try:
+        details = cache.of(file)
+    except (ConfigurationError, OSError) as error:
+        raise _unreadable(status.spec, error) from None
+    return details if details.family else replace(details, family=family)
+
+
+def metadata_of(spec: ModelSpec) -> dict[str, Any]:
+    """The simple values of a GGUF's header; empty of others. Raises ModelUnavailable."""
+    path = spec.model.path
+    try:
+        if path is None or read_magic(path) != GGUF_MAGIC:
+            return {}
+        header = read_gguf_header(path)
+    except (ConfigurationError, OSError) as error:
+        raise _unreadable(spec, error) from None
+    return {**header.metadata, "general.parameter_count": header.n_params}
+
+
+def _unreadable(spec: ModelSpec, error: Exception) -> ModelUnavailable:
+    return ModelUnavailable(f"the file of {spec.name} cannot be read: {error}")

@@ -1,0 +1,242 @@
+"""What answers look like from outside: events of a stream, or one object; errors; counts."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from server.dialects.base import Generation, Renderer
+from shared.errors import ContextTooShort, ServingError, Unauthorized
+from shared.messages import Finished, Token
+from shared.sampling import MAX_SEED
+
+Json = dict[str, Any]
+DONE = b"data: [DONE]\n\n"
+IMPOSSIBLE = -9999.0
+"""The log probability of what cannot be: JSON has no -Infinity, and clients want a number."""
+
+ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "unavailable_error",
+}
+"""By status; of the others, those below 500 are the request's own fault."""
+CODES = {ContextTooShort: "context_length_exceeded", Unauthorized: "invalid_api_key"}
+"""Where clients look for OpenAI's own."""
+
+
+def error_object(error: ServingError) -> Json:
+    """{"error": {"message", "type", "param", "code"}}."""
+    fault = "invalid_request_error" if error.status < 500 else "server_error"
+    kind = ERROR_TYPES.get(error.status, fault)
+    if isinstance(error, ContextTooShort):
+        kind = "exceed_context_size_error"
+    code = CODES.get(type(error), error.code)
+    param = error.field
+    if param is None and error.status == 400 and (found := _LEADING.match(error.message)):
+        param = found[0]
+    return {"error": {"message": error.message, "type": kind, "param": param, "code": code}}
+
+
+_LEADING = re.compile(r"(?:prompt|grammar|json_schema|logit_bias)\b")
+"""How sentences begin that come from a worker, which does not say the field apart."""
+
+
+def error_body(error: ServingError) -> bytes:
+    """The error's JSON, on a line."""
+    return json.dumps(error_object(error), separators=(",", ":")).encode() + b"\n"
+
+
+def to_json(value: Json) -> bytes:
+    """Without spaces."""
+    return _ENCODER.encode(value).encode()
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+"""Made once: a stream has a chunk a token."""
+
+
+def sse(value: Json) -> bytes:
+    """A server-sent event."""
+    return b"data: " + to_json(value) + b"\n\n"
+
+
+def finite(logprob: float) -> float:
+    """A number that JSON has."""
+    return logprob if math.isfinite(logprob) else IMPOSSIBLE
+
+
+def repeated(task: Generation, times: int) -> tuple[Generation, ...]:
+    """The task so often, each with a seed of its own. The first one saves the prompt."""
+    tasks = [task]
+    seed = task.sampling.seed
+    for index in range(1, times):
+        own = None if seed is None else (seed + index) % (MAX_SEED + 1)
+        tasks.append(replace(task, sampling=replace(task.sampling, seed=own), cache=0))
+    return tuple(tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What all objects of an answer begin with."""
+
+    id: str
+    created: int
+    """Seconds since 1970."""
+    model: str
+
+    @staticmethod
+    def of(model: str, prefix: str) -> Head:
+        """A new answer's."""
+        return Head(prefix + uuid.uuid4().hex, int(time.time()), model)
+
+    def object(self, kind: str, **fields: Any) -> Json:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            **fields,
+        }
+
+
+class Totals:
+    """The counts and times of an answer's tasks. Each prompt has `choices` of them, in turn."""
+
+    def __init__(self, choices: int) -> None:
+        self._choices = choices
+        self._prompts: dict[int, tuple[int, int]] = {}
+        self._completion = 0
+        self._times = (0.0, 0.0, 0.0)
+
+    def add(self, index: int, event: Finished, queued_s: float) -> None:
+        """A task has ended."""
+        prompt, usage, timings = index // self._choices, event.usage, event.timings
+        _, cached = self._prompts.get(prompt, (0, usage.cached_tokens))
+        self._prompts[prompt] = usage.prompt_tokens, min(cached, usage.cached_tokens)
+        self._completion += usage.completion_tokens
+        times = queued_s, timings.prefill_s, timings.decode_s
+        self._times = tuple(map(max, self._times, times))  # type: ignore[assignment]
+
+    def usage(self) -> Json:
+        """A prompt counts once, and as cached what the first of its choices found."""
+        prompt = sum(tokens for tokens, _ in self._prompts.values())
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self._completion,
+            "total_tokens": prompt + self._completion,
+            "prompt_tokens_details": {
+                "cached_tokens": sum(cached for _, cached in self._prompts.values())
+            },
+        }
+
+    def timings(self) -> Json:
+        """Each the longest of all tasks, in milliseconds."""
+        names = ("queued_ms", "prefill_ms", "decode_ms")
+        return {
+            name: round(1000 * value, 3) for name, value in zip(names, self._times, strict=True)
+        }
+
+
+class Choice(Protocol):
+    """One choice of an answer: its tokens as pieces for a stream, and as a whole."""
+
+    def begin(self) -> list[Json]:
+        """Pieces before the first token."""
+
+    def token(self, token: Token) -> list[Json]:
+        """Pieces of a token."""
+
+    def finished(self, event: Finished) -> list[Json]:
+        """Pieces of the end."""
+
+    def whole(self) -> Json:
+        """All of it, once it has ended."""
+
+
+class StreamRenderer(Renderer):
+    """A chunk for each piece, and [DONE]; an error is the last event, without it."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, head: Head, kind: str, choices: Sequence[Choice], totals: Totals, *, has_usage: bool
+    ) -> None:
+        self._head = head
+        self._kind = kind
+        self._choices = choices
+        self._totals = totals
+        self._usage = {"usage": None} if has_usage else {}
+
+    def begin(self) -> bytes:
+        return self._chunks([piece for choice in self._choices for piece in choice.begin()])
+
+    def tokens(self, index: int, tokens: Sequence[Token]) -> bytes:
+        choice = self._choices[index]
+        return self._chunks([piece for token in tokens for piece in choice.token(token)])
+
+    def finished(self, index: int, event: Finished, queued_s: float) -> bytes:
+        self._totals.add(index, event, queued_s)
+        return self._chunks(self._choices[index].finished(event))
+
+    def end(self) -> bytes:
+        if not self._usage:
+            return DONE
+        counts = {"usage": self._totals.usage(), "timings": self._totals.timings()}
+        return sse(self._head.object(self._kind, choices=[], **counts)) + DONE
+
+    def failed(self, error: ServingError) -> bytes | None:
+        return sse(error_object(error))
+
+    def _chunks(self, pieces: Sequence[Json]) -> bytes:
+        return b"".join(
+            [sse(self._head.object(self._kind, choices=[piece], **self._usage)) for piece in pieces]
+        )
+
+
+class WholeRenderer(Renderer):
+    """One object at the end.
+
+    `chosen`: those of the choices that are shown, in their order.
+    """
+
+    is_stream = False
+
+    def __init__(
+        self,
+        head: Head,
+        kind: str,
+        choices: Sequence[Choice],
+        totals: Totals,
+        chosen: Callable[[], Sequence[Choice]] | None = None,
+    ) -> None:
+        self._head = head
+        self._kind = kind
+        self._choices = choices
+        self._totals = totals
+        self._chosen = chosen or (lambda: self._choices)
+
+    def tokens(self, index: int, tokens: Sequence[Token]) -> bytes:
+        for token in tokens:
+            self._choices[index].token(token)
+        return b""
+
+    def finished(self, index: int, event: Finished, queued_s: float) -> bytes:
+        self._totals.add(index, event, queued_s)
+        self._choices[index].finished(event)
+        return b""
+
+    def end(self) -> bytes:
+        choices = [
+            {**choice.whole(), "index": index} for index, choice in enumerate(self._chosen())
+        ]
+        counts = {"usage": self._totals.usage(), "timings": self._totals.timings()}
+        return to_json(self._head.object(self._kind, choices=choices, **counts))

@@ -1,0 +1,196 @@
+"""POST /v1/chat/completions: a conversation, and its next message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from server.chat.messages import check_texts, checked_messages
+from server.dialects.base import Answer, Call, ServedModel
+from server.dialects.openai.answers import (
+    Choice,
+    Head,
+    Json,
+    StreamRenderer,
+    Totals,
+    WholeRenderer,
+    finite,
+    repeated,
+)
+from server.dialects.openai.fields import Common, Fields, about, json_object, only, take_common
+from server.dialects.openai.tools import Reader, ToolUse, merged, take_tools
+from shared.errors import InvalidRequest
+from shared.messages import Candidate, Finished, Logprobs, Token
+from shared.sampling import MAX_LOGPROBS
+from shared.validation import MAX_INTEGER, boolean, integer, text
+
+KIND = "chat.completion"
+CHUNK = "chat.completion.chunk"
+
+
+def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
+    """A /v1/chat/completions body. Raises InvalidRequest, naming the field."""
+    fields = Fields(body)
+    messages = fields.need("messages", lambda _, value: checked_messages(value))
+    system = fields.take("system", _system, None)
+    if system is not None and _has_system(messages):
+        raise InvalidRequest(
+            "system: there is a system message among messages already", field="system"
+        )
+    variables = fields.take("chat_template_kwargs", _variables, {})
+    for name, check in VARIABLES.items():
+        if name in fields:
+            variables = {**variables, name: fields.need(name, check)}
+    for name, values in NEUTRAL.items():
+        fields.take(name, only(*values), None)
+    known: dict[str, tuple[str, Any]] = {}
+    top = fields.take("top_logprobs", lambda n, value: integer(n, value, 0, MAX_LOGPROBS), None)
+    if fields.take("logprobs", boolean, False):
+        known["logprobs"] = "logprobs", top or 0
+    elif top is not None:
+        raise InvalidRequest("top_logprobs needs logprobs to be true", field="top_logprobs")
+    tools = take_tools(fields)
+    if tools is not None and tools.schema is not None:
+        known["json_schema"] = "tool_choice", tools.schema
+    common = take_common(fields, "max_tokens", "max_completion_tokens", **known)
+    request = ChatRequest(common, messages, system, variables, tools)
+    return Call(common.model, request.answer, common.timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A body that has been read."""
+
+    common: Common
+    messages: Sequence[Mapping[str, Any]]
+    system: str | None
+    """The name or the text of a system prompt; None: the server's, if messages have none."""
+    variables: Mapping[str, Any]
+    """For the chat template."""
+    tools: ToolUse | None
+
+    def answer(self, served: ServedModel) -> Answer:
+        """Raises ServingError."""
+        common = self.common
+        params = common.params(served, MAX_INTEGER)
+        with about("messages"):
+            task = served.reply(
+                served.with_system(self.messages, self.system),
+                params,
+                tools=None if self.tools is None else self.tools.tools,
+                continues=self.messages[-1]["role"] == "assistant",
+                variables=self.variables,
+            )
+        if self.tools is not None:
+            shows_control = self.tools.format(served.chat.tool_format).shows_control
+            task = replace(task, shows_control=shows_control)
+        tasks = repeated(replace(task, cache=common.cache), common.n)
+        choices = [ChatChoice(index, self._reader(served)) for index in range(common.n)]
+        head, totals = Head.of(served.name, "chatcmpl-"), Totals(common.n)
+        if common.is_stream:
+            has_usage = common.has_usage
+            return Answer(tasks, StreamRenderer(head, CHUNK, choices, totals, has_usage=has_usage))
+        return Answer(tasks, WholeRenderer(head, KIND, choices, totals))
+
+    def _reader(self, served: ServedModel) -> Reader:
+        return Reader() if self.tools is None else self.tools.reader(served.chat.tool_format)
+
+
+def _has_system(messages: Sequence[Mapping[str, Any]]) -> bool:
+    return any(message["role"] == "system" for message in messages)
+
+
+class ChatChoice(Choice):
+    """The next message."""
+
+    def __init__(self, index: int, reader: Reader) -> None:
+        self._index = index
+        self._reader = reader
+        self._deltas: list[Json] = []
+        self._logprobs: list[Json] = []
+        self._reason = ""
+
+    def begin(self) -> list[Json]:
+        return [self._piece({"role": "assistant", "content": ""})]
+
+    def token(self, token: Token) -> list[Json]:
+        deltas = self._reader.feed(token.text)
+        self._deltas += deltas
+        if token.logprobs is None:
+            return [self._piece(delta) for delta in deltas]
+        logprobs = _logprobs(token.text, token.logprobs)
+        self._logprobs.append(logprobs)
+        first, *others = deltas or [{"content": ""}]
+        return [self._piece(first, [logprobs]), *map(self._piece, others)]
+
+    def finished(self, event: Finished) -> list[Json]:
+        deltas = self._reader.finish()
+        self._deltas += deltas
+        is_call = event.reason == "stop" and self._reader.has_calls
+        self._reason = "tool_calls" if is_call else event.reason
+        end = {**self._piece({}), "finish_reason": self._reason}
+        return [*map(self._piece, deltas), end]
+
+    def whole(self) -> Json:
+        return {
+            "index": self._index,
+            "message": merged(self._deltas),
+            "logprobs": _shown(self._logprobs),
+            "finish_reason": self._reason,
+        }
+
+    def _piece(self, delta: Json, logprobs: Sequence[Json] = ()) -> Json:
+        return {
+            "index": self._index,
+            "delta": delta,
+            "logprobs": _shown(logprobs),
+            "finish_reason": None,
+        }
+
+
+def _shown(logprobs: Sequence[Json]) -> Json | None:
+    return {"content": logprobs, "refusal": None} if logprobs else None
+
+
+def _logprobs(text: str, logprobs: Logprobs) -> Json:
+    """The `bytes` of all tokens together are the answer's text: those of a token that ends within
+    a character are with the token that completes it."""
+    return {
+        "token": text,
+        "logprob": finite(logprobs.logprob),
+        "bytes": list(text.encode()),
+        "top_logprobs": [_candidate(candidate) for candidate in logprobs.top],
+    }
+
+
+def _candidate(candidate: Candidate) -> Json:
+    return {
+        "token": candidate.piece.decode(errors="replace"),
+        "logprob": finite(candidate.logprob),
+        "bytes": list(candidate.piece),
+    }
+
+
+def _system(name: str, value: Any) -> str:
+    """An empty one is none, not even the server's."""
+    return "" if value == "" else text(name, value)
+
+
+def _variables(name: str, value: Any) -> Mapping[str, Any]:
+    check_texts(name, value)
+    return json_object(name, value)
+
+
+VARIABLES = {"enable_thinking": boolean, "reasoning_effort": text}
+"""Fields that are variables of chat templates."""
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "modalities": (["text"],),
+    "verbosity": ("medium",),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+}
+"""What is not supported, with the values that ask for nothing."""

@@ -1,0 +1,194 @@
+"""POST /v1/completions: texts, or tokens, and what comes after them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from server.dialects.base import Answer, Call, Generation, ServedModel
+from server.dialects.openai.answers import (
+    Choice,
+    Head,
+    Json,
+    StreamRenderer,
+    Totals,
+    WholeRenderer,
+    finite,
+    repeated,
+)
+from server.dialects.openai.fields import MAX_CHOICES, Common, Fields, only, take_common
+from server.dialects.openai.prompts import check_vocabulary, read_prompts
+from shared.errors import InvalidRequest
+from shared.messages import Candidate, Finished, Token
+from shared.prompt import Prompt
+from shared.sampling import MAX_LOGPROBS
+from shared.validation import boolean, integer
+
+KIND = "text_completion"
+DEFAULT_TOKENS = 16
+
+
+def parse_completion(body: bytes, headers: Mapping[str, str]) -> Call:
+    """A /v1/completions body. Raises InvalidRequest, naming the field."""
+    fields = Fields(body)
+    prompts = fields.need("prompt", read_prompts)
+    echoes = fields.take("echo", boolean, False)
+    best_of = fields.take("best_of", lambda name, value: integer(name, value, 1, MAX_CHOICES), None)
+    logprobs = fields.take(
+        "logprobs", lambda name, value: integer(name, value, 0, MAX_LOGPROBS), None
+    )
+    fields.take("suffix", only(""), None)
+    if logprobs is None:
+        common = take_common(fields, "max_tokens")
+    else:
+        common = take_common(fields, "max_tokens", logprobs=("logprobs", logprobs))
+    request = CompletionRequest(common, prompts, echoes, best_of or common.n)
+    request.check()
+    return Call(common.model, request.answer, common.timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """A body that has been read."""
+
+    common: Common
+    prompts: tuple[Prompt, ...]
+    echoes: bool
+    tries: int
+    """Choices that are made of each prompt; the likeliest are shown."""
+
+    def check(self) -> None:
+        """Raises InvalidRequest for fields that do not go together."""
+        common = self.common
+        if self.tries < common.n:
+            raise InvalidRequest("best_of must be at least n", field="best_of")
+        if self.tries > common.n and common.is_stream:
+            raise InvalidRequest("best_of: a stream cannot wait for the best", field="best_of")
+        if self.tries * len(self.prompts) > MAX_CHOICES:
+            raise InvalidRequest(
+                f"n: at most {MAX_CHOICES} choices of all prompts together", field="n"
+            )
+        if self.echoes and "logprobs" in common.sampling:
+            raise InvalidRequest(
+                "logprobs: a prompt that is echoed has none here", field="logprobs"
+            )
+        if self.echoes and any(prompt.tokens is not None for prompt in self.prompts):
+            raise InvalidRequest("echo: only prompts that are texts can be echoed", field="echo")
+        if common.cache and len(self.prompts) > 1:
+            raise InvalidRequest("cache names one prompt, and there are several", field="cache")
+
+    def answer(self, served: ServedModel) -> Answer:
+        """Raises ServingError."""
+        common = self.common
+        for prompt in self.prompts:
+            check_vocabulary("prompt", prompt, served)
+        params = common.params(served, DEFAULT_TOKENS)
+        shows_logprobs = params.logprobs is not None
+        if self.tries > common.n and not shows_logprobs:
+            params = replace(params, logprobs=0)
+            common.check_supported(params, served, logprobs="best_of")
+        tasks: list[Generation] = []
+        choices: list[CompletionChoice] = []
+        for prompt in self.prompts:
+            echo = prompt.text if self.echoes else ""
+            for task in repeated(Generation(prompt, params, common.cache), self.tries):
+                choices.append(CompletionChoice(len(tasks), echo, shows_logprobs=shows_logprobs))
+                tasks.append(task)
+        head, totals = Head.of(served.name, "cmpl-"), Totals(self.tries)
+        if common.is_stream:
+            return Answer(
+                tuple(tasks),
+                StreamRenderer(head, KIND, choices, totals, has_usage=common.has_usage),
+            )
+        best = BestOf(choices, self.tries, common.n)
+        return Answer(tuple(tasks), WholeRenderer(head, KIND, choices, totals, best.chosen))
+
+
+class CompletionChoice(Choice):
+    """A continuation. `echo` is the text before it."""
+
+    def __init__(self, index: int, echo: str, *, shows_logprobs: bool) -> None:
+        self._index = index
+        self._echo = echo
+        self._texts: list[str] = []
+        self._length = 0
+        self._shows_logprobs = shows_logprobs
+        self._logprobs = _no_logprobs()
+        self._reason = ""
+
+    def begin(self) -> list[Json]:
+        """One in any case, so that choices first appear in their order."""
+        return [self._piece(self._echo)]
+
+    def token(self, token: Token) -> list[Json]:
+        self._texts.append(token.text)
+        logprobs = self._take_logprobs(token)
+        self._length += len(token.text)
+        shown = logprobs if self._shows_logprobs else None
+        return [self._piece(token.text, shown)] if token.text or shown else []
+
+    def finished(self, event: Finished) -> list[Json]:
+        self._reason = event.reason
+        return [{**self._piece(""), "finish_reason": event.reason}]
+
+    def whole(self) -> Json:
+        shown = self._logprobs if self._shows_logprobs else None
+        text = self._echo + "".join(self._texts)
+        return {**self._piece(text, shown), "finish_reason": self._reason}
+
+    def likelihood(self) -> float:
+        """The mean log probability of its tokens, of none the least."""
+        values: list[float] = self._logprobs["token_logprobs"]
+        return sum(values) / len(values) if values else float("-inf")
+
+    def _piece(self, text: str, logprobs: Json | None = None) -> Json:
+        return {"text": text, "index": self._index, "logprobs": logprobs, "finish_reason": None}
+
+    def _take_logprobs(self, token: Token) -> Json | None:
+        """The token's, which are kept too."""
+        if token.logprobs is None:
+            return None
+        new: dict[str, list[Any]] = {
+            "tokens": [token.text],
+            "token_logprobs": [finite(token.logprobs.logprob)],
+            "top_logprobs": [_likeliest(token.logprobs.top)],
+            "text_offset": [self._length],
+        }
+        for name, values in new.items():
+            self._logprobs[name] += values
+        return new
+
+
+@dataclass(frozen=True, slots=True)
+class BestOf:
+    """Of each `tries` choices the `n` likeliest."""
+
+    choices: Sequence[CompletionChoice]
+    tries: int
+    n: int
+
+    def chosen(self) -> list[CompletionChoice]:
+        if self.tries == self.n:
+            return list(self.choices)
+        groups = [
+            self.choices[start : start + self.tries]
+            for start in range(0, len(self.choices), self.tries)
+        ]
+        return [
+            choice
+            for group in groups
+            for choice in sorted(group, key=CompletionChoice.likelihood, reverse=True)[: self.n]
+        ]
+
+
+def _no_logprobs() -> dict[str, list[Any]]:
+    return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+
+
+def _likeliest(top: Sequence[Candidate]) -> dict[str, float]:
+    """By their texts; of two that look alike, as parts of characters do, the likelier one."""
+    result: dict[str, float] = {}
+    for candidate in top:
+        result.setdefault(candidate.piece.decode(errors="replace"), finite(candidate.logprob))
+    return result

@@ -1,0 +1,83 @@
+"""POST /v1/embeddings: texts, or tokens, as vectors."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from server.dialects.base import Answer, Call, Embedding, Renderer, ServedModel
+from server.dialects.openai.answers import Json, to_json
+from server.dialects.openai.fields import Fields, label, seconds
+from server.dialects.openai.prompts import check_vocabulary, read_prompts
+from shared.errors import InvalidRequest, Unsupported
+from shared.messages import Finished
+from shared.validation import integer, text
+
+FORMATS = ("float", "base64")
+
+
+def parse_embeddings(body: bytes, headers: Mapping[str, str]) -> Call:
+    """A /v1/embeddings body. Raises InvalidRequest, naming the field."""
+    fields = Fields(body)
+    prompts = fields.need("input", read_prompts)
+    model = fields.take("model", text, None)
+    timeout_s = fields.take("timeout_s", seconds, None)
+    form = fields.take("encoding_format", _format, "float")
+    dimensions = fields.take("dimensions", lambda name, value: integer(name, value, 1), None)
+    fields.take("user", label, None)
+    fields.refuse_rest()
+
+    def answer(served: ServedModel) -> Answer:
+        length = served.info.embedding
+        if not length:
+            raise Unsupported(f"the {served.info.engine} engine makes no embeddings", field="model")
+        if dimensions not in (None, length):
+            raise InvalidRequest(
+                f"dimensions: the model's vectors have {length}", field="dimensions"
+            )
+        for prompt in prompts:
+            check_vocabulary("input", prompt, served)
+        tasks = tuple(Embedding(prompt) for prompt in prompts)
+        return Answer(tasks, EmbeddingsRenderer(served.name, is_base64=form == "base64"))
+
+    return Call(model, answer, timeout_s)
+
+
+class EmbeddingsRenderer(Renderer):
+    """One object at the end."""
+
+    is_stream = False
+
+    def __init__(self, model: str, *, is_base64: bool) -> None:
+        self._model = model
+        self._is_base64 = is_base64
+        self._vectors: dict[int, str | list[float]] = {}
+        self._tokens = 0
+
+    def embedded(self, index: int, vector: bytes) -> bytes:
+        self._vectors[index] = (
+            base64.b64encode(vector).decode()
+            if self._is_base64
+            else list(struct.unpack(f"<{len(vector) // 4}f", vector))
+        )
+        return b""
+
+    def finished(self, index: int, event: Finished, queued_s: float) -> bytes:
+        self._tokens += event.usage.prompt_tokens
+        return b""
+
+    def end(self) -> bytes:
+        data: list[Json] = [
+            {"object": "embedding", "index": index, "embedding": self._vectors[index]}
+            for index in sorted(self._vectors)
+        ]
+        usage = {"prompt_tokens": self._tokens, "total_tokens": self._tokens}
+        return to_json({"object": "list", "data": data, "model": self._model, "usage": usage})
+
+
+def _format(name: str, value: Any) -> str:
+    if value not in FORMATS:
+        raise InvalidRequest(f"{name} must be {' or '.join(FORMATS)}")
+    return str(value)

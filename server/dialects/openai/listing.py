@@ -1,0 +1,69 @@
+"""GET /v1/models and /v1/models/{id}: the models that requests may name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from server.dialects.openai.answers import Json
+from shared.messages import ModelInfo
+from workers.catalog import ModelStatus, find
+
+if TYPE_CHECKING:
+    from server.models import Models
+
+OWNER = "tokenflume"
+
+
+def routes(models: Models) -> Sequence[BaseRoute]:
+    """The two routes."""
+
+    async def listing(_: Request) -> Response:
+        entries = [describe(models, status) for status in models.statuses()]
+        return JSONResponse({"object": "list", "data": entries})
+
+    async def one(request: Request) -> Response:
+        statuses = {status.spec.name: status for status in models.statuses()}
+        spec = find(request.path_params["id"], {n: s.spec for n, s in statuses.items()})
+        return JSONResponse(describe(models, statuses[spec.name]))
+
+    return [Route("/v1/models", listing), Route("/v1/models/{id:path}", one)]
+
+
+def describe(models: Models, status: ModelStatus) -> Json:
+    """OpenAI's four fields, and what we know beyond them: of a model that is not loaded, little."""
+    info, path = status.info, status.spec.model.path
+    file = path.stat() if path is not None and path.exists() else None
+    return {
+        "id": status.spec.name,
+        "object": "model",
+        "created": 0 if file is None else int(file.st_mtime),
+        "owned_by": OWNER,
+        "is_loaded": info is not None,
+        "loaded": round(status.loaded, 3),
+        "chat": None if info is None else models.is_for_chats(info.card),
+        "meta": _meta(info) if info else {"size": file.st_size} if file else {},
+    }
+
+
+def _meta(info: ModelInfo) -> Json:
+    """What the worker says. Left out: what is not known."""
+    card = info.card
+    meta = {
+        "engine": info.engine,
+        "architecture": info.architecture,
+        "context": info.context,
+        "vocabulary": info.vocabulary,
+        "embedding": info.embedding,
+        "slots": info.slots,
+        "name": card.name,
+        "parameters": card.parameters,
+        "size": card.size,
+        "quantization": card.quantization,
+        "trained_context": card.trained_context,
+    }
+    return {name: value for name, value in meta.items() if value}

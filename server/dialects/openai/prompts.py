@@ -1,0 +1,46 @@
+"""Texts, tokens, and lists of either, as prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.dialects.base import ServedModel
+from shared.errors import InvalidRequest
+from shared.prompt import Prompt
+from shared.validation import integer, text
+
+MAX_PROMPTS = 2048
+
+
+def read_prompts(name: str, value: Any) -> tuple[Prompt, ...]:
+    """One or several. Raises InvalidRequest, naming the field."""
+    if isinstance(value, str):
+        return (Prompt(text(name, value)),)
+    if not isinstance(value, list) or not value:
+        raise InvalidRequest(f"{name} must be a string, a list of tokens, or a list of such")
+    if type(value[0]) is int:
+        return (_tokens(name, value),)
+    if len(value) > MAX_PROMPTS:
+        raise InvalidRequest(f"{name} must have at most {MAX_PROMPTS} texts")
+    return tuple(_one(f"{name}[{place}]", one) for place, one in enumerate(value))
+
+
+def check_vocabulary(name: str, prompt: Prompt, served: ServedModel) -> None:
+    """Raises InvalidRequest for tokens that the model does not have."""
+    vocabulary = served.info.vocabulary
+    if any(token >= vocabulary for token in prompt.tokens or ()):
+        raise InvalidRequest(f"{name}: the model's tokens are 0 to {vocabulary - 1}", field=name)
+
+
+def _one(name: str, value: Any) -> Prompt:
+    if isinstance(value, str):
+        return Prompt(text(name, value))
+    if isinstance(value, list):
+        return _tokens(name, value)
+    raise InvalidRequest(f"{name} must be a string or a list of tokens")
+
+
+def _tokens(name: str, value: list[Any]) -> Prompt:
+    if not value:
+        raise InvalidRequest(f"{name} must have a token at least")
+    return Prompt(tokens=tuple(integer(f"{name}: a token", token, 0) for token in value))

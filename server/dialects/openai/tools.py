@@ -1,0 +1,145 @@
+"""Functions that a chat's model may call: what a request says of them, and calls in its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.chat.messages import checked_tools
+from server.chat.tool_calls import (
+    CallArguments,
+    CallStart,
+    Text,
+    ToolCallParser,
+    ToolEvent,
+    ToolFormat,
+)
+from server.chat.tool_schema import forced_call
+from server.dialects.openai.answers import Json
+from server.dialects.openai.fields import Fields, json_object, refuse_others
+from shared.errors import InvalidRequest
+from shared.validation import boolean, text
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The functions of a request that may be called."""
+
+    tools: Sequence[Mapping[str, Any]]
+    schema: Mapping[str, Any] | None
+    """Of an answer that must be a call; None: it need not."""
+    is_parallel: bool
+    """An answer may have several calls; else those after the first are left out."""
+
+    def format(self, form: ToolFormat) -> ToolFormat:
+        """How calls are found in the answer of a model that writes them so."""
+        return form if self.schema is None else form.bare()
+
+    def reader(self, form: ToolFormat) -> Reader:
+        """One for each choice."""
+        parser = ToolCallParser(self.format(form), self.tools)
+        return CallReader(parser, is_parallel=self.is_parallel)
+
+
+def take_tools(fields: Fields) -> ToolUse | None:
+    """None where none may be called. Raises InvalidRequest."""
+    tools = fields.take("tools", lambda _, value: checked_tools(value), None) or []
+    choice = fields.take("tool_choice", _choice, "auto")
+    is_parallel = fields.take("parallel_tool_calls", boolean, True)
+    if choice == "none" or (choice == "auto" and not tools):
+        return None
+    if choice == "auto":
+        return ToolUse(tools, None, is_parallel)
+    fields.exclude("tool_choice", "response_format", "grammar", "json_schema")
+    try:
+        schema = forced_call(tools, choice.name if isinstance(choice, Named) else None)
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, field="tool_choice") from None
+    return ToolUse(tools, schema, is_parallel)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The one function that must be called."""
+
+    name: str
+
+
+def _choice(name: str, value: Any) -> str | Named:
+    if value in ("none", "auto", "required"):
+        return str(value)
+    sentence = f"{name} must be none, auto, required, or an object that names a function"
+    if not isinstance(value, dict) or value.get("type") != "function":
+        raise InvalidRequest(sentence)
+    function = dict(json_object(f"{name}.function", value.get("function")))
+    chosen = text(f"{name}.function.name", function.pop("name", None))
+    refuse_others(f"{name}.function", function)
+    return Named(chosen)
+
+
+class Reader:
+    """An answer's text as deltas: all of it is content."""
+
+    has_calls = False
+
+    def feed(self, piece: str) -> list[Json]:
+        """The deltas of the next piece of text."""
+        return [{"content": piece}] if piece else []
+
+    def finish(self) -> list[Json]:
+        """Those of the end."""
+        return []
+
+
+class CallReader(Reader):
+    """Content, and calls of functions."""
+
+    def __init__(self, parser: ToolCallParser, *, is_parallel: bool) -> None:
+        self._parser = parser
+        self._is_parallel = is_parallel
+
+    def feed(self, piece: str) -> list[Json]:
+        return self._deltas(self._parser.feed(piece))
+
+    def finish(self) -> list[Json]:
+        return self._deltas(self._parser.finish())
+
+    def _deltas(self, events: Sequence[ToolEvent]) -> list[Json]:
+        return [delta for event in events if (delta := self._delta(event)) is not None]
+
+    def _delta(self, event: ToolEvent) -> Json | None:
+        if isinstance(event, Text):
+            return {"content": event.text}
+        if event.index and not self._is_parallel:
+            return None
+        match event:
+            case CallStart(index, identity, name):
+                self.has_calls = True
+                function = {"name": name, "arguments": ""}
+                call = {"index": index, "id": identity, "type": "function", "function": function}
+            case CallArguments(index, piece):
+                call = {"index": index, "function": {"arguments": piece}}
+            case _:
+                return None
+        return {"tool_calls": [call]}
+
+
+def merged(deltas: Sequence[Json]) -> Json:
+    """The message that deltas make together."""
+    content = "".join(delta.get("content", "") for delta in deltas)
+    calls: dict[int, Json] = {}
+    for piece in (piece for delta in deltas for piece in delta.get("tool_calls", ())):
+        function = piece["function"]
+        if piece["index"] not in calls:
+            calls[piece["index"]] = {
+                "id": piece["id"],
+                "type": piece["type"],
+                "function": dict(function),
+            }
+        else:
+            calls[piece["index"]]["function"]["arguments"] += function["arguments"]
+    message: Json = {"role": "assistant", "content": content, "refusal": None}
+    if calls:
+        message |= {"content": content or None, "tool_calls": list(calls.values())}
+    return message

@@ -1,0 +1,21 @@
+"""The parts of the front that are made before it serves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.chat.system_prompts import SystemPrompts
+from server.keys import ApiKeys
+from shared.settings import Settings
+from workers.catalog import Catalog
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What `server.serving` runs."""
+
+    settings: Settings
+    catalog: Catalog
+    system: SystemPrompts
+    keys: ApiKeys | None
+    """None: no key is needed."""

@@ -1,0 +1,71 @@
+"""Log lines, in a process of its own whose standard error is what it should be."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.logs import JournalFormatter, priority
+
+PROGRAM = """
+import logging
+from shared.logs import configure_logging
+configure_logging("debug")
+logger = logging.getLogger("tokenflume")
+logger.info("fine")
+logger.warning("two\\nlines")
+try:
+    1 / 0
+except ZeroDivisionError:
+    logger.exception("broken")
+"""
+
+
+def log_of(path: Path, journal: str) -> str:
+    """What the program logs to the file, with that JOURNAL_STREAM."""
+    with path.open("wb") as file:
+        status = os.fstat(file.fileno())
+        stream = journal.format(dev=status.st_dev, ino=status.st_ino)
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            stderr=file,
+            env={**os.environ, "JOURNAL_STREAM": stream},
+            timeout=40,
+            check=True,
+        )
+    return path.read_text()
+
+
+def test_in_the_journal_each_line_has_its_priority_and_no_time(tmp_path: Path) -> None:
+    lines = log_of(tmp_path / "log", "{dev}:{ino}").splitlines()
+    assert lines[:4] == [
+        "<6>tokenflume: fine",
+        "<4>tokenflume: two",
+        "<4>lines",
+        "<3>tokenflume: broken",
+    ]
+    assert lines[-1] == "<3>ZeroDivisionError: division by zero"
+    assert all(line.startswith("<3>") for line in lines[3:])
+
+
+@pytest.mark.parametrize("journal", ["", "1:1", "{dev}", "nonsense"])
+def test_elsewhere_lines_have_the_time_and_the_level(tmp_path: Path, journal: str) -> None:
+    """Also where the variable is the journal's, but standard error was sent elsewhere."""
+    first = log_of(tmp_path / "log", journal).splitlines()[0]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d [\d:,]+ INFO    tokenflume: fine", first)
+
+
+@pytest.mark.parametrize(
+    ("level", "number"),
+    [(60, 2), (50, 2), (40, 3), (35, 4), (30, 4), (20, 6), (10, 7), (0, 7)],
+)
+def test_levels_are_syslog_s_priorities(level: int, number: int) -> None:
+    assert priority(level) == number
+    record = logging.LogRecord("x", level, "", 0, "text", None, None)
+    assert JournalFormatter().format(record) == f"<{number}>x: text"
