@@ -234,7 +234,7 @@ def test_fault_26_the_requests_of_a_client_that_vanishes_are_cancelled_within_30
     with (
         namespaces.wire() as wire,
         namespaces.inside(wire.server),
-        RunningServer(*flags, "--host", namespaces.SERVER) as server,
+        RunningServer(*flags, "--host", namespaces.SERVER, "--insecure") as server,
         ExitStack() as stack,
     ):
         with namespaces.inside(wire.client):
