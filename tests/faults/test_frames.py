@@ -150,7 +150,7 @@ def test_fault_18_tokens_that_come_after_a_cancel_are_dropped_and_counted() -> N
 def test_fault_19_a_worker_waits_for_a_front_that_is_stopped_and_no_token_is_lost() -> None:
     """Longer than the progress deadline: the worker is not to blame."""
     flags = ("--engine", "echo", "--workers", "1", "-n", "2000000", "--progress-timeout", "1")
-    count = 150_000
+    count = 100_000
     with RunningServer(*flags) as server:
         (worker,) = server.workers()
         with Followed(server, prompt="x" * 10, num_predict=count, ignore_eos=True) as stream:

@@ -545,17 +545,16 @@ def test_clients_that_wait_are_served_in_turn() -> None:
         await first_tokens(held)
         greedy = [pool.submit(Prompt("greedy"), FULL, client="a") for _ in range(4)]
         modest = pool.submit(Prompt("modest"), FULL, client="b")
-        done: list[RequestStream] = []
-
-        async def follow(stream: RequestStream) -> None:
-            await collect(pool, stream)
-            done.append(stream)
-
         async with asyncio.TaskGroup() as group:
             for stream in (*greedy, modest):
-                group.create_task(follow(stream))
+                group.create_task(collect(pool, stream))
             pool.release(held)
-        assert done == [greedy[0], modest, *greedy[1:]]
+
+        def got_its_slot(stream: RequestStream) -> float:
+            return stream._submitted_at + stream.queued_s
+
+        in_turn = [greedy[0], modest, *greedy[1:]]
+        assert sorted((*greedy, modest), key=got_its_slot) == in_turn
 
     with_pool(pool_settings(model_settings(slots=1)), step)
 
