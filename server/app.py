@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,7 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from server import cache, health, tokens
+from server import cache, health, openapi, tokens
 from server.dialects import DIALECTS
 from server.errors import error_body, error_response
 from server.guard import Guard
@@ -56,6 +57,7 @@ def create_app(
             *health.routes(models.catalog),
             *cache.routes(models.catalog),
             *tokens.routes(models),
+            *openapi.routes(lambda: description(needs_key=keys is not None)),
             Mount("/ui", page),
             Route("/", page),
         ],
@@ -67,6 +69,18 @@ def create_app(
         middleware=[*_cors(access.origins), guard],
     )
     return RequestIds(app)
+
+
+def description(*, needs_key: bool) -> dict[str, Any]:
+    """What /openapi.json says: of all routes but those of the page."""
+    own = {**health.OPERATIONS, **cache.OPERATIONS, **tokens.OPERATIONS, **openapi.OPERATIONS}
+    return openapi.document(
+        [
+            *(openapi.Part(d.name, d.operations, d.error_schema, d.statuses) for d in DIALECTS),
+            openapi.Part("server", own, openapi.ERROR),
+        ],
+        needs_key=needs_key,
+    )
 
 
 def _cors(origins: Sequence[str]) -> list[Middleware]:

@@ -14,9 +14,8 @@ from server.json_body import parse_object
 from shared import sampling
 from shared.errors import InvalidRequest
 from shared.sampling import MAX_CACHE_ID, SamplingParams
-from shared.validation import TEXT, Check, Schema, integers, numbers, or_none
+from shared.validation import TEXT, Check, Schema, integers, nullable, numbers, or_none
 
-NULL: Schema = {"type": "null"}
 T = TypeVar("T")
 
 
@@ -42,14 +41,13 @@ class Form:
         docs = sampling_docs() if self.checks.keys() & SAMPLING.keys() else {}
         properties = {}
         for name, check in self.checks.items():
-            schema = check.schema
+            schema = dict(check.schema)
+            description = schema.pop("description", "")
+            if SAMPLING.get(name) is check:
+                description = docs[name]
             if self.is_null_absent and name not in self.needed:
-                schema = {"anyOf": [schema, NULL]}
-            if "description" in check.schema:
-                schema = {**schema, "description": check.schema["description"]}
-            elif SAMPLING.get(name) is check:
-                schema = {**schema, "description": docs[name]}
-            properties[name] = schema
+                schema = dict(nullable(schema))
+            properties[name] = schema | ({"description": description} if description else {})
         needed = {"required": list(self.needed)} if self.needed else {}
         return {
             "type": "object",

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from server.chat.messages import MESSAGES, TOOL_LIST
 from server.fields import MODEL, PLAIN_TEXT, Form, as_given
 from server.models import Models
+from server.openapi import INTEGER, QUESTION, STRING, Operation, Operations, array, record
 from server.request_body import read_body
 from shared.errors import InvalidRequest
 from shared.prompt import Prompt
@@ -56,6 +57,39 @@ TEMPLATE = Form(
     needed=("messages",),
     is_null_absent=False,
 )
+
+WITH_PIECE = record(id=INTEGER, piece={"anyOf": [STRING, array(INTEGER)]})
+OPERATIONS: Operations = {
+    ("POST", "/tokenize"): Operation(
+        "The tokens of a text.",
+        {
+            "application/json": record(
+                tokens=array(
+                    {
+                        "anyOf": [
+                            INTEGER,
+                            record(id=INTEGER, piece={"anyOf": [STRING, array(INTEGER)]}),
+                        ]
+                    }
+                )
+            )
+        },
+        TOKENIZE,
+        QUESTION,
+    ),
+    ("POST", "/detokenize"): Operation(
+        "The text of tokens.",
+        {"application/json": record(content=STRING)},
+        DETOKENIZE,
+        QUESTION,
+    ),
+    ("POST", "/apply-template"): Operation(
+        "A chat as the prompt that the model reads.",
+        {"application/json": record(prompt=STRING)},
+        TEMPLATE,
+        QUESTION,
+    ),
+}
 
 
 def routes(models: Models) -> list[Route]:

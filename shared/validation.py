@@ -16,6 +16,7 @@ from shared.errors import InvalidRequest
 MAX_INTEGER = 2**31 - 1
 Schema = Mapping[str, Any]
 """A JSON Schema."""
+NULL: Schema = {"type": "null"}
 
 T = TypeVar("T", covariant=True)
 
@@ -68,9 +69,14 @@ def texts_of(count: int, length: int) -> Check[tuple[str, ...]]:
 def or_none(check: Check[T]) -> Check[T | None]:
     """The same, and null."""
     return Check(
-        {"anyOf": [check.schema, {"type": "null"}]},
-        lambda name, value: None if value is None else check(name, value),
+        nullable(check.schema), lambda name, value: None if value is None else check(name, value)
     )
+
+
+def nullable(schema: Schema) -> Schema:
+    """Of the same values, and null."""
+    several = schema["anyOf"] if schema.keys() == {"anyOf"} else [schema]
+    return {"anyOf": several if NULL in several else [*several, NULL]}
 
 
 def integer(name: str, value: Any, low: int, high: int = MAX_INTEGER) -> int:

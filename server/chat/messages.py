@@ -13,7 +13,7 @@ from typing import Any
 
 from server.chat.control_names import each_text
 from shared.errors import InvalidRequest
-from shared.validation import TEXT, Check, Schema, text
+from shared.validation import TEXT, Check, Schema, nullable, text
 
 ROLES = {
     "system": "system",
@@ -235,7 +235,7 @@ CONTENT: Schema = {"anyOf": [_TEXT, {"type": "array", "items": _PART}]}
 CALL: Schema = {
     "type": "object",
     "properties": {
-        "id": {"anyOf": [TEXT.schema, {"type": "null"}]},
+        "id": nullable(TEXT.schema),
         "function": {
             "type": "object",
             "properties": {"name": TEXT.schema, "arguments": _ARGUMENTS},
@@ -249,9 +249,9 @@ MESSAGE: Schema = {
     "description": "What else a message has goes to the chat template as it is.",
     "properties": {
         "role": {"enum": list(ROLES)},
-        "content": {"anyOf": [CONTENT, {"type": "null"}]},
-        "name": {"anyOf": [TEXT.schema, {"type": "null"}]},
-        "tool_call_id": {"anyOf": [TEXT.schema, {"type": "null"}]},
+        "content": nullable(CONTENT),
+        "name": nullable(TEXT.schema),
+        "tool_call_id": nullable(TEXT.schema),
         "tool_calls": {"type": "array", "items": CALL},
     },
     "required": ["role"],
@@ -275,7 +275,7 @@ TOOL_LIST: Check[list[Message] | None] = Check(
                     "properties": {
                         "name": TEXT.schema,
                         "description": _TEXT,
-                        "parameters": {"anyOf": [{"type": "object"}, {"type": "null"}]},
+                        "parameters": nullable({"type": "object"}),
                     },
                     "required": ["name"],
                 },

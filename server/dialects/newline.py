@@ -19,11 +19,24 @@ from typing import Any
 from server.dialects.base import Answer, Call, Dialect, Generation, Renderer, ServedModel
 from server.errors import error_body
 from server.fields import CACHE, MODEL, SAMPLING, TIMEOUT, Form, sampling_of
+from server.openapi import (
+    ERROR,
+    GENERATION,
+    INTEGER,
+    NUMBER,
+    OBJECT,
+    STRING,
+    Operation,
+    Operations,
+    array,
+    lines,
+    record,
+)
 from shared.errors import InvalidRequest, ServingError
 from shared.messages import Candidate, Finished, Token
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
-from shared.validation import MAX_INTEGER, TEXT, or_none
+from shared.validation import MAX_INTEGER, TEXT, nullable, or_none
 
 NDJSON = "application/x-ndjson"
 ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
@@ -169,6 +182,38 @@ def _milliseconds(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
+TOKEN_LINE = record(
+    token=STRING,
+    index=INTEGER,
+    id=INTEGER,
+    optional={"logprob": nullable(NUMBER), "top_logprobs": array(OBJECT)},
+)
+LAST_LINE = record(done={"const": True}, finish_reason=STRING, usage=OBJECT, timings=OBJECT)
+OPERATIONS: Operations = {
+    ("POST", "/stream"): Operation(
+        "Continue a prompt: a token a line.",
+        {
+            "text/plain": lines(
+                "A token a line; within it \\\\, \\n and \\r stand for themselves."
+            ),
+            NDJSON: lines(
+                "An object a line; the last one has done or error.",
+                {"anyOf": [TOKEN_LINE, LAST_LINE, ERROR]},
+            ),
+        },
+        STREAM,
+        GENERATION,
+    ),
+    ("POST", "/token_stream"): Operation(
+        "Ask a chat model a question: the text of its answer.",
+        {"text/plain": lines("The text as it comes.")},
+        TOKEN_STREAM,
+        GENERATION,
+    ),
+}
 DIALECT = Dialect(
-    paths={"/stream": parse_stream, "/token_stream": parse_token_stream}, error_body=error_body
+    name="native",
+    paths={"/stream": parse_stream, "/token_stream": parse_token_stream},
+    error_body=error_body,
+    operations=OPERATIONS,
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from server.chat.messages import CALL, CONTENT, ROLES, checked_messages
 from shared.errors import InvalidRequest
-from shared.validation import TEXT, Check, Schema
+from shared.validation import TEXT, Check, Schema, nullable
 
 KNOWN = ("role", "content", "thinking", "images", "tool_calls", "tool_name", "tool_call_id")
 RENAMED = {"tool_name": "name", "thinking": "reasoning_content"}
@@ -37,20 +37,16 @@ def _message(name: str, value: Any) -> dict[str, Any]:
     return {"content": "", **fields}
 
 
-def _or_null(schema: Schema) -> Schema:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
 _MESSAGE: Schema = {
     "type": "object",
     "properties": {
         "role": {"enum": list(ROLES)},
-        "content": _or_null(CONTENT),
-        "thinking": _or_null({"type": "string", "pattern": "^[^\\u0000]*$"}),
+        "content": nullable(CONTENT),
+        "thinking": nullable({"type": "string", "pattern": "^[^\\u0000]*$"}),
         "images": {"enum": [[], None]},
-        "tool_calls": _or_null({"type": "array", "items": CALL}),
-        "tool_name": _or_null(TEXT.schema),
-        "tool_call_id": _or_null(TEXT.schema),
+        "tool_calls": nullable({"type": "array", "items": CALL}),
+        "tool_name": nullable(TEXT.schema),
+        "tool_call_id": nullable(TEXT.schema),
     },
     "required": ["role"],
     "additionalProperties": False,

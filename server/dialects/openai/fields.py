@@ -133,7 +133,7 @@ def only(*values: Any) -> Check[None]:
             neutral = " or ".join(map(json.dumps, values))
             raise InvalidRequest(f"{name} is not supported; it may be left out, null or {neutral}")
 
-    return Check({"enum": [*values, None]}, check)
+    return Check({"enum": list(values)} if values else {"type": "null"}, check)
 
 
 def _label(name: str, value: Any) -> None:
