@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
@@ -40,24 +40,13 @@ def create_app(
 
     `keys`: None where none are needed.
     """
-    generations = [
-        Route(path, GenerationEndpoint(dialect, parse, models), methods=["POST"])
-        for dialect in DIALECTS
-        for path, parse in dialect.paths.items()
-    ]
-    others = [route for dialect in DIALECTS for route in dialect.routes(models)]
     page = PageSecurity(StaticFiles(directory=UI, html=True))
     guard = Middleware(
         Guard, hosts=access.hosts, origins=access.origins, keys=keys, refuse=error_at
     )
     app = Starlette(
         routes=[
-            *generations,
-            *others,
-            *health.routes(models.catalog),
-            *cache.routes(models.catalog),
-            *tokens.routes(models),
-            *openapi.routes(lambda: description(needs_key=keys is not None)),
+            *api_routes(models, needs_key=keys is not None),
             Mount("/ui", page),
             Route("/", page),
         ],
@@ -69,6 +58,24 @@ def create_app(
         middleware=[*_cors(access.origins), guard],
     )
     return RequestIds(app)
+
+
+def api_routes(models: Models, *, needs_key: bool) -> list[BaseRoute]:
+    """All routes but those of the page; `description` has each of them."""
+    generations = [
+        Route(path, GenerationEndpoint(dialect, parse, models), methods=["POST"])
+        for dialect in DIALECTS
+        for path, parse in dialect.paths.items()
+    ]
+    others = [route for dialect in DIALECTS for route in dialect.routes(models)]
+    return [
+        *generations,
+        *others,
+        *health.routes(models.catalog),
+        *cache.routes(models.catalog),
+        *tokens.routes(models),
+        *openapi.routes(lambda: description(needs_key=needs_key)),
+    ]
 
 
 def description(*, needs_key: bool) -> dict[str, Any]:

@@ -27,7 +27,7 @@ PROMPT = record(
     tokens=INTEGER,
     bytes=INTEGER,
     last_used=NUMBER,
-    in_memory_of=array(INTEGER),
+    in_memory_of=INTEGER,
     on_disk=FLAG,
 )
 OPERATIONS: Operations = {

@@ -25,6 +25,8 @@ class Form:
 
     checks: Mapping[str, Check[Any]]
     needed: tuple[str, ...] = ()
+    one_needed: tuple[str, ...] = ()
+    """Names of one thing, of which exactly one must be there."""
     is_null_absent: bool = True
     """A field that is null is as one that is not there; else its check decides."""
 
@@ -49,10 +51,12 @@ class Form:
                 schema = dict(nullable(schema))
             properties[name] = schema | ({"description": description} if description else {})
         needed = {"required": list(self.needed)} if self.needed else {}
+        one = {"oneOf": [{"required": [name]} for name in self.one_needed]}
         return {
             "type": "object",
             "properties": properties,
             **needed,
+            **(one if self.one_needed else {}),
             "additionalProperties": False,
         }
 
@@ -61,6 +65,10 @@ class Form:
         for name in self.needed:
             if name not in given or (self.is_null_absent and given[name] is None):
                 raise InvalidRequest(f"{prefix}{name} is missing", field=within or name)
+        if self.one_needed and len(given.keys() & set(self.one_needed)) != 1:
+            *others, last = self.one_needed
+            names = f"{', '.join(others)} and {last}"
+            raise InvalidRequest(f"{within or 'the body'} must have one of {names}")
         for name in given:
             if name not in self.checks:
                 has = f"{within} has an " if within else ""

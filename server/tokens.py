@@ -37,6 +37,7 @@ TOKENIZE = Form(
         "add_special": BOOLEAN.saying("The text begins a prompt."),
         "with_pieces": BOOLEAN.saying("Show the tokens' texts, too."),
     },
+    one_needed=TEXT_NAMES,
     is_null_absent=False,
 )
 DETOKENIZE = Form(
@@ -97,7 +98,8 @@ def routes(models: Models) -> list[Route]:
 
     async def tokenize(request: Request) -> Response:
         fields = await _read(TOKENIZE, request)
-        content, add_special = _content(fields), fields.get("add_special", False)
+        content = next(fields[name] for name in TEXT_NAMES if name in fields)
+        add_special = fields.get("add_special", False)
         async with models.use(fields.get("model")) as (_, pool):
             if not content and not add_special:
                 return JSONResponse({"tokens": []})
@@ -144,10 +146,3 @@ def shown(piece: bytes) -> str | list[int]:
 
 async def _read(form: Form, request: Request) -> dict[str, Any]:
     return form.read(await read_body(request.headers, request.receive))
-
-
-def _content(fields: dict[str, Any]) -> str:
-    given = [name for name in TEXT_NAMES if name in fields]
-    if len(given) != 1:
-        raise InvalidRequest("one of content, text and prompt must be there")
-    return str(fields[given[0]])
