@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -11,11 +12,11 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from server import cache, health, tokens
+from server import cache, health, openapi, tokens
 from server.dialects import DIALECTS
 from server.errors import error_body, error_response
 from server.guard import Guard
@@ -39,23 +40,13 @@ def create_app(
 
     `keys`: None where none are needed.
     """
-    generations = [
-        Route(path, GenerationEndpoint(dialect, parse, models), methods=["POST"])
-        for dialect in DIALECTS
-        for path, parse in dialect.paths.items()
-    ]
-    others = [route for dialect in DIALECTS for route in dialect.routes(models)]
     page = PageSecurity(StaticFiles(directory=UI, html=True))
     guard = Middleware(
         Guard, hosts=access.hosts, origins=access.origins, keys=keys, refuse=error_at
     )
     app = Starlette(
         routes=[
-            *generations,
-            *others,
-            *health.routes(models.catalog),
-            *cache.routes(models.catalog),
-            *tokens.routes(models),
+            *api_routes(models, needs_key=keys is not None),
             Mount("/ui", page),
             Route("/", page),
         ],
@@ -68,6 +59,36 @@ def create_app(
         middleware=[*_cors(access.origins), guard],
     )
     return RequestIds(app)
+
+
+def api_routes(models: Models, *, needs_key: bool) -> list[BaseRoute]:
+    """All routes but those of the page; `description` has each of them."""
+    generations = [
+        Route(path, GenerationEndpoint(dialect, parse, models), methods=["POST"])
+        for dialect in DIALECTS
+        for path, parse in dialect.paths.items()
+    ]
+    others = [route for dialect in DIALECTS for route in dialect.routes(models)]
+    return [
+        *generations,
+        *others,
+        *health.routes(models.catalog),
+        *cache.routes(models.catalog),
+        *tokens.routes(models),
+        *openapi.routes(lambda: description(needs_key=needs_key)),
+    ]
+
+
+def description(*, needs_key: bool) -> dict[str, Any]:
+    """What /openapi.json says: of all routes but those of the page."""
+    own = {**health.OPERATIONS, **cache.OPERATIONS, **tokens.OPERATIONS, **openapi.OPERATIONS}
+    return openapi.document(
+        [
+            *(openapi.Part(d.name, d.operations, d.error_schema, d.statuses) for d in DIALECTS),
+            openapi.Part("server", own, openapi.ERROR),
+        ],
+        needs_key=needs_key,
+    )
 
 
 def _cors(origins: Sequence[str]) -> list[Middleware]:
