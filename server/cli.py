@@ -35,6 +35,8 @@ EXIT_OK = 0
 EXIT_CONFIGURATION = 3
 EXIT_CANNOT_LISTEN = 4
 BACKLOG = 2048
+KEEPALIVE_IDLE_S = 10
+KEEPALIVE_INTERVAL_S = 5
 
 logger = logging.getLogger("tokenflume")
 
@@ -64,6 +66,7 @@ def run(arguments: list[str]) -> int:
         listener = listen(settings.host, settings.port)
         if keys is None and options.insecure == "off":
             _refuse_beyond_loopback(listener)
+        notice_vanished_clients(listener, settings.send_timeout_s)
     except ConfigurationError as error:
         return _fail(EXIT_CONFIGURATION, str(error))
     except OSError as error:
@@ -105,6 +108,7 @@ def build_settings(options: argparse.Namespace) -> Settings:
             repeat_last_n=options.repeat_last_n,
         ),
         drain_timeout_s=options.drain_timeout,
+        send_timeout_s=options.send_timeout,
         plan=explain(machine, plan),
         log_level=options.log_level,
         folder=folder,
@@ -169,6 +173,19 @@ def _refuse_beyond_loopback(listener: socket.socket) -> None:
             f"{address} can be reached by others: give --api-key-file, or --insecure if all of them"
             " may use this server"
         )
+
+
+def notice_vanished_clients(listener: socket.socket, timeout_s: float) -> None:
+    """Let the kernel end connections whose other side has not answered for so long.
+
+    A client whose machine or network is gone closes nothing. Accepted sockets inherit what is set
+    here: probes where there is nothing to send, and a limit for what is sent and for probes.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    milliseconds = max(1, round(timeout_s * 1000))  # 0 would be the kernel's own, many minutes
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 def describe(settings: Settings) -> None:

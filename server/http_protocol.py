@@ -16,7 +16,8 @@ from functools import partial
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from server.send_deadline import SendDeadline
 
 MAX_HEAD = 64 * 1024
 """Bytes of a request line and its headers."""
@@ -36,7 +37,7 @@ class Refused(Exception):
         self.status = status
 
 
-class StrictProtocol(HttpToolsProtocol):
+class StrictProtocol(SendDeadline):
     """`request_s`: seconds from a request's first byte to its last."""
 
     def __init__(self, *args: Any, request_s: float, **kwargs: Any) -> None:

@@ -341,6 +341,15 @@ OPTIONS: tuple[Option, ...] = (
         "server",
     ),
     Option(
+        ("--send-timeout",),
+        "S",
+        "seconds that a client may take nothing, or be out of reach, before its request is"
+        " cancelled",
+        20.0,
+        _seconds("--send-timeout"),
+        "server",
+    ),
+    Option(
         ("--log-level",),
         "LEVEL",
         "how much to log",
@@ -396,6 +405,22 @@ OPTIONS: tuple[Option, ...] = (
         "seconds without progress after which a worker is replaced",
         60.0,
         _seconds("--progress-timeout"),
+        "workers",
+    ),
+    Option(
+        ("--restart-wait",),
+        "S",
+        "longest wait, in seconds, before a dead worker is replaced; the first is replaced at once",
+        30.0,
+        _number("--restart-wait", low=0, high=86_400),
+        "workers",
+    ),
+    Option(
+        ("--max-deaths",),
+        "N",
+        "deaths of a worker within a minute after which it is not replaced",
+        5,
+        _integer("--max-deaths", 1),
         "workers",
     ),
     _sampling(("-T", "--temp"), "temp", "temperature; 0: always the likeliest token", "X"),

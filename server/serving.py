@@ -51,10 +51,16 @@ class CutStreamFilter(logging.Filter):
 def serve_until_stopped(front: Front, listener: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises ConfigurationError when no model loads."""
     notifier = take_notifier(os.environ)
+    settings = front.settings
+    protocol = partial(
+        StrictProtocol,
+        request_s=settings.request_timeout_s,
+        send_timeout_s=settings.send_timeout_s,
+    )
     config = uvicorn.Config(
         app="",
         loop="uvloop",
-        http=partial(StrictProtocol, request_s=front.settings.request_timeout_s),  # type: ignore[arg-type]  # it is only called
+        http=protocol,  # type: ignore[arg-type]  # it is only called
         ws="none",
         lifespan="off",
         log_config=None,

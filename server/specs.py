@@ -20,6 +20,7 @@ from shared.settings import (
     ModelSettings,
     ModelSpec,
     PoolSettings,
+    RestartPolicy,
     WorkerSettings,
 )
 from shared.split_gguf import parts_of
@@ -142,6 +143,9 @@ class SpecMaker:
             queue_tokens=self._options.queue_tokens,
             load_timeout_s=self._options.load_timeout,
             progress_timeout_s=self._options.progress_timeout,
+            restart=RestartPolicy(
+                longest_wait_s=self._options.restart_wait, deaths=self._options.max_deaths
+            ),
         )
         return ModelSpec(file.name, pool)
 

@@ -9,6 +9,7 @@ All state about a child lives here, and dies with it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import signal
 import time
@@ -41,6 +42,8 @@ from shared.settings import WorkerSettings
 from shared.wire import PROTOCOL
 from workers.stream import RequestStream
 from workers.worker import run_worker
+
+logger = logging.getLogger("tokenflume.pool")
 
 
 @dataclass(slots=True)
@@ -83,6 +86,8 @@ class WorkerHandle:
         self.slots = 0
         """Requests that it can run at a time; 0 before it is ready."""
         self._kill_reason = ""
+        self._exit_code: int | None = None
+        """Once the loop has told of the process's end."""
         self._receiver = TokenReceiver(self._on_messages, self._on_queue_end)
         self._sender: RequestSender
         self._process: SpawnProcess
@@ -212,7 +217,7 @@ class WorkerHandle:
     def _deliver(self, request_id: int, event: Token | Embedded) -> None:
         stream = self._in_flight.get(request_id)
         if stream is None or stream.is_abandoned:
-            self.late_messages += 1
+            self._drop(event)
         else:
             stream.put(event)
 
@@ -220,7 +225,7 @@ class WorkerHandle:
         """Nobody may wait for it any more."""
         answer = self._questions.get(question_id)
         if answer is None or answer.done():
-            self.late_messages += 1
+            self._drop(message)
         elif isinstance(message, Failed):
             answer.set_exception(error_from_code(message.code, message.message))
         else:
@@ -232,10 +237,17 @@ class WorkerHandle:
             return
         stream = self._in_flight.pop(message.id, None)
         if stream is None:
-            self.late_messages += 1
+            self._drop(message)
             return
         stream.put(message)
         self._on_free_slot()
+
+    def _drop(self, message: Message | Token) -> None:
+        self.late_messages += 1
+        logger.debug(
+            "worker %d: dropped message %d that nobody waits for, a %s",
+            self.settings.index, self.late_messages, type(message).__name__,
+        )  # fmt: skip
 
     def _on_queue_end(self, error: FrameError | None) -> None:
         """Nothing more will come from the worker: it has died, or has lost its voice."""
@@ -250,15 +262,22 @@ class WorkerHandle:
 
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._process.sentinel)
+        self._process.kill()  # it may have closed its descriptors and live on: do not wait for it
         self._process.join()
+        self._exit_code = self._process.exitcode
         self._conclude()
 
     def _conclude(self) -> None:
-        """Set `ended`, once the process is gone and all that it has sent is read."""
-        if self._process.exitcode is None or not self._receiver.is_at_end:
+        """Set `ended`, once the process is gone and all that it has sent is read.
+
+        The process's exit code may be there before the loop has told of its end. If it were taken
+        from there, the sentinel would be closed while the loop still watches its number, and the
+        next pipe of that number could not be opened.
+        """
+        if self._exit_code is None or not self._receiver.is_at_end:
             return
         self._sender.close()
-        cause = self._kill_reason or describe_exit(self._process.exitcode)
+        cause = self._kill_reason or describe_exit(self._exit_code)
         self._process.close()
         self.ended.set_result(cause)
 

@@ -176,7 +176,8 @@ def back_off_s(policy: RestartPolicy, deaths: int) -> float:
     """Seconds to wait after the last of so many recent deaths: 0, then doubling, bounded."""
     if deaths <= 1:
         return 0.0
-    return min(policy.first_wait_s * 2.0 ** (deaths - 2), policy.longest_wait_s)
+    doublings = min(deaths - 2, 60)
+    return min(policy.first_wait_s * 2.0**doublings, policy.longest_wait_s)
 
 
 def describe_ready(ready: Ready) -> str:

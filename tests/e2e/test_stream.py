@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from running import RunningServer, text_of
+from running import RunningServer, address_of, open_request, text_of
 from support import echo_options
 
 TEXT = "Grüße aus 世界 🙂,\nback\\slash \\n, return\r\nend"
@@ -256,24 +256,6 @@ def test_the_page_is_no_way_to_other_files(server: RunningServer, path: str) -> 
             f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
         )
         assert connection.makefile("rb").read().startswith(b"HTTP/1.1 404")
-
-
-def address_of(url: str) -> tuple[str, int]:
-    host, port = url.removeprefix("http://").split(":")
-    return host, int(port)
-
-
-def open_request(url: str, **body: Any) -> socket.socket:
-    """A POST /stream whose answer is not waited for; the server closes after it."""
-    content = json.dumps(body).encode()
-    connection = socket.create_connection(address_of(url))
-    connection.settimeout(30)
-    connection.sendall(
-        b"POST /stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-        + f"Content-Length: {len(content)}\r\n\r\n".encode()
-        + content
-    )
-    return connection
 
 
 def test_the_workers_write_nothing_to_standard_output(tmp_path: Path) -> None:

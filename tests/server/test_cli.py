@@ -352,6 +352,7 @@ def test_options_reach_the_settings_that_they_are_for() -> None:
         *("--temp", "0.1", "--top-k", "2", "--top-p", "0.3", "--repeat-penalty", "1.4"),
         *("--repeat-last-n", "6", "--log-level", "error", "--workers", "1", "--num-threads", "1"),
         *("--slots", "3", "--max-stall", "80", "--mlock", "--repack", "off"),
+        *("--send-timeout", "4.5", "--restart-wait", "5.5", "--max-deaths", "6"),
     )
 
     assert (settings.host, settings.port, settings.log_level) == ("::1", 81, "error")
@@ -359,6 +360,9 @@ def test_options_reach_the_settings_that_they_are_for() -> None:
     assert settings.models[0].pool.queue == 5
     assert settings.models[0].pool.load_timeout_s == 2.5
     assert settings.models[0].pool.progress_timeout_s == 3.5
+    assert settings.send_timeout_s == 4.5
+    restart = settings.models[0].pool.restart
+    assert (restart.longest_wait_s, restart.deaths) == (5.5, 6)
     assert settings.sampling == SamplingParams(
         temp=0.1, top_k=2, top_p=0.3, repeat_penalty=1.4, repeat_last_n=6
     )

@@ -107,6 +107,7 @@ CASES = (
     ),
     Case(("--request-timeout",), 30.0, SECONDS, NO_SECONDS),
     Case(("--drain-timeout",), 30.0, SECONDS, NO_SECONDS),
+    Case(("--send-timeout",), 20.0, SECONDS, NO_SECONDS),
     Case(
         ("--log-level",),
         "info",
@@ -124,6 +125,8 @@ CASES = (
     ),
     Case(("--load-timeout",), 600.0, SECONDS, NO_SECONDS),
     Case(("--progress-timeout",), 60.0, SECONDS, NO_SECONDS),
+    Case(("--restart-wait",), 30.0, {"0": 0.0, **SECONDS}, (*NO_NUMBERS, "-1", "86401")),
+    Case(("--max-deaths",), 5, {"1": 1, "1000": 1000}, (*NO_INTEGERS, "0", "-1")),
     Case(("-T", "--temp"), 0.80, {"0": 0.0, "1.5": 1.5}, (*NO_NUMBERS, "-0.1", "1001")),
     Case(("-k", "--top-k"), 40, {"0": 0, "7": 7}, (*NO_INTEGERS, "-1", "2147483648")),
     Case(("--top-p",), 0.95, {"1": 1.0, "0.5": 0.5}, (*NO_NUMBERS, "0", "1.01", "-1")),

@@ -33,6 +33,7 @@ from support import (
     until_ready,
     with_pool,
 )
+from workers.handle import WorkerHandle
 from workers.pool import WorkerPool
 from workers.stream import RequestStream
 from workers.supervisor import back_off_s
@@ -424,6 +425,36 @@ def test_a_worker_is_replaced_once_there_are_descriptors_again(
         assert text_of(await collect(pool, pool.submit(Prompt("back"), FULL))) == "back"
 
     with_pool(pool_settings(restart=replace(QUICK_RESTART, deaths=100)), step)
+
+
+def test_the_loop_does_not_go_on_to_watch_a_worker_that_was_gone_before_it_knew() -> None:
+    """Its exit code is there before its end has been told: a race, made certain. The number that
+    the loop watched would be a later pipe's."""
+
+    async def go() -> None:
+        (settings,) = pool_settings().workers
+        handle = await WorkerHandle.start(settings, lambda: None)
+        await handle.ready
+        loop, sentinel = asyncio.get_running_loop(), handle._process.sentinel
+
+        def kill_and_wait() -> None:
+            process = psutil.Process(handle.pid)
+            process.kill()
+            while process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.001)  # the loop is to stay where it is
+
+        loop.call_soon(kill_and_wait)
+        handle._receiver.close()  # its end is told right behind
+        await handle.until_ended()
+        reader, writer = os.pipe()
+        os.dup2(reader, sentinel)
+        pipe = os.fdopen(sentinel, "rb", buffering=0)
+        transport, _ = await loop.connect_read_pipe(asyncio.Protocol, pipe)
+        transport.close()
+        os.close(reader)
+        os.close(writer)
+
+    run(go())
 
 
 def test_a_field_that_the_engine_cannot_honour_is_refused_by_name() -> None:
