@@ -49,7 +49,12 @@ class ServerProcess:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS)}
         try:
             self._process = subprocess.Popen(
-                self._command, cwd=ROOT, env=environment, stdout=self._log, stderr=self._log
+                self._command,
+                cwd=ROOT,
+                env=environment,
+                stdout=self._log,
+                stderr=self._log,
+                start_new_session=True,  # Ctrl-C is for us, who then end it
             )
         except OSError as error:
             raise BenchError(f"{self._command[0]} cannot be run: {error.strerror}") from None
@@ -67,6 +72,19 @@ class ServerProcess:
         traceback: TracebackType | None,
     ) -> None:
         self._stop()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """Of its exit, negative for a signal; None: it lives."""
+        return self._process.poll()
+
+    def log_lines(self) -> list[str]:
+        """What it has said until now."""
+        return self._read_log().decode(errors="replace").splitlines()
 
     def pin_main_thread(self, cpus: Sequence[int]) -> None:
         """Let the process' first thread, and no other, run on these CPUs only."""
