@@ -37,10 +37,13 @@ class Outcome(StrEnum):
     CUT = "worker died: visibly cut"
     EXPIRED = "time over"
     FAILED = "failed, as asked"
+    SHARED = "failed with its step"
+    """Another's failure was in the step of the engine that carried both."""
     LOST = "LOST"
 
 
-BY_DEATH = (Outcome.DIED, Outcome.CUT, Outcome.NOT_READY)
+BY_OTHERS = (Outcome.DIED, Outcome.CUT, Outcome.NOT_READY, Outcome.SHARED)
+"""These must have a reason that is not the request's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ def judge(case: Case, record: Record) -> Verdict:
     if failure.kind in (ERROR_EVENT, status_kind(504)) and EXPIRED in failure.detail:
         return Verdict(Outcome.EXPIRED) if case.may_expire else lost
     if failure.kind in (ERROR_EVENT, status_kind(500)) and FAILURE in failure.detail:
-        return Verdict(Outcome.FAILED) if case.fails else lost
+        return Verdict(Outcome.FAILED if case.fails else Outcome.SHARED)
     if failure.kind == CUT and case.format in WITHOUT_WORDS:
         if case.fails:
             return Verdict(Outcome.FAILED)
@@ -120,7 +123,7 @@ class Death:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A request that a death has ended, by its own account."""
+    """A request that something else has ended, by its own account."""
 
     case: Case
     outcome: Outcome
@@ -128,11 +131,25 @@ class Broken:
     ended: float
 
 
-def unexplained(broken: Sequence[Broken], deaths: Sequence[Death], slots: int) -> list[str]:
-    """Those that no death explains, and deaths that ended more than a worker's `slots` requests."""
+def unexplained(
+    broken: Sequence[Broken],
+    deaths: Sequence[Death],
+    failures: Sequence[tuple[float, float]],
+    slots: int,
+) -> list[str]:
+    """Those that nothing explains, and deaths that ended more than a worker's `slots` requests.
+
+    `failures`: from when to when there was a request that made a step of the engine fail.
+    """
     found = []
     of_death: Counter[int] = Counter()
     for one in broken:
+        if one.outcome in (Outcome.SHARED, Outcome.CUT):
+            if any(begun <= one.ended <= ended + LATE_S for begun, ended in failures):
+                continue
+            if one.outcome is Outcome.SHARED:
+                found.append(f"{one.case.kind}, {one.case.format}: it failed, and nobody asked")
+                continue
         places = [place for place, death in enumerate(deaths) if death.explains(one.ended)]
         if not places:
             case = one.case

@@ -34,5 +34,5 @@ def progress(account: Account, passed_s: float) -> str:
     """What there is until now."""
     return (
         f"{passed_s:.0f} s  {account.requests:,} requests, {account.count(Outcome.WHOLE):,} whole,"
-        f" {len(account.broken):,} ended by deaths, {len(account.lost):,} lost"
+        f" {len(account.broken):,} ended by others, {len(account.lost):,} lost"
     )

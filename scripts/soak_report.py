@@ -97,13 +97,14 @@ def death_text(account: Account) -> str:
         f" {count(account.hang_ups, 'SIGHUP')}"
     ]
     times = replace_times(account.deaths)
+    by_death = account.count(Outcome.DIED) + account.count(Outcome.CUT)
     if times:
         lines.append(
             f"until all workers were ready again: {number(statistics.median(times))} s (median),"
             f" {number(max(times))} s (longest)"
         )
     lines.append(
-        f"{len(account.broken):,} requests ended by a death, each told or visibly cut;"
+        f"{by_death:,} requests ended by a death, each told or visibly cut;"
         f" {account.outlived:,} answers began after a death that came while they waited"
     )
     return "\n".join(lines)
@@ -130,16 +131,16 @@ def figure_text(samples: Sequence[Sample], trends: Sequence[Trend]) -> str:
             title = f"{each.quantity.name}, {each.quantity.unit}"
             parts.append(f"{title}\n{text_chart(values, samples[-1].at)}")
     rows = [
-        f"{'':<{NAMES}}{'over time':<{WIDTH // 2 + 2}}{'first':>8}{'median':>8}{'last':>8}{'most':>8}"
-        f"  growth (allowed)"
+        f"{'':<{NAMES}}{'over time':<{WIDTH // 2 + 2}}{'first':>8}{'median':>8}{'last':>8}"
+        f"{'most':>8}  growth (allowed)"
     ]
     for each in trends:
         values = [each.quantity.of(sample) for sample in samples]
         line = text_rows(values, WIDTH // 2, 1)[0]
         cells = (each.first, each.median, each.last, each.most)
-        unit = f", {each.quantity.unit}" if each.quantity.unit else ""
+        name = each.quantity.name + (f", {each.quantity.unit}" if each.quantity.unit else "")
         rows.append(
-            f"{each.quantity.name + unit:<{NAMES}}{line}  {''.join(f'{cell:8.1f}' for cell in cells)}"
+            f"{name:<{NAMES}}{line}  {''.join(f'{cell:8.1f}' for cell in cells)}"
             f"  {growth_text(each)}"
         )
     return "\n\n".join([*parts, "\n".join(rows)])

@@ -20,7 +20,7 @@ from loadtest_client import Client, Record, Target
 from loadtest_run import unless_stopped
 from soak_cases import FORMATS, Case, World, crash, draw_case
 from soak_harm import Harm, NotReplaced, ready_state, workers_of
-from soak_judge import BY_DEATH, Broken, Death, Outcome, Verdict, judge, unexplained
+from soak_judge import BY_OTHERS, Broken, Death, Outcome, Verdict, judge, unexplained
 from soak_raw import OK, draw_malformed, exchange, get, judge_malformed, post
 from soak_watch import QUANTITIES, Sample, Trend, Watch, left_open, trend
 
@@ -67,6 +67,8 @@ class Account:
     troubles: list[str] = field(default_factory=list)
     """What else is wrong: the front, replacements, what is left open."""
     broken: list[Broken] = field(default_factory=list)
+    failures: list[tuple[float, float]] = field(default_factory=list)
+    """From when to when there was a request that makes a step of the engine fail."""
     deaths: Sequence[Death] = ()
     hang_ups: int = 0
     samples: Sequence[Sample] = ()
@@ -155,7 +157,7 @@ class Soak:
             account.is_complete = await unless_stopped(self._under_load(begun), stop)
         account.seconds = time.monotonic() - begun
         account.deaths, account.hang_ups = self._harm.deaths, self._harm.hang_ups
-        account.lost += unexplained(account.broken, account.deaths, slots)
+        account.lost += unexplained(account.broken, account.deaths, account.failures, slots)
         account.samples = self._watch.samples[1:]
         await self._check_rest(self._watch.samples[0])
         return account
@@ -229,13 +231,15 @@ class Soak:
         account = self.account
         account.outcomes[case.kind, verdict.outcome] += 1
         account.tokens += len(record.arrivals)
+        if case.fails:
+            account.failures.append((record.begun, record.ended))
         if verdict.outcome is Outcome.WHOLE:
             account.formats[case.format] += 1
             first = record.arrivals[0] if record.arrivals else record.ended
             account.outlived += any(record.begun < d.begun < first for d in self._harm.deaths)
         elif verdict.outcome is Outcome.LOST:
             self._lose(f"{case.kind}, {case.format}: {verdict.why}")
-        elif verdict.outcome in BY_DEATH:
+        elif verdict.outcome in BY_OTHERS:
             account.broken.append(Broken(case, verdict.outcome, record.begun, record.ended))
 
     async def _ask_malformed(self, chance: random.Random) -> None:
