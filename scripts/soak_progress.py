@@ -17,7 +17,7 @@ async def show_progress(account: Account, seconds: float) -> None:
     begun = time.monotonic()
     try:
         while True:
-            await asyncio.sleep(BAR_S if is_terminal else LINES_S * 2)
+            await asyncio.sleep(BAR_S if is_terminal else LINES_S)
             passed = time.monotonic() - begun
             state = progress(account, passed)
             if is_terminal:

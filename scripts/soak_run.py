@@ -172,7 +172,7 @@ class Soak:
     async def _under_load(self, begun: float) -> None:
         """Clients to their end; what goes on beside them ends with them."""
         load, until = self._load, begun + self._load.seconds
-        beside = [self._watch.every(max(0.5, load.seconds / SAMPLES)), self._see_front()]
+        beside = [self._watch.every(max(0.5, load.seconds / SAMPLES), until), self._see_front()]
         if load.hang_up_every_s is not None:
             beside.append(self._harm.hang_up_every(load.hang_up_every_s))
         tasks = [asyncio.create_task(each) for each in beside]

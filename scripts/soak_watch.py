@@ -91,9 +91,9 @@ class Watch:
     begun: float = field(default_factory=time.monotonic)
     samples: list[Sample] = field(default_factory=list)
 
-    async def every(self, seconds: float) -> None:
-        """Until it is cancelled."""
-        while True:
+    async def every(self, seconds: float, until: float) -> None:
+        """Until that time of time.monotonic."""
+        while time.monotonic() < until:
             self.look()
             await asyncio.sleep(seconds)
 
