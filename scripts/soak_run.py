@@ -21,7 +21,7 @@ from loadtest_run import unless_stopped
 from soak_cases import FORMATS, Case, World, crash, draw_case
 from soak_harm import Harm, NotReplaced, ready_state, workers_of
 from soak_judge import BY_OTHERS, Broken, Death, Outcome, Verdict, judge, unexplained
-from soak_raw import OK, draw_malformed, exchange, get, judge_malformed, post
+from soak_raw import OK, draw_malformed, exchange, judge_malformed, post
 from soak_watch import QUANTITIES, Sample, Trend, Watch, left_open, trend
 
 MALFORMED = "malformed"
@@ -99,8 +99,8 @@ class Account:
 
 
 async def explore(server: ServerProcess, *, is_echo: bool) -> World:
-    """What is known of the server once it is ready."""
-    state = json.loads((await get(server.port, "/ready")).body)
+    """What is known of the server once all of it is ready. Raises BenchError."""
+    state = await all_ready(server)
     names = [model["name"] for model in state["models"]]
     messages = [{"role": "user", "content": MARK}]
     answer = await post(server.port, "/apply-template", messages=messages)
@@ -137,7 +137,7 @@ class Soak:
     async def run(self, stop: asyncio.Event) -> Account:
         """To its end, or until `stop` is set."""
         account, load = self.account, self._load
-        state = await all_ready(self._server)
+        state = await ready_state(self._server.port)
         self._harm = Harm(
             front=self._server.pid,
             port=self._server.port,

@@ -367,7 +367,7 @@ def test_a_server_that_misbehaves_is_found_out(name: str, tmp_path: Path) -> Non
     sabotage, complaint = SABOTAGE[name]
     program = tmp_path / "stand_in.py"
     program.write_text(STAND_IN.format(root=str(ROOT), sabotage=sabotage))
-    found = soaked("--minutes", "0.15", "--kill-every", "0", "--clients", "40",
+    found = soaked("--minutes", "0.12", "--kill-every", "0", "--clients", "40",
                    "--command", f"{sys.executable} {program}")  # fmt: skip
     assert found.returncode == 1, found.stdout + found.stderr
     assert "NOT CLEAN" in found.stdout
