@@ -137,6 +137,18 @@ def test_fault_28_a_chunked_body_that_is_too_large_is_refused_when_it_is(
     still_serves(server)
 
 
+@pytest.mark.parametrize(("path", "status"), [(b"/stream", 413), (b"/no/such/path", 404)])
+def test_fault_28_a_client_that_sends_all_of_a_body_that_nobody_reads_sees_the_answer(
+    server: RunningServer, path: bytes, status: int
+) -> None:
+    head = b"POST %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n" % path
+    size = 8 * 1024 * 1024
+    with connect(server) as connection:
+        connection.sendall(head + b"content-length: %d\r\n\r\n" % size + b"x" * size)
+        with connection.makefile("rb") as answer:  # a reset would be an error, or no answer
+            assert status_of(answer.read()) == status
+
+
 @pytest.mark.parametrize(
     "headers",
     [
