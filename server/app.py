@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
-from server import cache, health, openapi, tokens
+from server import cache, health, metrics, openapi, tokens
 from server.dialects import DIALECTS
 from server.errors import error_body, error_response
 from server.guard import Guard
@@ -25,6 +25,7 @@ from server.middleware import PageSecurity, RequestIds
 from server.models import Models
 from server.relay import GenerationEndpoint
 from server.request_body import ClientLeft
+from server.request_record import Observer, RequestRecord
 from shared.errors import InvalidRequest, MethodNotAllowed, NotFound, ServingError
 from shared.settings import AccessSettings
 
@@ -35,18 +36,30 @@ def create_app(
     models: Models,
     access: AccessSettings = AccessSettings(),  # noqa: B008  frozen
     keys: ApiKeys | None = None,
+    observers: Sequence[Observer] = (),
 ) -> ASGIApp:
     """The application over models that its caller starts and stops.
 
-    `keys`: None where none are needed.
+    `keys`: None where none are needed. `observers` are told of each request that is over.
     """
-    page = PageSecurity(StaticFiles(directory=UI, html=True))
-    guard = Middleware(
-        Guard, hosts=access.hosts, origins=access.origins, keys=keys, refuse=error_at
+    figures = metrics.Metrics(
+        models.catalog, [path for dialect in DIALECTS for path in dialect.paths]
     )
+    all_observers = (figures.ended, *observers)
+
+    def refuse(scope: Scope, error: ServingError) -> Response:
+        record = RequestRecord(scope)
+        record.error = error
+        record.end()
+        for observer in all_observers:
+            observer(record)
+        return error_at(scope["path"], error)
+
+    page = PageSecurity(StaticFiles(directory=UI, html=True))
+    guard = Middleware(Guard, hosts=access.hosts, origins=access.origins, keys=keys, refuse=refuse)
     app = Starlette(
         routes=[
-            *api_routes(models, needs_key=keys is not None),
+            *api_routes(models, figures, all_observers, needs_key=keys is not None),
             Mount("/ui", page),
             Route("/", page),
         ],
@@ -61,10 +74,16 @@ def create_app(
     return RequestIds(app)
 
 
-def api_routes(models: Models, *, needs_key: bool) -> list[BaseRoute]:
+def api_routes(
+    models: Models, figures: metrics.Metrics, observers: Sequence[Observer], *, needs_key: bool
+) -> list[BaseRoute]:
     """All routes but those of the page; `description` has each of them."""
     generations = [
-        Route(path, GenerationEndpoint(dialect, parse, models), methods=["POST"])
+        Route(
+            path,
+            GenerationEndpoint(dialect, parse, models, figures, observers),
+            methods=["POST"],
+        )
         for dialect in DIALECTS
         for path, parse in dialect.paths.items()
     ]
@@ -73,6 +92,7 @@ def api_routes(models: Models, *, needs_key: bool) -> list[BaseRoute]:
         *generations,
         *others,
         *health.routes(models.catalog),
+        *metrics.routes(figures),
         *cache.routes(models.catalog),
         *tokens.routes(models),
         *openapi.routes(lambda: description(needs_key=needs_key)),
@@ -81,7 +101,13 @@ def api_routes(models: Models, *, needs_key: bool) -> list[BaseRoute]:
 
 def description(*, needs_key: bool) -> dict[str, Any]:
     """What /openapi.json says: of all routes but those of the page."""
-    own = {**health.OPERATIONS, **cache.OPERATIONS, **tokens.OPERATIONS, **openapi.OPERATIONS}
+    own = {
+        **health.OPERATIONS,
+        **metrics.OPERATIONS,
+        **cache.OPERATIONS,
+        **tokens.OPERATIONS,
+        **openapi.OPERATIONS,
+    }
     return openapi.document(
         [
             *(openapi.Part(d.name, d.operations, d.error_schema, d.statuses) for d in DIALECTS),

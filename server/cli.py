@@ -49,7 +49,7 @@ def run(arguments: list[str]) -> int:
     if options.version:
         print(f"tokenflume {VERSION}")
         return EXIT_OK
-    configure_logging(options.log_level)
+    configure_logging(options.log_level, options.log_format)
     try:
         settings = build_settings(options)
         if options.plan:
@@ -121,6 +121,7 @@ def build_settings(options: argparse.Namespace) -> Settings:
             options.cors_origin,
         ),
         request_timeout_s=options.request_timeout,
+        log_prompts=options.log_prompts == "on",
     )
 
 

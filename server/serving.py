@@ -23,6 +23,9 @@ from server.http_protocol import StrictProtocol
 from server.models import Models
 from server.notify import Notifier, take_notifier
 from server.reload import Reload
+from server.request_log import RequestLog
+from server.request_record import Observer
+from server.tracing import traced
 from shared.errors import ConfigurationError
 from workers.catalog import Catalog
 
@@ -79,8 +82,12 @@ async def _serve(
 ) -> None:
     settings = front.settings
     models = Models(front.catalog, settings.sampling, front.system, settings.chat.template)
-    async with announced(notifier, models.catalog) as announcer, models.catalog as catalog:
-        config.app = create_app(models, settings.access, front.keys)
+    async with contextlib.AsyncExitStack() as stack:
+        tracing = stack.enter_context(traced(os.environ))
+        announcer = await stack.enter_async_context(announced(notifier, models.catalog))
+        catalog = await stack.enter_async_context(models.catalog)
+        observers: list[Observer] = [RequestLog(prompts=settings.log_prompts), *tracing]
+        config.app = create_app(models, settings.access, front.keys, observers)
         server = HttpServer(config)
         stopping = _stop_on_signals(catalog, announcer, _reloads(front, models))
         serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -131,6 +131,7 @@ class SpecMaker:
                 cpus=cpus,
                 model=model,
                 log_level=self._options.log_level,
+                log_format=self._options.log_format,
                 max_stall_s=self._options.max_stall / 1000,
                 node=node_of_cpus(self._machine, cpus),
                 cache=cache,

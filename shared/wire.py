@@ -23,7 +23,7 @@ from shared import messages
 from shared.errors import FrameError
 from shared.messages import Candidate, Logprobs, Message, Token
 
-PROTOCOL = 3
+PROTOCOL = 4
 MAX_FRAME = 8 * 1024 * 1024
 """Bytes. A prompt is at most 1 MiB; a step of 256 sequences with 100 candidates each is below."""
 SMALL_FRAME = 64 * 1024
@@ -49,6 +49,7 @@ MESSAGES: tuple[type[Any], ...] = (
     messages.Failed,
     messages.PromptSaved,
     messages.PromptDropped,
+    messages.Steps,
     messages.Heartbeat,
 )
 

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shared.errors import ConfigurationError, ModelUnavailable, NotReady
 from shared.settings import ModelSpec
@@ -63,7 +63,7 @@ class ModelsOnDemand:
 
     def statuses(self) -> list[ModelStatus]:
         self._look()
-        return [status_of(spec, self._pool_of(name)) for name, spec in self._specs.items()]
+        return [self._status(spec) for spec in self._specs.values()]
 
     def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
         """Without those whose workers are lost: they are loaded anew when they are asked for."""
@@ -107,6 +107,10 @@ class ModelsOnDemand:
                 raise name_is_missing(self._specs)
             return next(iter(self._specs.values()))
         return find(name, self._specs)
+
+    def _status(self, spec: ModelSpec) -> ModelStatus:
+        status = status_of(spec, self._pool_of(spec.name))
+        return replace(status, waiting=status.waiting + self._turns.waiting_of(spec.name))
 
     def _pool_of(self, name: str) -> WorkerPool | None:
         loaded = self._loaded.get(name)

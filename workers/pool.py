@@ -19,6 +19,7 @@ from shared.messages import Embed, Failed, Generate, ModelInfo, Tokenize, Tokeni
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from shared.settings import PoolSettings
+from workers.counters import WorkerStatus
 from workers.handle import WorkerHandle
 from workers.pace import Pace
 from workers.prompt_files import SavedPromptInfo, delete_prompt, prompts_in
@@ -222,6 +223,11 @@ class WorkerPool:
         return [place.trouble for place in self._supervisor.places if place.trouble]
 
     @property
+    def workers(self) -> list[WorkerStatus]:
+        """Of all places."""
+        return [place.status for place in self._supervisor.places]
+
+    @property
     def places(self) -> int:
         """Workers that there are when all are well."""
         return len(self._supervisor.places)
@@ -281,7 +287,7 @@ class WorkerPool:
             stream = self._waiting.take()
             handle = self._choose(free, stream.request)
             self._at[stream.request.id] = handle
-            stream.dispatched()
+            stream.dispatched(handle.settings.index)
             handle.submit(stream)
         if self._waiting and self.is_lost:
             self._fail(self._waiting.take_all(), self.why_not_ready() or "")

@@ -21,6 +21,7 @@ from shared.errors import FrameError
 from shared.messages import (
     Cancel,
     Candidate,
+    Counts,
     DropPrompt,
     Embed,
     Embedded,
@@ -38,6 +39,7 @@ from shared.messages import (
     PromptSaved,
     Ready,
     Shutdown,
+    Steps,
     Timings,
     Token,
     Tokenize,
@@ -100,6 +102,7 @@ TOKEN = st.builds(
     text=TEXTS,
     logprobs=st.none() | LOGPROBS,
 )
+COUNTS = st.builds(Counts, buckets=INTEGER_TUPLES, total=NUMBERS)
 BY_KIND: dict[type, st.SearchStrategy[Any]] = {
     Generate: st.builds(Generate, id=INTEGERS, prompt=PROMPT, sampling=SAMPLING, cache=INTEGERS),
     Embed: st.builds(Embed, id=INTEGERS, prompt=PROMPT),
@@ -130,6 +133,12 @@ BY_KIND: dict[type, st.SearchStrategy[Any]] = {
     Failed: st.builds(Failed, id=INTEGERS, code=TEXTS, message=TEXTS),
     PromptSaved: st.builds(PromptSaved, cache=INTEGERS, tokens=INTEGERS, size=INTEGERS),
     PromptDropped: st.builds(PromptDropped, cache=INTEGERS),
+    Steps: st.builds(
+        Steps,
+        kind=st.sampled_from(get_args(messages.StepKind)),
+        seconds=COUNTS,
+        tokens=COUNTS,
+    ),
     Heartbeat: st.just(Heartbeat()),
 }
 MESSAGE = st.one_of(*BY_KIND.values())
@@ -177,6 +186,7 @@ EXAMPLES: tuple[Message, ...] = (
     Failed(3, "engine_failed", "out of memory"),
     PromptSaved(7, 900, 20_000_000),
     PromptDropped(7),
+    Steps("decode", Counts((0, 3), 0.25), Counts((2, 1), 5.0)),
     Heartbeat(),
 )
 PLACES = {field.name: place for place, field in enumerate(fields(SamplingParams))}
@@ -190,6 +200,7 @@ OF_ANY_LENGTH: dict[type, set[tuple[int, ...]]] = {
     Ready: {(2, 6), (2, 9, 8)},
     Tokens: {(1,), (1, 1, 4, 1)},
     Tokenized: {(2,), (3,)},
+    Steps: {(2, 0), (3, 0)},
 }
 """Fields, and fields within them, that are lists of any length."""
 
