@@ -14,7 +14,8 @@ from server.chat import chat_format
 from server.chat.system_prompts import system_prompts
 from server.front import Front
 from server.keys import ApiKeys
-from server.options import read_options
+from server.options import build_parser, resolve_options
+from server.print_config import print_config
 from server.specs import FolderModels, folder_settings, given_files, make_specs
 from server.version import VERSION
 from shared.errors import ConfigurationError
@@ -41,9 +42,13 @@ logger = logging.getLogger("tokenflume")
 
 def run(arguments: list[str]) -> int:
     """Do what the command line says; return the exit status (see options.EXIT_STATUS)."""
-    options = read_options(arguments, os.environ)
+    resolved = resolve_options(build_parser(), arguments, os.environ)
+    options = resolved.values
     if options.version:
         print(f"tokenflume {VERSION}")
+        return EXIT_OK
+    if options.print_config:
+        print(print_config(resolved))
         return EXIT_OK
     configure_logging(options.log_level)
     try:
