@@ -17,6 +17,7 @@ from server.keys import ApiKeys
 from server.options import build_parser, resolve_options
 from server.print_config import print_config
 from server.specs import FolderModels, folder_settings, given_files, make_specs
+from server.tune.command import tune
 from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.logs import configure_logging
@@ -42,6 +43,8 @@ logger = logging.getLogger("tokenflume")
 
 def run(arguments: list[str]) -> int:
     """Do what the command line says; return the exit status (see options.EXIT_STATUS)."""
+    if arguments[:1] == ["tune"]:
+        return tune(arguments[1:])
     resolved = resolve_options(build_parser(), arguments, os.environ)
     options = resolved.values
     if options.version:

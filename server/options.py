@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def _seconds(name: str) -> Callable[[str], float]:
 
 def _number(name: str, **limits: float) -> Callable[[str], float]:
     def parse(value: str) -> float:
-        return number(name, _float_or_text(value), **limits)
+        return number(name, read_float(value), **limits)
 
     return parse
 
@@ -98,7 +98,8 @@ def _integer_or_text(value: str) -> int | str:
     return int(value) if value.lstrip("+-").isdecimal() else value
 
 
-def _float_or_text(value: str) -> float | str:
+def read_float(value: str) -> float | str:
+    """The number, or the text that is none, for the check that follows."""
     try:
         return float(value)
     except ValueError:
@@ -120,7 +121,7 @@ def _sampling(flags: tuple[str, ...], field: str, text: str, metavar: str) -> Op
     is_integer = type(getattr(SAMPLING, field)) is int
 
     def parse(value: str) -> Any:
-        given = _integer_or_text(value) if is_integer else _float_or_text(value)
+        given = _integer_or_text(value) if is_integer else read_float(value)
         return getattr(SAMPLING.from_fields({field: given}), field)
 
     return Option(flags, metavar, text, getattr(SAMPLING, field), parse, "sampling defaults")
@@ -510,8 +511,12 @@ def build_parser(
     usage: str = USAGE,
     description: str = "Stream text from GGML and GGUF language models on CPUs, over HTTP.",
     epilog: str = f"{EXIT_STATUS}\n\n{EXAMPLES}",
+    shown: Collection[str] | None = None,
 ) -> argparse.ArgumentParser:
-    """The flags, as strings; `resolve_options` checks the values, wherever they come from."""
+    """The flags, as strings; `resolve_options` checks the values, wherever they come from.
+
+    `shown`: groups whose options help tells of; None: all.
+    """
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=usage,
@@ -528,7 +533,7 @@ def build_parser(
             *option.flags,
             dest=option.name,
             metavar=option.metavar,
-            help=_help(option),
+            help=_help(option) if shown is None or option.group in shown else argparse.SUPPRESS,
             nargs="?" if option.bare else None,
             **({"action": "append"} if option.repeats else {"const": option.bare}),
         )

@@ -31,6 +31,7 @@ from workers.engines.llama_cpp_sampling import SamplerChain, build_chain
 from workers.engines.llama_cpp_vocab import Vocabulary, metadata
 from workers.gguf_header import KV_ELEMENT_BYTES, read_gguf_header
 from workers.memory import available_memory
+from workers.memory_plan import PADDING, slots_for
 from workers.model_card import gguf_card
 
 BATCH = 512
@@ -42,11 +43,7 @@ SMALLEST_PART = 64
 MOST_FILLERS = 4
 """Idle slots between two that decode which are fed along: as many tokens cost less than reading
 the weights once more."""
-MOST_SLOTS = 16
-"""Slots of a worker that is not told how many. More would be slower for each stream."""
 MOST_CELLS = 2**31 - 1
-PADDING = 256
-"""llama.cpp rounds the context of a sequence up to so many tokens."""
 KV_TYPES: dict[KvType, int] = {"f16": 1, "f32": 0, "q8_0": 8}
 """ggml's number of each type."""
 LOG_LEVELS = {3: logging.WARNING, 4: logging.WARNING}
@@ -142,13 +139,6 @@ def kv_bytes_per_token(model: Any, settings: ModelSettings) -> float:
     said = read_gguf_header(Path(str(settings.path))).kv_bytes_per_token(element)
     widest: float = 2 * lib.llama_model_n_layer(model) * lib.llama_model_n_embd(model) * element
     return widest if said is None else said
-
-
-def slots_for(kv_memory: int | None, slot_bytes: float) -> int:
-    """As many as the memory for keys and values allows, from 1 to MOST_SLOTS."""
-    if kv_memory is None:
-        return MOST_SLOTS
-    return max(1, min(MOST_SLOTS, int(kv_memory / slot_bytes)))
 
 
 def check_memory(settings: ModelSettings, slots: int, slot_bytes: float) -> None:
