@@ -145,6 +145,7 @@ class ModelsOnDemand:
             raise
         if reason is not None:
             await self._unload(spec.name)
+            logger.error("%s cannot be loaded: %s", spec.name, reason)
             raise ModelUnavailable(f"{spec.name} cannot be loaded: {reason}")
         logger.info("%s is loaded, in %.1f s", spec.name, time.monotonic() - started)
         return pool

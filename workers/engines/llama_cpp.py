@@ -67,6 +67,7 @@ def load(
     context = make_context(model, context_params(model, settings, slots, threads), log)
     engine = LlamaCppEngine(model, context, settings, slots, log)
     engine.warm_up()
+    log.is_loading = False
     return engine
 
 
@@ -74,6 +75,8 @@ class NativeLog:
     """Takes what llama.cpp logs, until another one does."""
 
     def __init__(self) -> None:
+        self.is_loading = True
+        """What goes wrong is raised then, and need not be logged, too."""
         self.first_error = ""
         """The one that tells the reason; those that follow tell what it led to."""
         self._callback = lib.llama_log_callback(self._log)
@@ -85,10 +88,11 @@ class NativeLog:
         line = text.decode(errors="replace").strip()
         if level == ERROR_LEVEL and not self.first_error:
             self.first_error = line
-        # It shows progress in dots; of a context beyond the training's the engine warns itself,
-        # and it is meant that outputs are not pooled.
+        # It shows progress in dots; of a context beyond the training's the front warns, and it is
+        # meant that outputs are not pooled.
         if line.strip(".") and "n_ctx_train" not in line and "default pooling_type" not in line:
-            logger.log(LOG_LEVELS.get(level, logging.DEBUG), "%s", line)
+            usual = LOG_LEVELS.get(level, logging.DEBUG)
+            logger.log(logging.DEBUG if self.is_loading else usual, "%s", line)
 
 
 def load_model(
@@ -255,12 +259,6 @@ class LlamaCppEngine:
             embedding=embedding_size(model),
             card=model_card(model, Path(self._name), self._vocabulary),
         )
-        trained = lib.llama_model_n_ctx_train(model)
-        if settings.context > trained:
-            logger.warning(
-                "the context is %d tokens; the model was trained on at most %d, and may lose"
-                " its thread beyond them", settings.context, trained,
-            )  # fmt: skip
 
     def tokenize(self, text: str, *, is_start: bool = True, continues: bool = False) -> list[int]:
         return self._vocabulary.tokenize(text, is_start=is_start, continues=continues)
