@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import shlex
 import sys
 import textwrap
 import time
@@ -73,12 +75,10 @@ class StartScreen:
             for spec, pool in models.catalog.loaded():
                 if pool.model is None:
                     continue
-                if len(self._settings.models) > 1:
-                    self._row(spec.name)
-                for label, text in loaded_rows(
-                    pool.model, models.chat_of(spec.name, pool.model.card)
-                ):
-                    self._row(label, text)
+                chat = models.chat_of(spec.name, pool.model.card)
+                whose = f"{spec.name}: " if len(self._settings.models) > 1 else ""
+                for place, (label, text) in enumerate(loaded_rows(pool.model, chat)):
+                    self._row(label, text if place else whose + text)
         names = [status.spec.name for status in models.statuses()]
         self._say_address(url, names)
 
@@ -93,6 +93,7 @@ class StartScreen:
         finally:
             waiting.cancel()
             live.clear()
+            await asyncio.gather(waiting, return_exceptions=True)
 
     def _loading_text(self, catalog: Catalog) -> str:
         statuses = [status for status in catalog.statuses() if status.info is None]
@@ -146,7 +147,8 @@ def core_texts(models: tuple[ModelSpec, ...]) -> Iterator[str]:
         each = f" of {counted(threads[0], 'thread')}" if len(set(threads)) == 1 else ""
         cpus = format_cpu_list(cpu for worker in workers for cpu in worker.cpus)
         whose = f", for {spec.name}" if len(models) > 1 else ""
-        yield f"{counted(len(workers), 'worker')}{each}, on CPUs {cpus}{whose}"
+        noun = "CPU" if cpus.isdecimal() else "CPUs"
+        yield f"{counted(len(workers), 'worker')}{each}, on {noun} {cpus}{whose}"
 
 
 def loaded_rows(info: ModelInfo, chat: ChatFormat) -> Iterator[tuple[str, str]]:
@@ -167,8 +169,9 @@ def loaded_rows(info: ModelInfo, chat: ChatFormat) -> Iterator[tuple[str, str]]:
 def curl_line(url: str, model: str | None, *, needs_key: bool) -> str:
     """A command that streams a text. `model`: to name it, where none is the default."""
     key = "-H 'Authorization: Bearer YOUR-KEY' " if needs_key else ""
-    named = f'"model": "{model}", ' if model else ""
-    return f'curl -N {url}/stream {key}-d \'{{{named}"prompt": "{EXAMPLE}"}}\''
+    fields = {"model": model, "prompt": EXAMPLE} if model else {"prompt": EXAMPLE}
+    body = json.dumps(fields, ensure_ascii=False)
+    return f"curl -N {url}/stream {key}-d {shlex.quote(body)}"
 
 
 @contextlib.contextmanager
