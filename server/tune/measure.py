@@ -22,7 +22,7 @@ from workers.pool import WorkerPool
 
 PROMPT_WORDS = 500
 SHORT_WORDS = 40
-STREAM_WORDS = 8
+STREAM_WORDS = 3
 TEXT = """\
 the king went into the deep forest and there he found an old house where a woman sat by the fire
 she gave him bread and water then said take this key but open no door before the third night has
@@ -32,7 +32,7 @@ FILLED = 0.7
 """Of the context that the long prompt may fill at the most."""
 FEWEST_TOKENS = 3
 """Of each stream in a measurement."""
-LONGEST = 8
+LONGEST = 4
 """A measurement that brings fewer goes on for so many windows."""
 RUNNING = 3
 """Streams beside which a prompt arrives."""

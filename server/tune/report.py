@@ -77,11 +77,11 @@ def _chart(tuned: Tuned, style: Style, columns: int) -> Iterator[str]:
         return
     rates = tuned.figures.rates
     width = min(CHART_WIDTH, columns - 40)
-    most = max(rates.values())
+    most = max(rates.values()) or 1.0
     for streams, rate in rates.items():
         noun = "stream " if streams == 1 else "streams"
         drawn = f"{bar(rate / most, width):<{width}}"
-        each = f"  {_number(rate / streams)} each" if streams > 1 else ""
+        each = f"  {_number(rate / streams)} each" if streams > 1 and rate else ""
         yield f"{INDENT}{streams:>3} {noun}  {style.accent(drawn)} {_number(rate)} tokens/s{each}"
 
 
@@ -132,4 +132,6 @@ def _seconds(figure: PromptFigure) -> str:
 
 
 def _number(rate: float) -> str:
+    if not rate:
+        return "?"  # too few tokens came
     return f"{rate:,.0f}" if rate >= 99.5 else f"{rate:.1f}"

@@ -234,6 +234,9 @@ class Tuner:
         if self._is_set("slots") or not ENGINES[self._file.engine].batches:
             return
         rates = best.figures.rates
+        if not all(rates.values()):
+            self._tuned.untried.append("slots: some streams brought too few tokens to tell")
+            return
         most = max(rates.values())
         streams = min(n for n, rate in rates.items() if rate >= ENOUGH * most)
         fit = plan_memory(best.spec.model, best.workers).slots
