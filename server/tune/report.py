@@ -10,6 +10,7 @@ from server.print_config import setting
 from server.terminal import Style, bar, size_text
 from server.tune.measure import PromptFigure
 from server.tune.search import NOISE, Advice, Tuned, score
+from workers.machine import counted
 from workers.memory_plan import MemoryPlan
 
 INDENT = "  "
@@ -92,9 +93,9 @@ def _prompt_lines(tuned: Tuned) -> Iterator[str]:
     yield f"{INDENT}a prompt of {alone.words} words: its first token after {_seconds(alone)}"
     for limit, figure in sorted(tuned.stalls.items()):
         yield (
-            f"{INDENT}beside {figure.streams} streams, max-stall {limit:g}: after"
-            f" {_seconds(figure.prompt)}; they pause {figure.stall_s * 1000:.0f} ms at most,"
-            f" else {figure.usual_s * 1000:.0f}"
+            f"{INDENT}beside {counted(figure.streams, 'stream')}, max-stall {limit:g}: after"
+            f" {_seconds(figure.prompt)}; they pause {figure.stall_s * 1000:.0f} ms, else"
+            f" {figure.usual_s * 1000:.0f}"
         )
 
 
