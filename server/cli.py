@@ -14,8 +14,10 @@ from server.chat import chat_format
 from server.chat.system_prompts import system_prompts
 from server.front import Front
 from server.keys import ApiKeys
-from server.options import read_options
+from server.options import build_parser, resolve_options
+from server.print_config import print_config
 from server.specs import FolderModels, folder_settings, given_files, make_specs
+from server.startup import StartScreen, is_wanted
 from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.logs import configure_logging
@@ -45,9 +47,17 @@ logger = logging.getLogger("tokenflume")
 
 def run(arguments: list[str]) -> int:
     """Do what the command line says; return the exit status (see options.EXIT_STATUS)."""
-    options = read_options(arguments, os.environ)
+    if arguments[:1] == ["tune"]:
+        from server.tune.command import tune
+
+        return tune(arguments[1:])
+    resolved = resolve_options(build_parser(), arguments, os.environ)
+    options = resolved.values
     if options.version:
         print(f"tokenflume {VERSION}")
+        return EXIT_OK
+    if options.print_config:
+        print(print_config(resolved))
         return EXIT_OK
     configure_logging(options.log_level, options.log_format)
     try:
@@ -76,8 +86,12 @@ def run(arguments: list[str]) -> int:
         return _fail(EXIT_CANNOT_LISTEN, f"cannot listen on {where}: {error.strerror or error}")
     except KeyboardInterrupt:  # as a long download may be
         return EXIT_OK
-    describe(settings)
-    front = Front(settings, catalog_of(settings, options), system, keys)
+    screen = StartScreen(settings) if is_wanted(settings.log_level) else None
+    if screen is None:
+        describe(settings)
+    else:
+        screen.begin()
+    front = Front(settings, catalog_of(settings, options), system, keys, screen)
     return _serve(front, listener)
 
 

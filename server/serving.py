@@ -91,12 +91,8 @@ async def _serve(
         server = HttpServer(config)
         stopping = _stop_on_signals(catalog, announcer, _reloads(front, models))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        introducing = asyncio.create_task(models.introduce())
+        introducing = asyncio.create_task(_introduce(front, models, url_of(listener)))
         load_failure = asyncio.create_task(catalog.load_failure())
-        address, port = listener.getsockname()[:2]
-        logger.info(
-            "listening on http://%s:%d", f"[{address}]" if ":" in address else address, port
-        )
         try:
             ends: list[asyncio.Future[Any]] = [serving, load_failure, stopping]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -109,6 +105,21 @@ async def _serve(
             failure = _result_or_cancel(load_failure)
     if failure is not None:
         raise failure
+
+
+async def _introduce(front: Front, models: Models, url: str) -> None:
+    """Say where the server is, and what it has loaded as soon as it has."""
+    if front.screen is not None:
+        await front.screen.follow(models, url)
+        return
+    logger.info("listening on %s", url)
+    await models.introduce()
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where its clients find it."""
+    address, port = listener.getsockname()[:2]
+    return f"http://{f'[{address}]' if ':' in address else address}:{port}"
 
 
 def _reloads(front: Front, models: Models) -> list[Reload]:

@@ -238,10 +238,11 @@ class WorkerPool:
         handles = (place.handle for place in self._supervisor.places)
         return max((handle.loading for handle in handles if handle is not None), default=0.0)
 
-    async def until_ready(self) -> str | None:
-        """Returns None when a worker is ready, or why none will be."""
-        while not self._ready_handles() and not self.is_lost:
-            self._change = asyncio.get_running_loop().create_future()
+    async def until_ready(self, workers: int = 1) -> str | None:
+        """Returns None when so many workers are ready, or why none will be."""
+        while len(self._ready_handles()) < workers and not self.is_lost:
+            if self._change is None or self._change.done():
+                self._change = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._change)
         return self.why_not_ready()
 

@@ -128,7 +128,8 @@ class Supervisor:
             place.handle = None
             if not place.given_up:
                 await self._after_death(place)
-        logger.error("%s is given up: %s", place.name, place.given_up)
+        if not self.load_failure.done():  # whose waiter tells it
+            logger.error("%s is given up: %s", place.name, place.given_up)
         self._on_change()
 
     async def _start_worker(self, place: Place) -> WorkerHandle:

@@ -343,7 +343,7 @@ def test_help_mentions_every_flag_with_its_default(help_text: str) -> None:
             assert f" {flag} " in words or f" {flag}," in words
         if case.default not in (None, ()):
             assert f"(default: {case.default})" in words
-    for flag in ("-f", "--float16", "--plan", "--version", "-h", "--help"):
+    for flag in ("-f", "--float16", "--plan", "--version", "-h", "--help", "--config"):
         assert f" {flag} " in words or f" {flag}," in words
 
 
@@ -378,7 +378,9 @@ def test_the_result_is_a_namespace_of_every_option_and_switch() -> None:
     options = read_options([], {})
 
     assert isinstance(options, argparse.Namespace)
-    assert set(vars(options)) == {case.name for case in CASES} | {"float16", "plan", "version"}
+    assert set(vars(options)) == {case.name for case in CASES} | {
+        *("float16", "plan", "version", "config", "print_config")
+    }
 
 
 def test_a_mistyped_variable_ends_with_status_2_and_the_nearest_name(
