@@ -371,7 +371,7 @@ def test_many_embeddings_are_one_request(llama: openai.OpenAI, models: RunningSe
     texts = [f"{number}" for number in range(100)]
     answer = llama.embeddings.create(model="tiny", input=texts)
     assert [entry.index for entry in answer.data] == list(range(100))
-    models.wait_for_log(r"request \d+ … \d+: 100 × stop after")
+    models.wait_for_log(r"/v1/embeddings on tiny, .*: finished \(stop\), 390 prompt tokens")
 
 
 # ---------------------------------------------------------------- openai: clients that leave

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from server.app import api_routes, description
 from server.chat.system_prompts import SystemPrompts
 from server.fields import SAMPLING, Form
+from server.metrics import Metrics
 from server.models import Models
 from shared.sampling import CHECKS, SamplingParams
 from shared.validation import (
@@ -29,7 +30,7 @@ from workers.catalog import LoadedModels
 
 def routed() -> set[tuple[str, str]]:
     models = Models(LoadedModels(()), SamplingParams(), SystemPrompts())
-    routes = api_routes(models, needs_key=False)
+    routes = api_routes(models, Metrics(models.catalog, []), (), needs_key=False)
     assert all(isinstance(route, Route) for route in routes)
     return {
         (method, route.path_format)

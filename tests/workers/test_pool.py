@@ -33,6 +33,7 @@ from support import (
     until_ready,
     with_pool,
 )
+from workers.counters import WorkerCounters
 from workers.handle import WorkerHandle
 from workers.pool import WorkerPool
 from workers.stream import RequestStream
@@ -433,7 +434,7 @@ def test_the_loop_does_not_go_on_to_watch_a_worker_that_was_gone_before_it_knew(
 
     async def go() -> None:
         (settings,) = pool_settings().workers
-        handle = await WorkerHandle.start(settings, lambda: None)
+        handle = await WorkerHandle.start(settings, lambda: None, WorkerCounters())
         await handle.ready
         loop, sentinel = asyncio.get_running_loop(), handle._process.sentinel
 
