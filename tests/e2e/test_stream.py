@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from running import RunningServer, address_of, open_request, text_of
+from running import RunningServer, address_of, text_of
 from support import echo_options
 
 TEXT = "Grüße aus 世界 🙂,\nback\\slash \\n, return\r\nend"
@@ -136,28 +136,6 @@ def test_an_engine_that_fails_before_the_first_token_is_a_500(server: RunningSer
     response = server.post(prompt="x[[prefill fail]]")
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "engine_failed"
-
-
-def test_a_full_queue_is_a_429_with_retry_after_and_health_still_answers(
-    slow: RunningServer,
-) -> None:
-    with (
-        slow.stream(prompt="run ", num_predict=1000, ignore_eos=True) as running,
-        open_request(slow.url, prompt="wait") as waiting,
-    ):
-        lines = running.iter_lines()  # kept: httpx closes the connection of a dropped one
-        next(lines)
-        slow.until(lambda state: state["waiting"] == 1)
-
-        response = slow.post(prompt="too many")
-
-        assert response.status_code == 429
-        assert response.json()["error"]["code"] == "queue_full"
-        assert int(response.headers["retry-after"]) >= 1
-        assert slow.client.get("/health").json() == {"status": "ok"}
-        running.close()
-        assert waiting.recv(1000).startswith(b"HTTP/1.1 200")
-    slow.until_idle()
 
 
 def test_a_client_that_says_nothing_more_and_leaves_costs_nothing(server: RunningServer) -> None:
