@@ -116,7 +116,9 @@ def test_fault_38_killing_and_replacing_workers_leaks_nothing() -> None:
 def ask(url: str, count: int) -> None:
     """So many requests over one connection."""
     body = b'{"prompt":"a few words","num_predict":4}'
-    request = b"POST /stream HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    request = (
+        b"POST /stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    )
     with socket.create_connection(address_of(url), timeout=30) as connection:
         for _ in range(count):
             connection.sendall(request)
