@@ -21,6 +21,8 @@ class RequestLog:
         self._prompts = prompts
 
     def __call__(self, record: RequestRecord) -> None:
+        if not logger.isEnabledFor(logging.INFO):
+            return
         fields = fields_of(record)
         if self._prompts and record.tasks:
             fields["prompts"] = [prompt_of(task) for task in record.tasks]

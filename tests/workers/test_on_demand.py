@@ -293,3 +293,19 @@ def test_one_model_that_cannot_be_loaded_at_start_is_told(folder: Folder) -> Non
             assert "tensor missing" in str(await models.load_failure())
 
     run(go())
+
+
+def test_requests_that_wait_for_their_models_turn_are_its_waiting_ones(folder: Folder) -> None:
+    async def story(models: ModelsOnDemand) -> None:
+        task, may_end = await hold(models, "a")
+        asked = [asyncio.create_task(ask(models, "b")) for _ in range(2)]
+        await until(lambda: waiting(models) == {"a": 0, "b": 2, "c": 0})
+        may_end.set()
+        await task
+        assert await asyncio.gather(*asked) == ["hello", "hello"]
+        assert waiting(models) == {"a": 0, "b": 0, "c": 0}
+
+    def waiting(models: ModelsOnDemand) -> dict[str, int]:
+        return {status.spec.name: status.waiting for status in models.statuses()}
+
+    on_demand(folder, story)
