@@ -53,6 +53,11 @@ class Load:
     kill_every_s: float | None
     hang_up_every_s: float | None
 
+    @property
+    def sample_s(self) -> float:
+        """From one look at memory and files to the next."""
+        return max(0.5, self.seconds / SAMPLES)
+
 
 @dataclass(slots=True)
 class Account:
@@ -172,22 +177,23 @@ class Soak:
     async def _under_load(self, begun: float) -> None:
         """Clients to their end; what goes on beside them ends with them."""
         load, until = self._load, begun + self._load.seconds
-        beside = [self._watch.every(max(0.5, load.seconds / SAMPLES), until), self._see_front()]
+        front = asyncio.create_task(self._see_front())
+        beside = [front, asyncio.create_task(self._watch.every(load.sample_s, until))]
         if load.hang_up_every_s is not None:
-            beside.append(self._harm.hang_up_every(load.hang_up_every_s))
-        tasks = [asyncio.create_task(each) for each in beside]
-        harm = asyncio.create_task(self._do_harm(load.kill_every_s, until))
+            beside.append(asyncio.create_task(self._harm.hang_up_every(load.hang_up_every_s)))
         clients = [asyncio.create_task(self._client(until)) for _ in range(load.clients)]
-        front = tasks[1]
+        clients.append(asyncio.create_task(self._do_harm(load.kill_every_s, until)))
+        working = asyncio.gather(*clients, return_exceptions=True)
         try:
-            working = asyncio.gather(*clients, harm)
-            await asyncio.wait([working, front], return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                working.result()
+            await asyncio.wait({working, front}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in [*tasks, harm, *clients]:
+            for task in [*beside, *clients]:
                 task.cancel()
-            await asyncio.gather(*tasks, harm, *clients, return_exceptions=True)
+            outcomes = await asyncio.gather(*beside, *clients, return_exceptions=True)
+        if self._server.status is None:
+            for outcome in outcomes:
+                if isinstance(outcome, Exception):
+                    raise outcome
 
     async def _see_front(self) -> None:
         """Returns when the front has died."""

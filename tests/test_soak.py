@@ -228,7 +228,7 @@ def test_a_leak_goes_on_and_what_warms_up_levels_off(of: Any, grows: bool) -> No
 def test_of_few_samples_nothing_is_said() -> None:
     found = trend(QUANTITIES[0], samples(lambda at: 40 + 30 * at)[:8])
     assert found.growth is None
-    assert not found.grows
+    assert found.grows is False
 
 
 def test_files_that_stay_open_are_told() -> None:
