@@ -158,7 +158,7 @@ class Soak:
                 client = Client(target, load.silence_s)
                 self._clients[name] = await stack.enter_async_context(client)
             await self._warm()
-            begun = time.monotonic()
+            begun = self._watch.begun = time.monotonic()
             account.is_complete = await unless_stopped(self._under_load(begun), stop)
         account.seconds = time.monotonic() - begun
         account.deaths, account.hang_ups = self._harm.deaths, self._harm.hang_ups

@@ -122,7 +122,7 @@ def test_what_a_death_explains_ends_between_the_blow_and_the_replacement() -> No
     assert unexplained([Broken(case(), Outcome.DIED, 1.0, 10.5)], deaths, [], slots=4) == []
     for ended in (9.9, 20.0):
         found = unexplained([Broken(case(), Outcome.NOT_READY, 1.0, ended)], deaths, [], slots=4)
-        assert found == ["short, stream: no worker ready, but no worker died then"]
+        assert found == ["short, stream: not ready, but no worker died then"]
 
 
 def test_a_death_ends_no_more_requests_than_had_a_slot() -> None:
