@@ -17,10 +17,12 @@ from loadtest_client import Record, State
 from server.work import EXPIRED
 from soak_cases import WITHOUT_WORDS, Case
 
+AT_ONCE_S = 5.0
+"""A server without a worker says so within this time: later the request had waited."""
 LATE_S = 1.5
 """A client may see it so much later than the death is over."""
 DIED = "worker of this request has died"
-NOT_READY = ("no worker is ready", "no worker is left")
+NOT_READY = "no worker is ready"
 FULL = "every slot is taken"
 FAILURE = "the prompt asked for a failure"
 
@@ -75,6 +77,8 @@ def judge(case: Case, record: Record) -> Verdict:
         return Verdict(Outcome.LOST, f"{failure.kind} without Retry-After: {failure.detail}")
     if busy or failure.kind == ERROR_EVENT:
         told = _told(failure.detail)
+        if told is Outcome.NOT_READY and record.ended - record.begun > AT_ONCE_S:
+            return Verdict(Outcome.LOST, f"it waited, and was refused: {failure.detail}")
         if told is not None and (failure.kind != ERROR_EVENT or told is Outcome.DIED):
             return Verdict(told)
     if failure.kind in (ERROR_EVENT, status_kind(504)) and EXPIRED in failure.detail:
@@ -106,7 +110,7 @@ def _told(message: str) -> Outcome | None:
         return Outcome.DIED
     if FULL in message:
         return Outcome.FULL
-    if any(words in message for words in NOT_READY):
+    if NOT_READY in message:
         return Outcome.NOT_READY
     return None
 

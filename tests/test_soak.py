@@ -76,6 +76,12 @@ def failed(kind: str, detail: str = "", *, retry_after: bool = False) -> Record:
     return record
 
 
+def waited(kind: str, detail: str) -> Record:
+    record = failed(kind, detail, retry_after=True)
+    record.ended += 10
+    return record
+
+
 @pytest.mark.parametrize(
     ("case", "record", "outcome"),
     [
@@ -85,6 +91,8 @@ def failed(kind: str, detail: str = "", *, retry_after: bool = False) -> Record:
         (case(), failed("HTTP 503", f"the {DIED}"), Outcome.LOST),
         (case(), failed("HTTP 503", f"the {DIED}", retry_after=True), Outcome.DIED),
         (case(), failed("HTTP 503", "no worker is ready yet", retry_after=True), Outcome.NOT_READY),
+        (case(), failed("HTTP 503", "no worker is left", retry_after=True), Outcome.LOST),
+        (case(), waited("HTTP 503", "no worker is ready yet"), Outcome.LOST),
         (case(), failed("HTTP 503", "something else", retry_after=True), Outcome.LOST),
         (case(), failed(ERROR_EVENT, f"the {DIED}"), Outcome.DIED),
         (case(), failed(ERROR_EVENT, "no worker is ready yet"), Outcome.LOST),
