@@ -34,6 +34,7 @@ SHOWN = 20
 """Examples of what was lost."""
 REFUSED_PAUSE_S = 0.3
 """Before a client that was refused asks again."""
+POISON_TRIES = 20
 REST_S = 20.0
 """In which everything must have come to rest after the load."""
 LOOK_S = 0.1
@@ -261,10 +262,14 @@ class Soak:
 
     async def _poison(self) -> bool:
         """Whether it came to a worker."""
-        number = next(self._numbers)
-        chance = random.Random(f"{self._load.seed} {number} poison")
-        verdict = await self._ask(crash(self._world, number, chance))
-        return verdict.outcome not in REFUSED
+        for _ in range(POISON_TRIES):
+            number = next(self._numbers)
+            chance = random.Random(f"{self._load.seed} {number} poison")
+            verdict = await self._ask(crash(self._world, number, chance))
+            if verdict.outcome not in REFUSED:
+                return True
+            await asyncio.sleep(REFUSED_PAUSE_S)
+        return False
 
     def _lose(self, what: str) -> None:
         since = time.monotonic() - self._watch.begun
