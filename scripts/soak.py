@@ -69,7 +69,7 @@ STEP_S = 0.004
 ECHO_SLOTS = 4
 SERVER = (sys.executable, "-m", "server")
 BEARABLE = (
-    "--queue", "15",
+    "--queue", "18",
     "--progress-timeout", "5",
     "--restart-wait", "1",
     "--max-deaths", "1000000",

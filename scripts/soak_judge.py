@@ -17,10 +17,12 @@ from loadtest_client import Record, State
 from server.work import EXPIRED
 from soak_cases import WITHOUT_WORDS, Case
 
+AT_ONCE_S = 5.0
+"""A server without a worker says so within this time: later the request had waited."""
 LATE_S = 1.5
 """A client may see it so much later than the death is over."""
 DIED = "worker of this request has died"
-NOT_READY = ("no worker is ready", "no worker is left")
+NOT_READY = "no worker is ready"
 FULL = "every slot is taken"
 FAILURE = "the prompt asked for a failure"
 
@@ -29,15 +31,21 @@ class Outcome(StrEnum):
     """What became of a request."""
 
     WHOLE = "whole"
-    LEFT = "left, as planned"
-    REJECTED = "refused, as it must be"
+    LEFT = "left"
+    """Its client, as planned."""
+    REJECTED = "refused"
+    """Nonsense, as it must be."""
     FULL = "queue full"
-    NOT_READY = "no worker ready"
-    DIED = "worker died: told"
-    CUT = "worker died: visibly cut"
+    NOT_READY = "not ready"
+    """No worker was."""
+    DIED = "died: told"
+    """Its worker; the client was told."""
+    CUT = "died: cut"
+    """The same, in a format that can only be cut, and visibly was."""
     EXPIRED = "time over"
-    FAILED = "failed, as asked"
-    SHARED = "failed with its step"
+    FAILED = "failed"
+    """As it asked for."""
+    SHARED = "shared"
     """Another's failure was in the step of the engine that carried both."""
     LOST = "LOST"
 
@@ -69,6 +77,8 @@ def judge(case: Case, record: Record) -> Verdict:
         return Verdict(Outcome.LOST, f"{failure.kind} without Retry-After: {failure.detail}")
     if busy or failure.kind == ERROR_EVENT:
         told = _told(failure.detail)
+        if told is Outcome.NOT_READY and record.ended - record.begun > AT_ONCE_S:
+            return Verdict(Outcome.LOST, f"it waited, and was refused: {failure.detail}")
         if told is not None and (failure.kind != ERROR_EVENT or told is Outcome.DIED):
             return Verdict(told)
     if failure.kind in (ERROR_EVENT, status_kind(504)) and EXPIRED in failure.detail:
@@ -100,7 +110,7 @@ def _told(message: str) -> Outcome | None:
         return Outcome.DIED
     if FULL in message:
         return Outcome.FULL
-    if any(words in message for words in NOT_READY):
+    if NOT_READY in message:
         return Outcome.NOT_READY
     return None
 

@@ -34,6 +34,7 @@ SHOWN = 20
 """Examples of what was lost."""
 REFUSED_PAUSE_S = 0.3
 """Before a client that was refused asks again."""
+POISON_TRIES = 20
 REST_S = 20.0
 """In which everything must have come to rest after the load."""
 LOOK_S = 0.1
@@ -52,6 +53,11 @@ class Load:
     """Without a byte, after which a request is lost."""
     kill_every_s: float | None
     hang_up_every_s: float | None
+
+    @property
+    def sample_s(self) -> float:
+        """From one look at memory and files to the next."""
+        return max(0.5, self.seconds / SAMPLES)
 
 
 @dataclass(slots=True)
@@ -153,7 +159,7 @@ class Soak:
                 client = Client(target, load.silence_s)
                 self._clients[name] = await stack.enter_async_context(client)
             await self._warm()
-            begun = time.monotonic()
+            begun = self._watch.begun = time.monotonic()
             account.is_complete = await unless_stopped(self._under_load(begun), stop)
         account.seconds = time.monotonic() - begun
         account.deaths, account.hang_ups = self._harm.deaths, self._harm.hang_ups
@@ -172,22 +178,23 @@ class Soak:
     async def _under_load(self, begun: float) -> None:
         """Clients to their end; what goes on beside them ends with them."""
         load, until = self._load, begun + self._load.seconds
-        beside = [self._watch.every(max(0.5, load.seconds / SAMPLES), until), self._see_front()]
+        front = asyncio.create_task(self._see_front())
+        beside = [front, asyncio.create_task(self._watch.every(load.sample_s, until))]
         if load.hang_up_every_s is not None:
-            beside.append(self._harm.hang_up_every(load.hang_up_every_s))
-        tasks = [asyncio.create_task(each) for each in beside]
-        harm = asyncio.create_task(self._do_harm(load.kill_every_s, until))
+            beside.append(asyncio.create_task(self._harm.hang_up_every(load.hang_up_every_s)))
         clients = [asyncio.create_task(self._client(until)) for _ in range(load.clients)]
-        front = tasks[1]
+        clients.append(asyncio.create_task(self._do_harm(load.kill_every_s, until)))
+        working = asyncio.gather(*clients, return_exceptions=True)
         try:
-            working = asyncio.gather(*clients, harm)
-            await asyncio.wait([working, front], return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                working.result()
+            await asyncio.wait({working, front}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in [*tasks, harm, *clients]:
+            for task in [*beside, *clients]:
                 task.cancel()
-            await asyncio.gather(*tasks, harm, *clients, return_exceptions=True)
+            outcomes = await asyncio.gather(*beside, *clients, return_exceptions=True)
+        if self._server.status is None:
+            for outcome in outcomes:
+                if isinstance(outcome, Exception):
+                    raise outcome
 
     async def _see_front(self) -> None:
         """Returns when the front has died."""
@@ -255,10 +262,14 @@ class Soak:
 
     async def _poison(self) -> bool:
         """Whether it came to a worker."""
-        number = next(self._numbers)
-        chance = random.Random(f"{self._load.seed} {number} poison")
-        verdict = await self._ask(crash(self._world, number, chance))
-        return verdict.outcome not in REFUSED
+        for _ in range(POISON_TRIES):
+            number = next(self._numbers)
+            chance = random.Random(f"{self._load.seed} {number} poison")
+            verdict = await self._ask(crash(self._world, number, chance))
+            if verdict.outcome not in REFUSED:
+                return True
+            await asyncio.sleep(REFUSED_PAUSE_S)
+        return False
 
     def _lose(self, what: str) -> None:
         since = time.monotonic() - self._watch.begun

@@ -158,7 +158,7 @@ class Trend:
     @property
     def grows(self) -> bool:
         if not self.quantity.allowance or self.growth is None or self.late_growth is None:
-            return None
+            return False
         return min(self.growth, self.late_growth) > self.allowance
 
 

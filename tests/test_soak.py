@@ -76,6 +76,12 @@ def failed(kind: str, detail: str = "", *, retry_after: bool = False) -> Record:
     return record
 
 
+def waited(kind: str, detail: str) -> Record:
+    record = failed(kind, detail, retry_after=True)
+    record.ended += 10
+    return record
+
+
 @pytest.mark.parametrize(
     ("case", "record", "outcome"),
     [
@@ -85,6 +91,8 @@ def failed(kind: str, detail: str = "", *, retry_after: bool = False) -> Record:
         (case(), failed("HTTP 503", f"the {DIED}"), Outcome.LOST),
         (case(), failed("HTTP 503", f"the {DIED}", retry_after=True), Outcome.DIED),
         (case(), failed("HTTP 503", "no worker is ready yet", retry_after=True), Outcome.NOT_READY),
+        (case(), failed("HTTP 503", "no worker is left", retry_after=True), Outcome.LOST),
+        (case(), waited("HTTP 503", "no worker is ready yet"), Outcome.LOST),
         (case(), failed("HTTP 503", "something else", retry_after=True), Outcome.LOST),
         (case(), failed(ERROR_EVENT, f"the {DIED}"), Outcome.DIED),
         (case(), failed(ERROR_EVENT, "no worker is ready yet"), Outcome.LOST),
@@ -122,7 +130,7 @@ def test_what_a_death_explains_ends_between_the_blow_and_the_replacement() -> No
     assert unexplained([Broken(case(), Outcome.DIED, 1.0, 10.5)], deaths, [], slots=4) == []
     for ended in (9.9, 20.0):
         found = unexplained([Broken(case(), Outcome.NOT_READY, 1.0, ended)], deaths, [], slots=4)
-        assert found == ["short, stream: no worker ready, but no worker died then"]
+        assert found == ["short, stream: not ready, but no worker died then"]
 
 
 def test_a_death_ends_no_more_requests_than_had_a_slot() -> None:
@@ -228,7 +236,7 @@ def test_a_leak_goes_on_and_what_warms_up_levels_off(of: Any, grows: bool) -> No
 def test_of_few_samples_nothing_is_said() -> None:
     found = trend(QUANTITIES[0], samples(lambda at: 40 + 30 * at)[:8])
     assert found.growth is None
-    assert not found.grows
+    assert found.grows is False
 
 
 def test_files_that_stay_open_are_told() -> None:
