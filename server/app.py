@@ -54,6 +54,7 @@ def create_app(
             HTTPException: _on_http_exception,
             ServingError: _on_serving_error,
             ClientLeft: _on_client_left,
+            Exception: _on_bug,
         },
         middleware=[*_cors(access.origins), guard],
     )
@@ -107,6 +108,11 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
 async def _on_serving_error(request: Request, exception: Exception) -> Response:
     error = exception if isinstance(exception, ServingError) else ServingError(str(exception))
     return error_at(request.url.path, error)
+
+
+async def _on_bug(request: Request, _: Exception) -> Response:
+    """What it was is for the log."""
+    return error_at(request.url.path, ServingError("the server has made a mistake; see its log"))
 
 
 async def _on_client_left(_: Request, __: Exception) -> Response:
