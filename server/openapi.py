@@ -41,8 +41,8 @@ from shared.validation import Schema
 
 Error = type[ServingError]
 Errors = tuple[Error, ...]
-ALWAYS: Errors = (ForeignHost, ForeignOrigin)
-"""What any request may be refused for."""
+ALWAYS: Errors = (ForeignHost, ForeignOrigin, ServingError)
+"""What any request may be refused for; the last where the server has made a mistake."""
 BODY: Errors = (InvalidRequest, BodyTooLarge)
 MODEL: Errors = (ModelNotFound, ModelUnavailable, NotReady, WorkerDied)
 """Of what needs a model that is loaded."""
@@ -203,8 +203,8 @@ def _failures(part: Part, errors: Errors) -> dict[str, Any]:
 
 
 def _meaning(error: Error) -> str:
-    """Its code, and its docstring, which begins with the status."""
-    return f"{error.code}: {(inspect.getdoc(error) or '').partition(': ')[2]}"
+    """Its code, and its docstring without the status that it begins with."""
+    return f"{error.code}: {(inspect.getdoc(error) or '').removeprefix(f'{error.status}: ')}"
 
 
 def _error_name(part: Part) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
 from jsonschema import Draft202012Validator
 from starlette.routing import Route
 
-from server.app import api_routes, description
+from server.app import api_routes, create_app, description
 from server.chat.system_prompts import SystemPrompts
 from server.fields import SAMPLING, Form
 from server.metrics import Metrics
@@ -25,7 +26,8 @@ from shared.validation import (
     or_none,
     texts_of,
 )
-from workers.catalog import LoadedModels
+from support import run
+from workers.catalog import LoadedModels, ModelStatus
 
 
 def routed() -> set[tuple[str, str]]:
@@ -96,6 +98,32 @@ def test_errors_have_the_statuses_that_the_dialects_clients_get() -> None:
     ollama = described()["POST", "/api/chat"]["responses"]
     assert "429" not in ollama
     assert "queue_full" in ollama["503"]["description"]
+
+
+class Broken(LoadedModels):
+    def why_not_ready(self) -> str | None:
+        raise RuntimeError("a secret")
+
+    def statuses(self) -> list[ModelStatus]:
+        raise RuntimeError("a secret")
+
+
+@pytest.mark.parametrize("path", ["/ready", "/v1/models", "/api/tags"])
+def test_a_mistake_of_the_server_is_a_500_in_the_shape_of_the_path(path: str) -> None:
+    app = create_app(Models(Broken(()), SamplingParams(), SystemPrompts()))
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get(path)
+
+    response = run(ask())
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    reference = described()["GET", path]["responses"]["500"]["content"]["application/json"]
+    name = reference["schema"]["$ref"].rpartition("/")[2]
+    shape = description(needs_key=False)["components"]["schemas"][name]
+    Draft202012Validator(shape).validate(response.json())
 
 
 # ---------------------------------------------------------------- checks and their schemas

@@ -46,6 +46,8 @@ the weights once more."""
 MOST_CELLS = 2**31 - 1
 KV_TYPES: dict[KvType, int] = {"f16": 1, "f32": 0, "q8_0": 8}
 """ggml's number of each type."""
+LONGEST_LINE = 1000
+"""Characters of what llama.cpp logs."""
 LOG_LEVELS = {3: logging.WARNING, 4: logging.WARNING}
 """ggml's warnings and errors; all else it says is for debugging."""
 ERROR_LEVEL = 4
@@ -85,7 +87,7 @@ class NativeLog:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._callback))
 
     def _log(self, level: int, text: bytes, _: ctypes.c_void_p) -> None:
-        line = text.decode(errors="replace").strip()
+        line = one_line(text)
         if level == ERROR_LEVEL and not self.first_error:
             self.first_error = line
         # It shows progress in dots; of a context beyond the training's the front warns, and it is
@@ -93,6 +95,12 @@ class NativeLog:
         if line.strip(".") and "n_ctx_train" not in line and "default pooling_type" not in line:
             usual = LOG_LEVELS.get(level, logging.DEBUG)
             logger.log(logging.DEBUG if self.is_loading else usual, "%s", line)
+
+
+def one_line(text: bytes) -> str:
+    """What llama.cpp says, without the line ends and the length of what it cites from files."""
+    line = text.decode(errors="replace").strip()[:LONGEST_LINE]
+    return "".join(character if character.isprintable() else " " for character in line)
 
 
 def load_model(

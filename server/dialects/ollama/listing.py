@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -197,7 +198,13 @@ def metadata_of(spec: ModelSpec) -> dict[str, Any]:
         header = read_gguf_header(path)
     except (ConfigurationError, OSError) as error:
         raise _unreadable(spec, error) from None
-    return {**header.metadata, "general.parameter_count": header.n_params}
+    values = {name: _json_value(value) for name, value in header.metadata.items()}
+    return {**values, "general.parameter_count": header.n_params}
+
+
+def _json_value(value: Any) -> Any:
+    """JSON has neither infinity nor what is no number."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _unreadable(spec: ModelSpec, error: Exception) -> ModelUnavailable:
