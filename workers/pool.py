@@ -149,7 +149,7 @@ class WorkerPool:
         if self._ready_handles():
             return None
         if self.is_lost:
-            return f"no worker is left: {self._supervisor.places[0].given_up}"
+            return f"no worker is left: {self.given_up}"
         return "no worker is ready yet"
 
     @property
@@ -207,6 +207,11 @@ class WorkerPool:
     def is_lost(self) -> bool:
         """No worker is left, and none will come."""
         return all(place.given_up for place in self._supervisor.places)
+
+    @property
+    def given_up(self) -> str:
+        """Why no worker will be started again, in words; empty while one is."""
+        return self._supervisor.places[0].given_up
 
     def makes_progress(self, silence_s: float) -> bool:
         """A worker is being loaded, or one that is ready was heard from within `silence_s` seconds
