@@ -209,6 +209,11 @@ class WorkerPool:
         """No worker is left, and none will come."""
         return all(place.given_up for place in self._supervisor.places)
 
+    @property
+    def given_up(self) -> str:
+        """Why no worker will be started again, in words; empty while one is."""
+        return self._supervisor.places[0].given_up
+
     def makes_progress(self, silence_s: float) -> bool:
         """A worker is being loaded, or one that is ready was heard from within `silence_s` seconds
         and within its own progress limit.

@@ -47,6 +47,7 @@ def report_lines(tuned: Tuned, style: Style, columns: int) -> Iterator[str]:
     yield style.bold("Flags")
     if not tuned.advice:
         yield f"{INDENT}none: nothing else was measured; give it more --seconds"
+    yield from (f"{INDENT}{style.bold(line)}" for line in _warning(tuned))
     width = max((len(_flag(item)) for item in tuned.advice), default=0)
     for item in tuned.advice:
         flag = _flag(item)
@@ -67,10 +68,13 @@ def _table(tuned: Tuned, style: Style, columns: int) -> Iterator[str]:
 
 
 def _untried(tuned: Tuned) -> Iterator[str]:
-    if tuned.busy > BUSY:
-        yield f"other programs kept the cores {tuned.busy:.0%} busy: without them it is faster"
     yield f"less than {NOISE - 1:.0%} is no difference"
     yield from (f"not tried: {text}" for text in tuned.untried)
+
+
+def _warning(tuned: Tuned) -> Iterator[str]:
+    if tuned.busy > BUSY:
+        yield f"Other programs kept the cores {tuned.busy:.0%} busy: measure again without them."
 
 
 def _chart(tuned: Tuned, style: Style, columns: int) -> Iterator[str]:
@@ -102,7 +106,9 @@ def _prompt_lines(tuned: Tuned) -> Iterator[str]:
 def config_text(tuned: Tuned, given: Mapping[str, object]) -> str:
     """A file for --config: what was given, and what is advised."""
     by_name = {option.name: option for option in OPTIONS}
-    lines = ["# Measured by `tokenflume tune` on this machine.", ""]
+    lines = ["# Measured by `tokenflume tune` on this machine."]
+    lines += [f"# {line}" for line in _warning(tuned)]
+    lines.append("")
     lines += [setting(by_name[name], value) for name, value in given.items()]
     for item in tuned.advice:
         lines.append(f"{setting(by_name[item.option], item.value)}  # {item.reason}")

@@ -208,8 +208,8 @@ class Tuner:
     async def _ask_kv_type(self, best: Trial) -> Trial:
         """Only where the memory holds too few streams is there something to gain."""
         kv_type: KvType = "q8_0"
-        plan = self._tuned.memory
-        is_short = plan.slots < MOST_SLOTS * best.workers and best.spec.model.slots is None
+        slots = plan_memory(best.spec.model, best.workers).slots
+        is_short = slots < MOST_SLOTS * best.workers and best.spec.model.slots is None
         if self._file.engine != "llama_cpp" or self._is_set("kv_type") or not is_short:
             return best
         first = best

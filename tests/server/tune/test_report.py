@@ -54,7 +54,7 @@ def test_the_report_has_the_figures_the_flags_and_the_reasons(tuned: Tuned) -> N
     assert "1,234" in text
     assert "~12.3 s" in text
     assert "not tried: the same, repack off: no time was left" in text
-    assert "other programs kept the cores 50% busy" in text
+    assert "Other programs kept the cores 50% busy" in text
     assert "they pause 200 ms, else 10" in text
     assert "--max-stall 150  with less, prompts come much later" in text
 
