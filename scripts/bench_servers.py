@@ -28,6 +28,8 @@ SETTINGS = ("TOKENFLUME_", "LLAMA_ARG_")
 """Environment variables of these are options too: the servers do not get them."""
 START_S = 120.0
 """For a server to listen and to load its model."""
+LAST_LOG = 64 * 1024
+"""Bytes of a log's end that are shown."""
 STOP_S = 15.0
 """For a server without streams to end after SIGTERM."""
 
@@ -49,7 +51,12 @@ class ServerProcess:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS)}
         try:
             self._process = subprocess.Popen(
-                self._command, cwd=ROOT, env=environment, stdout=self._log, stderr=self._log
+                self._command,
+                cwd=ROOT,
+                env=environment,
+                stdout=self._log,
+                stderr=self._log,
+                start_new_session=True,  # Ctrl-C is for us, who then end it
             )
         except OSError as error:
             raise BenchError(f"{self._command[0]} cannot be run: {error.strerror}") from None
@@ -67,6 +74,19 @@ class ServerProcess:
         traceback: TracebackType | None,
     ) -> None:
         self._stop()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """Of its exit, negative for a signal; None: it lives."""
+        return self._process.poll()
+
+    def log_lines(self) -> list[str]:
+        """What it has said last."""
+        return self._read_log(LAST_LOG).decode(errors="replace").splitlines()
 
     def pin_main_thread(self, cpus: Sequence[int]) -> None:
         """Let the process' first thread, and no other, run on these CPUs only."""
@@ -104,10 +124,12 @@ class ServerProcess:
         finally:
             connection.close()
 
-    def _read_log(self) -> bytes:
+    def _read_log(self, last: int | None = None) -> bytes:
+        """All of it, or so many bytes at its end."""
         # The server writes through the same open file: pread does not move where it writes.
         descriptor = self._log.fileno()
-        return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+        size = os.fstat(descriptor).st_size
+        return os.pread(descriptor, size, 0 if last is None else max(0, size - last))
 
     def _stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)

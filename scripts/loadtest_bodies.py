@@ -12,7 +12,9 @@ All raise StreamFailure.
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,6 +27,8 @@ that completes a character; any number up to that."""
 UNSHOWN = 3
 """Tokens without an event that any answer may have: one that ends the text, or those of a
 character that the end has cut."""
+ESCAPE = re.compile(r"\\(.)")
+ESCAPED = {"n": "\n", "r": "\r"}
 SHOWN_ERROR = 300
 """Characters of what a server said, in a message."""
 
@@ -38,6 +42,8 @@ class Expected:
     is_exact: bool = True
     """The model cannot end the answer before."""
     events: Events = "usual"
+    text: str | None = None
+    """What it says; None: that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,8 @@ class Body(ABC):
         self.finish_reason: str | None = None
         self.is_done = False
         """The end mark has come."""
+        self._said = 0
+        """Characters of the text, if it is known, that have come."""
 
     @abstractmethod
     def feed(self, data: bytes) -> None:
@@ -71,8 +79,25 @@ class Body(ABC):
     def end(self) -> None:
         """Nothing more will come."""
 
+    def says(self, text: str) -> None:
+        """The next of its text: is it what is known of it?"""
+        whole = self.expected.text
+        if whole is None:
+            return
+        if not whole.startswith(text, self._said):
+            due = whole[self._said : self._said + len(text)]
+            raise wrong(f"{text[:SHOWN_ERROR]!r} came where {due[:SHOWN_ERROR]!r} was due")
+        self._said += len(text)
+
+    def check_text(self) -> None:
+        """Is all of its text there, if it is known?"""
+        whole = self.expected.text
+        if whole is not None and self._said != len(whole):
+            raise wrong(f"looks finished after {self._said} of {len(whole)} characters")
+
     def check_length(self) -> None:
         """Every token is an event here: were all of them sent?"""
+        self.check_text()
         tokens, asked = self.tokens, self.expected.tokens
         if tokens > asked or (self.expected.is_exact and tokens < asked):
             raise wrong(f"{tokens} tokens instead of {asked}")
@@ -80,6 +105,11 @@ class Body(ABC):
 
 def wrong(what: str) -> StreamFailure:
     return StreamFailure(WRONG, what)
+
+
+def unescape(line: bytes) -> str:
+    """The token of a line of plain text."""
+    return ESCAPE.sub(lambda found: ESCAPED.get(found[1], found[1]), line.decode(errors="replace"))
 
 
 class Lines(Body):
@@ -108,11 +138,15 @@ class PlainLines(Lines):
     """A token a line; the connection tells whether it is whole."""
 
     def feed(self, data: bytes) -> None:
-        self.tokens += data.count(b"\n")
+        if self.expected.text is not None:
+            super().feed(data)
+            return
+        self.tokens += data.count(b"\n")  # this is all that is to be known of them
         self._rest = data[-1:] if data[-1:] != b"\n" else b""
 
     def take(self, line: bytes) -> None:
-        """Lines are only counted."""
+        self.tokens += 1
+        self.says(unescape(line))
 
     def end(self) -> None:
         super().end()
@@ -124,12 +158,18 @@ class RawText(Body):
 
     unit = "pieces"
 
+    def __init__(self, expected: Expected) -> None:
+        super().__init__(expected)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
     def feed(self, data: bytes) -> None:
         self.tokens += bool(data)
+        self.says(self._decoder.decode(data))
 
     def end(self) -> None:
         if not self.tokens:
             raise StreamFailure(CUT, "ended without a text")
+        self.check_text()
 
 
 class JsonLines(Lines):
@@ -163,6 +203,7 @@ class TokenLines(JsonLines):
             if index != self.tokens or not isinstance(value["token"], str):
                 raise wrong(f"the token after {self.tokens} others has the index {index}")
             self.tokens += 1
+            self.says(value["token"])
             return
         self.is_done = True
         self.finish_reason = value["finish_reason"]
@@ -194,6 +235,7 @@ class Texts(Lines):
         if self.finish_reason is not None:
             raise wrong(f"a text after the finish reason: {text[:SHOWN_ERROR]!r}")
         self.tokens += 1
+        self.says(text)
         if not text.isascii():
             self._held += len(text.encode()) - len(text)
 
@@ -209,6 +251,7 @@ class Texts(Lines):
                 raise wrong(f"usage says {counted} tokens instead of {asked}")
         if counted > asked:
             raise wrong(f"{counted} tokens instead of {asked}")
+        self.check_text()
 
     def _check_events(self, counted: int) -> None:
         """`counted`: tokens by the server's usage."""

@@ -32,6 +32,8 @@ SWEEP_S = 0.25
 """Between two looks for streams that have been silent for too long."""
 LONGEST_ERROR = 2000
 """Bytes of an error's body that are kept."""
+SLOW_BUFFER = 4096
+"""Bytes that the kernel takes for a slow reader."""
 PORTS = {"http": 80, "https": 443}
 
 
@@ -57,7 +59,7 @@ class Target:
     def expected(self, ask: Ask) -> Expected:
         """What the answer should be."""
         is_exact = bool(self.dialect.endless) and not self.may_end
-        return Expected(ask.tokens, is_exact, self.events)
+        return Expected(ask.tokens, is_exact, self.events, ask.text)
 
     def request(self, ask: Ask) -> bytes:
         """The request, as it goes over the wire."""
@@ -79,7 +81,7 @@ class Target:
     def _body(self, ask: Ask) -> dict[str, Any]:
         model = {} if self.model is None else {"model": self.model}
         endless = {} if self.may_end else self.dialect.endless
-        return {**model, **self.dialect.fields(ask), **endless, **self.fields}
+        return {**model, **self.dialect.fields(ask), **endless, **self.fields, **ask.fields}
 
 
 class State(StrEnum):
@@ -110,6 +112,7 @@ class Record:
     ended: float = 0.0
     failure: StreamFailure | None = None
     usage: Usage | None = None
+    says_retry_after: bool = False
 
 
 class Exchange(asyncio.Protocol):
@@ -136,9 +139,14 @@ class Exchange(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        if self._ask.pause_s:
+            connection = transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BUFFER)
         self._transport.write(self._target.request(self._ask))
         if self._ask.leaves_after == 0:
             self._end(State.LEFT)
+        elif self._ask.leaves_after_s is not None:
+            asyncio.get_running_loop().call_later(self._ask.leaves_after_s, self._leave)
 
     def data_received(self, data: bytes) -> None:
         if self.over.done():
@@ -150,6 +158,8 @@ class Exchange(asyncio.Protocol):
                 self._take(b"".join(self._pieces))
             if self._is_complete:
                 self._finish()
+            elif self._ask.pause_s:
+                self._pause()
         except httptools.HttpParserError as error:
             self.fail(StreamFailure(OTHER_FORMAT, f"the answer is not HTTP: {error}"))
         except StreamFailure as failure:
@@ -174,6 +184,8 @@ class Exchange(asyncio.Protocol):
                 self._media_type = value.decode("latin-1").partition(";")[0].strip().lower()
             case b"content-length" | b"transfer-encoding":
                 self._has_length = True
+            case b"retry-after":
+                self._record.says_retry_after = True
 
     def on_headers_complete(self) -> None:
         self._has_head = True
@@ -196,6 +208,20 @@ class Exchange(asyncio.Protocol):
         """Close the connection, whatever has come."""
         if not self.over.done():
             self._end(State.OPEN)
+
+    def _leave(self) -> None:
+        if not self.over.done():
+            self._end(State.LEFT)
+
+    def _pause(self) -> None:
+        """Read nothing for a while."""
+        if self._transport is not None and not self.over.done():
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(self._ask.pause_s, self._read_on)
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not self.over.done():
+            self._transport.resume_reading()
 
     def _take(self, data: bytes) -> None:
         self._pieces.clear()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import html
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from bench_report import count
+from loadtest_page import WIDE, figure, page, table, tile
 from loadtest_report import (
     MS,
     SEEN,
@@ -36,10 +36,8 @@ from loadtest_svg import (
     steps,
 )
 
-STYLE = Path(__file__).with_name("loadtest_report.css")
 STYLES = ("a", "b")
 """Of the servers, in their order."""
-WIDE = 940.0
 HEADROOM = 1.3
 """Of a histogram, for the words at its lines."""
 NOTHING = '<p class="dim">Nothing came.</p>'
@@ -65,12 +63,7 @@ def report_html(report: Report) -> str:
         *(_point(report, point) for point in report.points),
         _about(report),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(report.title)}</title>\n<style>\n{STYLE.read_text()}</style>\n"
-        f"</head>\n<body>\n{''.join(parts)}</body>\n</html>\n"
-    )
+    return page(report.title, "".join(parts))
 
 
 def _head(report: Report) -> str:
@@ -122,10 +115,9 @@ def _sweep(report: Report) -> str:
     points = report.points
     axis = at_values(_load_name(points[0]), [point.shape.amount for point in points])
     charts = [
-        _figure(_sentence(name), _against_load(report, axis, name, of), "")
-        for name, of in LATENCIES
+        figure(_sentence(name), _against_load(report, axis, name, of), "") for name, of in LATENCIES
     ]
-    charts.append(_figure(_sentence(f"{report.unit}/s"), _rate_against_load(report, axis), ""))
+    charts.append(figure(_sentence(f"{report.unit}/s"), _rate_against_load(report, axis), ""))
     keys = "".join(
         f'<span><svg viewBox="0 0 28 8"><line class="line {name}" x1="0" x2="28" y1="4" y2="4"/>'
         f"</svg>{name}</span>"
@@ -197,7 +189,7 @@ def _sweep_table(report: Report) -> str:
                     failed,
                 ]
             )
-    return _table([*names, "failed"], rows)
+    return table([*names, "failed"], rows)
 
 
 # ---------------------------------------------------------------- a load
@@ -219,13 +211,13 @@ def _summary(report: Report, summary: Summary) -> str:
     """Tiles, and a table of percentiles."""
     unit = report.unit
     tiles = [
-        _tile(number(summary.token_rate), f"{unit}/s together"),
-        *(_tile(f"{cells(of(summary), MS)[0]} ms", f"{name}, p50") for name, of in LATENCIES),
-        _tile(
+        tile(number(summary.token_rate), f"{unit}/s together"),
+        *(tile(f"{cells(of(summary), MS)[0]} ms", f"{name}, p50") for name, of in LATENCIES),
+        tile(
             "–" if summary.fairness is None else f"{summary.fairness:.3f}",
             "fairness (Jain)",
         ),
-        _tile(f"{summary.failed:,}", "failed", "bad" if summary.failed else ""),
+        tile(f"{summary.failed:,}", "failed", "bad" if summary.failed else ""),
     ]
     latencies = [[f"{name}, ms", *cells(of(summary), MS)] for name, of in LATENCIES]
     rates = [
@@ -237,18 +229,14 @@ def _summary(report: Report, summary: Summary) -> str:
     failures = "".join(f'<p class="bad">{html.escape(line)}</p>' for line in failure_lines(summary))
     return (
         f'<div class="tiles">{"".join(tiles)}</div>{failures}'
-        f"{_table(['latency', *columns, 'max'], latencies, 'spreads')}"
-        f"{_table(['rate, reached by p % of them', *columns, 'min'], rates, 'spreads')}"
+        f"{table(['latency', *columns, 'max'], latencies, 'spreads')}"
+        f"{table(['rate, reached by p % of them', *columns, 'min'], rates, 'spreads')}"
         f'<p class="dim">{html.escape(". ".join(map(_sentence, remarks)))}.</p>'
     )
 
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _tile(value: str, name: str, style: str = "") -> str:
-    return f'<div class="tile {style}"><b>{value}</b><span>{html.escape(name)}</span></div>'
 
 
 def _ratios(ratios: Sequence[Ratio]) -> str:
@@ -264,7 +252,7 @@ def _ratios(ratios: Sequence[Ratio]) -> str:
         "B over A: median of the rounds, from the lowest to the highest. Green: B is better in"
         " all rounds; red: worse in all; grey: neither."
     )
-    chart = _figure("B over A", range_chart("B over A", rows), caption, is_wide=True)
+    chart = figure("B over A", range_chart("B over A", rows), caption, is_wide=True)
     return f'<div class="charts">{chart}</div>'
 
 
@@ -274,28 +262,28 @@ def _charts(report: Report, point: Point) -> str:
     hidden = f" {bunched:.1%} came together with the one before: no bar." if bunched > SEEN else ""
     first = " Of the first round." if summaries and summaries[0].rounds > 1 else ""
     charts = [
-        _figure(
+        figure(
             _sentence(f"{unit}/s over time"),
             _timeline(report, point),
             f"Shaded: the time that counts.{first}",
             is_wide=True,
         ),
-        _figure(
+        figure(
             "Inter-token latency",
             _histogram("ITL, ms", [(one.itl_bins, one.itl) for one in summaries]),
             f"Share of the {unit}.{hidden}",
         ),
-        _figure(
+        figure(
             "Time to first token",
             _histogram("TTFT, ms", [(one.ttft_bins, one.ttft) for one in summaries]),
             "Share of the requests.",
         ),
-        _figure(
+        figure(
             "End to end",
             _histogram("end to end, ms", [(one.e2e_bins, one.e2e) for one in summaries]),
             "Share of the whole answers.",
         ),
-        _figure(
+        figure(
             "Fairness",
             _fairness(summaries, f"{unit}/s"),
             "Rate of each stream, waiting included, fastest first. Jain’s index (1: all alike): "
@@ -400,16 +388,3 @@ def _about(report: Report) -> str:
     return (
         f'<h2>What was asked for</h2><div class="table"><table class="text">{rows}</table></div>\n'
     )
-
-
-def _figure(title: str, picture: str, caption: str, *, is_wide: bool = False) -> str:
-    wide = ' class="wide"' if is_wide else ""
-    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return f"<figure{wide}><h3>{html.escape(title)}</h3>{picture}{below}</figure>"
-
-
-def _table(names: Sequence[str], rows: Iterable[Sequence[str]], style: str = "loads") -> str:
-    """Cells are HTML."""
-    head = "".join(f"<th>{name}</th>" for name in names)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="table"><table class="{style}"><tr>{head}</tr>{body}</table></div>'

@@ -7,7 +7,7 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,6 +53,14 @@ class Ask:
     """A chat in the place of the prompt."""
     leaves_after: int | None = None
     """Tokens after which the client closes the connection, 0: at once; None: it stays."""
+    leaves_after_s: float | None = None
+    """Seconds after which it does so."""
+    pause_s: float = 0.0
+    """Between two reads, in seconds, each of a few kB: a slow reader."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """More fields of this request's body."""
+    text: str | None = None
+    """What the answer says; None: that is not known."""
 
 
 # ---------------------------------------------------------------- lengths

@@ -26,6 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from server.openapi import Operation, Operations
 from server.request_record import RequestRecord
 from server.version import VERSION
 from server.worker_metrics import MODEL, PREFIX, Machine, histogram_buckets, worker_families
@@ -166,6 +167,13 @@ class Metrics(Collector):
         self._machine = await asyncio.to_thread(Machine.read, pids)
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
+
+
+OPERATIONS: Operations = {
+    ("GET", "/metrics"): Operation(
+        "What happened and what is, for Prometheus.", {"text/plain": {"type": "string"}}
+    ),
+}
 
 
 def routes(metrics: Metrics) -> list[Route]:

@@ -31,3 +31,9 @@ async def read_body(headers: Headers, receive: Receive) -> bytes:
         if len(body) > MAX_BODY:
             raise BodyTooLarge(f"the body has over {MAX_BODY} bytes, the most that are accepted")
     return bytes(body)
+
+
+async def discard_body(receive: Receive) -> None:
+    """Take what is left of a body. Returns when nothing is, or the client has left."""
+    while (await receive()).get("more_body", False):
+        pass

@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
@@ -53,11 +53,16 @@ class CutStreamFilter(logging.Filter):
 
 def serve_until_stopped(front: Front, listener: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises ConfigurationError when no model loads."""
-    notifier = take_notifier(os.environ)
+    notifier, settings = take_notifier(os.environ), front.settings
+    protocol = partial(
+        StrictProtocol,
+        request_s=settings.request_timeout_s,
+        send_timeout_s=settings.send_timeout_s,
+    )
     config = uvicorn.Config(
         app="",
         loop="uvloop",
-        http=partial(StrictProtocol, request_s=front.settings.request_timeout_s),  # type: ignore[arg-type]  # it is only called
+        http=cast("type[asyncio.Protocol]", protocol),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -86,12 +91,8 @@ async def _serve(
         server = HttpServer(config)
         stopping = _stop_on_signals(catalog, announcer, _reloads(front, models))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        introducing = asyncio.create_task(models.introduce())
+        introducing = asyncio.create_task(_introduce(front, models, url_of(listener)))
         load_failure = asyncio.create_task(catalog.load_failure())
-        address, port = listener.getsockname()[:2]
-        logger.info(
-            "listening on http://%s:%d", f"[{address}]" if ":" in address else address, port
-        )
         try:
             ends: list[asyncio.Future[Any]] = [serving, load_failure, stopping]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -104,6 +105,21 @@ async def _serve(
             failure = _result_or_cancel(load_failure)
     if failure is not None:
         raise failure
+
+
+async def _introduce(front: Front, models: Models, url: str) -> None:
+    """Say where the server is, and what it has loaded as soon as it has."""
+    if front.screen is not None:
+        await front.screen.follow(models, url)
+        return
+    logger.info("listening on %s", url)
+    await models.introduce()
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where its clients find it."""
+    address, port = listener.getsockname()[:2]
+    return f"http://{f'[{address}]' if ':' in address else address}:{port}"
 
 
 def _reloads(front: Front, models: Models) -> list[Reload]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from server.config_file import MODEL_NAME
 from server.hub import resolve_model
 from server.options import BUNDLED_MODEL
 from shared.errors import ConfigurationError
@@ -20,6 +21,7 @@ from shared.settings import (
     ModelSettings,
     ModelSpec,
     PoolSettings,
+    RestartPolicy,
     WorkerSettings,
 )
 from shared.split_gguf import parts_of
@@ -32,7 +34,7 @@ from workers.topology import Plan, make_plan, share_machine
 
 CACHE_LIMIT = 2**30
 """Bytes of saved prompts, where nobody says."""
-NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._:-]*)=(.+)", re.DOTALL)
+NAME = re.compile(rf"({MODEL_NAME.pattern})=(.+)", re.DOTALL)
 """Of a model, before its file; a file's name with "=" in it is written ./like=this."""
 
 FOLDER_SLOTS = 4
@@ -143,6 +145,9 @@ class SpecMaker:
             queue_tokens=self._options.queue_tokens,
             load_timeout_s=self._options.load_timeout,
             progress_timeout_s=self._options.progress_timeout,
+            restart=RestartPolicy(
+                longest_wait_s=self._options.restart_wait, deaths=self._options.max_deaths
+            ),
         )
         return ModelSpec(file.name, pool)
 

@@ -160,6 +160,8 @@ class Settings:
     """What a request gets where it does not say."""
     drain_timeout_s: float
     """How long running streams may go on after SIGTERM."""
+    send_timeout_s: float
+    """How long a client may take nothing, or be out of reach."""
     plan: str
     """The plan of cores and workers in words, for the log."""
     log_level: str

@@ -192,7 +192,7 @@ def _without_llama_cpp(path: Path) -> EngineName:
     if kind in CTRANSFORMERS_GGUF and header.tensor_types <= CTRANSFORMERS_TENSORS:
         return "ctransformers"
     raise ConfigurationError(
-        f"{path} ({' with the tokenizer '.join(kind)}) needs llama.cpp:"
+        f"{path} ({' with the tokenizer '.join(name[:80] for name in kind)}) needs llama.cpp:"
         f" install it with {INSTALL_LLAMA_CPP}"
     )
 

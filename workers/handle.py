@@ -9,6 +9,7 @@ All state about a child lives here, and dies with it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import signal
 import time
@@ -44,6 +45,7 @@ from workers.counters import WorkerCounters
 from workers.stream import RequestStream
 from workers.worker import run_worker
 
+logger = logging.getLogger("tokenflume.pool")
 BROKEN = "broken_frames"
 """The cause of death of a worker that said what none may."""
 
@@ -94,6 +96,7 @@ class WorkerHandle:
         self.slots = 0
         """Requests that it can run at a time; 0 before it is ready."""
         self._kill_reason = ""
+        self._exit_code: int | None = None  # known when the loop has told of the end
         self.cause = ""
         """Of its death, in a word, such as "sigkill"; empty while it lives."""
         self._receiver = TokenReceiver(self._on_messages, self._on_queue_end)
@@ -236,7 +239,7 @@ class WorkerHandle:
     def _deliver(self, request_id: int, event: Token | Embedded) -> None:
         stream = self._in_flight.get(request_id)
         if stream is None or stream.is_abandoned:
-            self.late_messages += 1
+            self._drop(event)
         else:
             stream.put(event)
 
@@ -250,7 +253,7 @@ class WorkerHandle:
         """Nobody may wait for it any more."""
         answer = self._questions.get(question_id)
         if answer is None or answer.done():
-            self.late_messages += 1
+            self._drop(message)
         elif isinstance(message, Failed):
             answer.set_exception(error_from_code(message.code, message.message))
         else:
@@ -264,10 +267,17 @@ class WorkerHandle:
             self._counters.ended(message.usage)
         stream = self._in_flight.pop(message.id, None)
         if stream is None:
-            self.late_messages += 1
+            self._drop(message)
             return
         stream.put(message)
         self._on_free_slot()
+
+    def _drop(self, message: Message | Token) -> None:
+        self.late_messages += 1
+        logger.debug(
+            "worker %d: dropped message %d that nobody waits for, a %s",
+            self.settings.index, self.late_messages, type(message).__name__,
+        )  # fmt: skip
 
     def _on_queue_end(self, error: FrameError | None) -> None:
         """Nothing more will come from the worker: it has died, or has lost its voice."""
@@ -282,16 +292,22 @@ class WorkerHandle:
 
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._process.sentinel)
+        self._process.kill()  # it may have closed its descriptors and live on: do not wait for it
         self._process.join()
+        self._exit_code = self._process.exitcode
         self._conclude()
 
     def _conclude(self) -> None:
-        """Set `ended`, once the process is gone and all that it has sent is read."""
-        if self._process.exitcode is None or not self._receiver.is_at_end:
+        """Set `ended`, once the process is gone and all that it has sent is read.
+
+        The exit code may be had before the loop has told of the end. But then the sentinel would be
+        closed while the loop watches its number, and the next pipe of that number not be opened.
+        """
+        if self._exit_code is None or not self._receiver.is_at_end:
             return
         self._sender.close()
-        reason = self._kill_reason or describe_exit(self._process.exitcode)
-        self.cause = self.cause or exit_cause(self._process.exitcode)
+        reason = self._kill_reason or describe_exit(self._exit_code)
+        self.cause = self.cause or exit_cause(self._exit_code)
         self._process.close()
         self.ended.set_result(reason)
 

@@ -14,6 +14,8 @@ MAX_TEMPLATE = 2**20
 """Bytes of a chat template; the longest of today's have some 20,000."""
 MAX_NAMES = 2 * 2**20
 """Bytes of the names of all control tokens together. A frame holds both."""
+MAX_NAME = 200
+"""Characters of the model's name; what is longer is cut."""
 SPLIT = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
@@ -43,13 +45,13 @@ def gguf_card(
     if len(template.encode()) > MAX_TEMPLATE:
         logger.warning("the chat template is not used: it is longer than %d bytes", MAX_TEMPLATE)
         template = ""
-    if sum(len(name.encode()) for name in names) > MAX_NAMES:
+    if sum(len(name.encode()) for name in (*names, bos, eos)) > MAX_NAMES:
         # Without all names a message's text could be mistaken for a control token.
         logger.warning("the chat template is not used: the names of control tokens are too long")
-        names, template = (), ""
+        names, template, bos, eos = (), "", "", ""
     file_type = header.metadata.get("general.file_type")
     return ModelCard(
-        name=_text(header, "general.name"),
+        name=_text(header, "general.name")[:MAX_NAME],
         parameters=header.n_params if parameters is None else parameters,
         size=file_size(path),
         quantization=FILE_TYPES.get(file_type, "") if isinstance(file_type, int) else "",

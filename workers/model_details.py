@@ -49,6 +49,8 @@ QUANTIZATIONS = {
 }
 """llama.cpp's numbers of file types (`general.file_type`, llama.h's llama_ftype)."""
 UNKNOWN = "unknown"
+MAX_FAMILY = 80
+"""Characters; no engine knows an architecture with a longer name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def read_details(model: ModelFile) -> ModelDetails:
     first, *others = (read_gguf_header(path) for path in model.paths)
     return ModelDetails(
         format="gguf",
-        family=first.architecture,
+        family=first.architecture[:MAX_FAMILY],
         parameter_size=parameter_size(first.n_params + sum(other.n_params for other in others)),
         quantization_level=quantization_level(first),
         context_length=first.architecture_value("context_length"),

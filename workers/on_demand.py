@@ -148,8 +148,9 @@ class ModelsOnDemand:
             await self._unload(spec.name)
             raise
         if reason is not None:
+            logger.error("%s cannot be loaded: %s", spec.name, pool.given_up)
             await self._unload(spec.name)
-            raise ModelUnavailable(f"{spec.name} cannot be loaded: {reason}")
+            raise ModelUnavailable(f"{spec.name} cannot be loaded; the server's log says why")
         logger.info("%s is loaded, in %.1f s", spec.name, time.monotonic() - started)
         return pool
 

@@ -150,7 +150,7 @@ class WorkerPool:
         if self._ready_handles():
             return None
         if self.is_lost:
-            return f"no worker is left: {self._supervisor.places[0].given_up}"
+            return "no worker is left; the server's log says why"
         return "no worker is ready yet"
 
     @property
@@ -209,6 +209,11 @@ class WorkerPool:
         """No worker is left, and none will come."""
         return all(place.given_up for place in self._supervisor.places)
 
+    @property
+    def given_up(self) -> str:
+        """Why no worker will be started again, in words; empty while one is."""
+        return self._supervisor.places[0].given_up
+
     def makes_progress(self, silence_s: float) -> bool:
         """A worker is being loaded, or one that is ready was heard from within `silence_s` seconds
         and within its own progress limit.
@@ -238,10 +243,11 @@ class WorkerPool:
         handles = (place.handle for place in self._supervisor.places)
         return max((handle.loading for handle in handles if handle is not None), default=0.0)
 
-    async def until_ready(self) -> str | None:
-        """Returns None when a worker is ready, or why none will be."""
-        while not self._ready_handles() and not self.is_lost:
-            self._change = asyncio.get_running_loop().create_future()
+    async def until_ready(self, workers: int = 1) -> str | None:
+        """Returns None when so many workers are ready, or why none will be."""
+        while len(self._ready_handles()) < workers and not self.is_lost:
+            if self._change is None or self._change.done():
+                self._change = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._change)
         return self.why_not_ready()
 

@@ -112,18 +112,24 @@ class Supervisor:
 
     async def _keep(self, place: Place) -> None:
         """The story of one place."""
+        failures = 0
         while not place.given_up:
             try:
                 handle = await self._start_worker(place)
-            except OSError as error:  # no memory, no process or no descriptor to be had
+            except OSError as error:
+                # No memory, no process or no descriptor to be had: nobody died, and it may pass.
                 logger.error("%s cannot be started: %s", place.name, error)
                 place.counters.deaths["not_started"] += 1
-            else:
-                await self._attend(place, handle)
-                place.handle = None
+                failures += 1
+                await asyncio.sleep(back_off_s(self._settings.restart, failures + 1))
+                continue
+            failures = 0
+            await self._attend(place, handle)
+            place.handle = None
             if not place.given_up:
                 await self._after_death(place)
-        logger.error("%s is given up: %s", place.name, place.given_up)
+        if not self.load_failure.done():  # whose waiter tells it
+            logger.error("%s is given up: %s", place.name, place.given_up)
         self._on_change()
 
     async def _start_worker(self, place: Place) -> WorkerHandle:
@@ -202,7 +208,8 @@ def back_off_s(policy: RestartPolicy, deaths: int) -> float:
     """Seconds to wait after the last of so many recent deaths: 0, then doubling, bounded."""
     if deaths <= 1:
         return 0.0
-    return min(policy.first_wait_s * 2.0 ** (deaths - 2), policy.longest_wait_s)
+    doublings = min(deaths - 2, 60)
+    return min(policy.first_wait_s * 2.0**doublings, policy.longest_wait_s)
 
 
 def describe_ready(ready: Ready) -> str:

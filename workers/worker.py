@@ -65,7 +65,17 @@ logger = logging.getLogger("tokenflume.worker")
 def run_worker(settings: WorkerSettings, requests: Connection, tokens: Connection) -> None:
     """The entry of a worker process; returns when the front says so or is gone."""
     prepare_process(settings)
-    receiver, sender = RequestReceiver(requests), TokenSender(tokens)
+    try:
+        load_and_serve(settings, RequestReceiver(requests), TokenSender(tokens))
+    except MemoryError:
+        logger.error("worker %d is out of memory", settings.index)
+        raise SystemExit(1) from None
+
+
+def load_and_serve(
+    settings: WorkerSettings, receiver: RequestReceiver, sender: TokenSender
+) -> None:
+    """Tell the front what was loaded, or why nothing was, and serve."""
     started = time.monotonic()
     try:
         threads = max(1, len(settings.cpus))

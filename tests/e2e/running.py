@@ -7,6 +7,7 @@ import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -175,3 +176,26 @@ def unescape(line: str) -> str:
 def text_of(body: str) -> str:
     """The text of a whole plain text body."""
     return "".join(unescape(line) for line in body.split("\n"))
+
+
+def address_of(url: str) -> tuple[str, int]:
+    host, port = url.removeprefix("http://").split(":")
+    return host, int(port)
+
+
+def open_request(url: str, **body: Any) -> socket.socket:
+    """A POST /stream whose answer is not waited for; the server closes after it."""
+    connection = socket.create_connection(address_of(url))
+    connection.settimeout(30)
+    send_request(connection, **body)
+    return connection
+
+
+def send_request(connection: socket.socket, **body: Any) -> None:
+    """POST /stream; the server closes after its answer."""
+    content = json.dumps(body).encode()
+    connection.sendall(
+        b"POST /stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        + f"Content-Length: {len(content)}\r\n\r\n".encode()
+        + content
+    )

@@ -18,7 +18,8 @@ BOOT_S = 20.0
 BOOT = r"""
 set -e
 echo $$ > "$1/cgroup.procs"
-exec unshare --mount --uts --ipc --cgroup --pid --fork --kill-child bash -ec '
+exec setpriv --pdeathsig KILL \
+    unshare --mount --uts --ipc --cgroup --pid --fork --kill-child bash -ec '
     memory=$1
     mount -t tmpfs tmpfs "$memory"
     for folder in etc var opt tmp; do
@@ -136,7 +137,7 @@ def made_cgroup() -> Path:
     """A cgroup of version 2, for the machine alone. Raises CannotBoot."""
     if os.geteuid() != 0:
         raise CannotBoot("it needs root")
-    for program in ("unshare", "nsenter", "/usr/lib/systemd/systemd"):
+    for program in ("unshare", "nsenter", "setpriv", "/usr/lib/systemd/systemd"):
         if not shutil.which(program):
             raise CannotBoot(f"there is no {program}")
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]

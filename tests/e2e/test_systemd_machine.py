@@ -183,6 +183,13 @@ def test_the_real_model_streams_in_the_sandbox_pinned_and_locked(service: System
     assert service.show(UNIT)["Result"] == "success"
 
 
+def test_ctransformers_streams_in_the_sandbox_too(service: SystemdMachine) -> None:
+    configure(service, engine="ctransformers")
+    with start(service) as client:
+        body = {"prompt": "Once upon a time", "num_predict": 5}
+        assert client.post("/stream", json=body).text.count("\n") == 5
+
+
 def test_models_that_the_script_names_are_served(service: SystemdMachine) -> None:
     """A path goes through systemd's quotes and through a shell's."""
     configure(service)

@@ -20,6 +20,7 @@ from server.cli import (
     build_settings,
     listen,
     run,
+    watch_clients,
 )
 from server.options import BUNDLED_MODEL, EXIT_STATUS, read_options
 from server.version import VERSION
@@ -294,6 +295,19 @@ def test_a_port_is_free_again_at_once_after_its_connections() -> None:
     listen("127.0.0.1", port).close()
 
 
+def test_accepted_connections_have_the_limits_of_their_listener() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        watch_clients(listener, 1.5)
+        with socket.create_connection(listener.getsockname(), timeout=TIMEOUT_S):
+            accepted, _ = listener.accept()
+            with accepted:
+                tcp = socket.IPPROTO_TCP
+                assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+                assert accepted.getsockopt(tcp, socket.TCP_KEEPIDLE) == 10
+                assert accepted.getsockopt(tcp, socket.TCP_USER_TIMEOUT) == 3500
+                assert accepted.getsockopt(tcp, socket.TCP_NOTSENT_LOWAT) == 128 * 1024
+
+
 def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -352,6 +366,7 @@ def test_options_reach_the_settings_that_they_are_for() -> None:
         *("--temp", "0.1", "--top-k", "2", "--top-p", "0.3", "--repeat-penalty", "1.4"),
         *("--repeat-last-n", "6", "--log-level", "error", "--workers", "1", "--num-threads", "1"),
         *("--slots", "3", "--max-stall", "80", "--mlock", "--repack", "off"),
+        *("--send-timeout", "4.5", "--restart-wait", "5.5", "--max-deaths", "6"),
     )
 
     assert (settings.host, settings.port, settings.log_level) == ("::1", 81, "error")
@@ -359,6 +374,9 @@ def test_options_reach_the_settings_that_they_are_for() -> None:
     assert settings.models[0].pool.queue == 5
     assert settings.models[0].pool.load_timeout_s == 2.5
     assert settings.models[0].pool.progress_timeout_s == 3.5
+    assert settings.send_timeout_s == 4.5
+    restart = settings.models[0].pool.restart
+    assert (restart.longest_wait_s, restart.deaths) == (5.5, 6)
     assert settings.sampling == SamplingParams(
         temp=0.1, top_k=2, top_p=0.3, repeat_penalty=1.4, repeat_last_n=6
     )

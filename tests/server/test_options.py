@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ CASES = (
     ),
     Case(("--request-timeout",), 30.0, SECONDS, NO_SECONDS),
     Case(("--drain-timeout",), 30.0, SECONDS, NO_SECONDS),
+    Case(("--send-timeout",), 20.0, SECONDS, NO_SECONDS),
     Case(
         ("--log-level",),
         "info",
@@ -126,6 +128,8 @@ CASES = (
     ),
     Case(("--load-timeout",), 600.0, SECONDS, NO_SECONDS),
     Case(("--progress-timeout",), 60.0, SECONDS, NO_SECONDS),
+    Case(("--restart-wait",), 30.0, {"0": 0.0, **SECONDS}, (*NO_NUMBERS, "-1", "86401")),
+    Case(("--max-deaths",), 5, {"1": 1, "1000": 1000}, (*NO_INTEGERS, "0", "-1")),
     Case(("-T", "--temp"), 0.80, {"0": 0.0, "1.5": 1.5}, (*NO_NUMBERS, "-0.1", "1001")),
     Case(("-k", "--top-k"), 40, {"0": 0, "7": 7}, (*NO_INTEGERS, "-1", "2147483648")),
     Case(("--top-p",), 0.95, {"1": 1.0, "0.5": 0.5}, (*NO_NUMBERS, "0", "1.01", "-1")),
@@ -340,8 +344,37 @@ def test_help_mentions_every_flag_with_its_default(help_text: str) -> None:
             assert f" {flag} " in words or f" {flag}," in words
         if case.default not in (None, ()):
             assert f"(default: {case.default})" in words
-    for flag in ("-f", "--float16", "--plan", "--version", "-h", "--help"):
+    for flag in ("-f", "--float16", "--plan", "--version", "-h", "--help", "--config"):
         assert f" {flag} " in words or f" {flag}," in words
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_help_is_wrapped_to_the_terminal_but_not_wider_than_can_be_read(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        read_options(["--help"], {})
+
+    options, _, epilog = capsys.readouterr().out.partition("exit status:")
+    assert max(map(len, options.splitlines()[4:])) <= min(columns, 100)
+    assert max(map(len, epilog.splitlines())) <= 80
+
+
+def test_help_ends_with_examples_that_the_program_takes(help_text: str) -> None:
+    *_, examples = help_text.partition("\nexamples:\n")
+    commands = [line.split() for line in examples.splitlines() if line.startswith("  tokenflume")]
+    assert len(commands) > 4
+    for _, *arguments in commands:
+        if arguments[:1] != ["tune"] and "--config" not in arguments:
+            read_options(arguments, {})
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_every_option_is_in_the_documentation(option: Any) -> None:
+    root = Path(__file__).parents[2]
+    texts = [path.read_text() for path in (root / "README.md", *root.glob("docs/**/*.md"))]
+    assert any(re.search(rf"{option.flags[-1]}(?![\w-])", text) for text in texts)
 
 
 def test_help_mentions_what_an_option_can_be(help_text: str) -> None:
@@ -375,7 +408,9 @@ def test_the_result_is_a_namespace_of_every_option_and_switch() -> None:
     options = read_options([], {})
 
     assert isinstance(options, argparse.Namespace)
-    assert set(vars(options)) == {case.name for case in CASES} | {"float16", "plan", "version"}
+    assert set(vars(options)) == {case.name for case in CASES} | {
+        *("float16", "plan", "version", "config", "print_config")
+    }
 
 
 def test_a_mistyped_variable_ends_with_status_2_and_the_nearest_name(

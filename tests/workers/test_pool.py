@@ -33,6 +33,8 @@ from support import (
     until_ready,
     with_pool,
 )
+from workers.counters import WorkerCounters
+from workers.handle import WorkerHandle
 from workers.pool import WorkerPool
 from workers.stream import RequestStream
 from workers.supervisor import back_off_s
@@ -263,8 +265,8 @@ def test_tokens_after_a_cancel_are_dropped_and_counted(tmp_path: Path) -> None:
         (place,) = pool._supervisor.places
         stream = pool.submit(Prompt("x"), LONG)
         await first_tokens(stream)
+        time.sleep(0.05)  # the loop stands still, and tokens pile up in the queue
         pool.release(stream)
-        time.sleep(0.05)
         await until(lambda: pool.active == 0)
         assert place.handle is not None
         assert place.handle.late_messages > 0
@@ -300,7 +302,7 @@ def test_a_model_that_cannot_be_loaded_is_told_and_not_tried_again(tmp_path: Pat
         model = model_settings(path=echo_options(tmp_path, load_error="no such tensor"))
         async with WorkerPool(pool_settings(model)) as pool:
             assert str(await pool.load_failure()) == "no such tensor"
-            await until(lambda: pool.why_not_ready() == "no worker is left: no such tensor")
+            await until(lambda: "no worker is left" in (pool.why_not_ready() or ""))
             await until(lambda: worker_pids(pool) == [])
 
     run(go())
@@ -326,7 +328,7 @@ def test_a_crash_loop_ends_with_the_place_given_up_and_everyone_told(
         model = model_settings(path=echo_options(tmp_path, dies_after_s=0.1, slots=1))
         async with WorkerPool(pool_settings(model)) as pool:
             await until(lambda: "no worker is left" in (pool.why_not_ready() or ""))
-            with pytest.raises(NotReady, match="4 workers died within 60 s"):
+            with pytest.raises(NotReady, match="no worker is left"):
                 pool.submit(Prompt("x"), FULL)
 
     run(go())
@@ -435,7 +437,37 @@ def test_a_worker_is_replaced_once_there_are_descriptors_again(
         await until_ready(pool)
         assert text_of(await collect(pool, pool.submit(Prompt("back"), FULL))) == "back"
 
-    with_pool(pool_settings(restart=replace(QUICK_RESTART, deaths=100)), step)
+    with_pool(pool_settings(restart=replace(QUICK_RESTART, deaths=2)), step)
+
+
+def test_the_loop_does_not_go_on_to_watch_a_worker_that_was_gone_before_it_knew() -> None:
+    """Its exit code is there before its end has been told: a race, made certain. The number that
+    the loop watched would be a later pipe's."""
+
+    async def go() -> None:
+        (settings,) = pool_settings().workers
+        handle = await WorkerHandle.start(settings, lambda: None, WorkerCounters())
+        await handle.ready
+        loop, sentinel = asyncio.get_running_loop(), handle._process.sentinel
+
+        def kill_and_wait() -> None:
+            process = psutil.Process(handle.pid)
+            process.kill()
+            while process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.001)  # the loop is to stay where it is
+
+        loop.call_soon(kill_and_wait)
+        handle._receiver.close()  # its end is told right behind
+        await handle.until_ended()
+        reader, writer = os.pipe()
+        os.dup2(reader, sentinel)
+        pipe = os.fdopen(sentinel, "rb", buffering=0)
+        transport, _ = await loop.connect_read_pipe(asyncio.Protocol, pipe)
+        transport.close()
+        os.close(reader)
+        os.close(writer)
+
+    run(go())
 
 
 def test_a_field_that_the_engine_cannot_honour_is_refused_by_name() -> None:
@@ -526,17 +558,16 @@ def test_clients_that_wait_are_served_in_turn() -> None:
         await first_tokens(held)
         greedy = [pool.submit(Prompt("greedy"), FULL, client="a") for _ in range(4)]
         modest = pool.submit(Prompt("modest"), FULL, client="b")
-        done: list[RequestStream] = []
-
-        async def follow(stream: RequestStream) -> None:
-            await collect(pool, stream)
-            done.append(stream)
-
         async with asyncio.TaskGroup() as group:
             for stream in (*greedy, modest):
-                group.create_task(follow(stream))
+                group.create_task(collect(pool, stream))
             pool.release(held)
-        assert done == [greedy[0], modest, *greedy[1:]]
+
+        def got_its_slot(stream: RequestStream) -> float:
+            return stream._submitted_at + stream.queued_s
+
+        in_turn = [greedy[0], modest, *greedy[1:]]
+        assert sorted((*greedy, modest), key=got_its_slot) == in_turn
 
     with_pool(pool_settings(model_settings(slots=1)), step)
 

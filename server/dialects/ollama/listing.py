@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,14 +15,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from server.dialects.ollama.fields import THINKING, known_fields
+from server.dialects.ollama.fields import THINKING, empty
 from server.dialects.ollama.parts import THOUGHT
+from server.fields import PLAIN_TEXT, Form
 from server.request_body import read_body
 from server.version import VERSION
 from shared.errors import ConfigurationError, InvalidRequest, ModelUnavailable
 from shared.settings import ModelSpec
 from shared.split_gguf import parts_of
-from shared.validation import boolean, text
+from shared.validation import BOOLEAN
 from workers.catalog import ModelStatus, find
 from workers.engine import GGUF_MAGIC
 from workers.gguf_header import read_gguf_header
@@ -35,8 +37,14 @@ if TYPE_CHECKING:
 CHAT_TEMPLATE = "tokenizer.chat_template"
 TEMPLATE_WORDS = {"tools": ("tools",), "thinking": (THINKING, THOUGHT)}
 """What a model was trained for, by a word that its chat template has then."""
-NOT_SHOWN = dict.fromkeys(("system", "template", "options"), "a model is shown as it is")
-"""What may only be empty, and why."""
+SHOW = Form(
+    {
+        "model": PLAIN_TEXT,
+        "name": PLAIN_TEXT.saying("What older clients call it."),
+        "verbose": BOOLEAN,
+        **dict.fromkeys(("system", "template", "options"), empty("a model is shown as it is")),
+    }
+)
 
 logger = logging.getLogger("tokenflume")
 
@@ -75,12 +83,11 @@ def routes(models: Models) -> Sequence[BaseRoute]:
 
 def shown_name(body: bytes) -> str:
     """The model that a body of /api/show names. Raises InvalidRequest."""
-    fields = known_fields(body, ("model", "name", "verbose"), NOT_SHOWN)
-    boolean("verbose", fields.get("verbose", False))
+    fields = SHOW.read(body)
     name = fields.get("model") or fields.get("name")  # older clients say the latter
-    if name is None:
+    if not name:
         raise InvalidRequest("model is missing")
-    return text("model", name)
+    return str(name)
 
 
 Describe = Callable[[ModelStatus, DetailsCache], dict[str, Any]]
@@ -191,7 +198,13 @@ def metadata_of(spec: ModelSpec) -> dict[str, Any]:
         header = read_gguf_header(path)
     except (ConfigurationError, OSError) as error:
         raise _unreadable(spec, error) from None
-    return {**header.metadata, "general.parameter_count": header.n_params}
+    values = {name: _json_value(value) for name, value in header.metadata.items()}
+    return {**values, "general.parameter_count": header.n_params}
+
+
+def _json_value(value: Any) -> Any:
+    """JSON has neither infinity nor what is no number."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _unreadable(spec: ModelSpec, error: Exception) -> ModelUnavailable:
