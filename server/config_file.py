@@ -90,7 +90,7 @@ def _models(where: str, table: Any) -> list[str]:
                 f"{where}: a name must have letters, digits, ., _, : or -, and not begin with a"
                 f" mark: {name!r:.80}"
             )
-        if not isinstance(file, str) or not file:
+        if not isinstance(file, str) or not file or "\0" in file:
             raise ConfigurationError(f"{where}: {name} must be the name of a file, a string")
     return [f"{name}={file}" for name, file in table.items()]
 
@@ -105,6 +105,8 @@ def _texts(where: str, key: Key, value: object) -> str | list[str]:
 def _text(where: str, key: Key, value: object) -> str:
     if isinstance(value, bool) and "on" in key.choices:
         return "on" if value else "off"
+    if isinstance(value, str) and "\0" in value:  # which no flag can have, and no file's name
+        raise ConfigurationError(f"{where} must not contain the character U+0000")
     if isinstance(value, str) and key.takes != "number":
         return value
     if key.takes == "text":

@@ -22,7 +22,7 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 EXIT_STATUS = """exit status:
   0  it was asked to end, and has
-  2  a flag or an environment variable is wrong
+  2  a flag, an environment variable or a line of the file is wrong
   3  the configuration cannot work, or the model cannot be loaded
   4  it cannot listen on that address
   5  a second signal ended it at once
@@ -559,7 +559,7 @@ def build_parser(
 ) -> argparse.ArgumentParser:
     """The flags, as strings; `resolve_options` checks the values, wherever they come from.
 
-    `shown`: groups whose options help tells of; None: all.
+    `shown`: groups whose options help tells of; None: all, and what the server itself can print.
     """
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -586,18 +586,19 @@ def build_parser(
     )
     configuration = parser.add_argument_group(CONFIG.group)
     configuration.add_argument(*CONFIG.flags, metavar=CONFIG.metavar, help=CONFIG.help)
-    configuration.add_argument(
-        "--print-config",
-        action="store_true",
-        help="print every option's value and where it comes from, as such a file, and exit",
-    )
-    configuration.add_argument(
-        "--plan",
-        action="store_true",
-        help="print the cores, the limits and the workers that follow, and exit",
-    )
     other = parser.add_argument_group("other")
-    other.add_argument("--version", action="store_true", help="print the version and exit")
+    if shown is None:
+        configuration.add_argument(
+            "--print-config",
+            action="store_true",
+            help="print every option's value and where it comes from, as such a file, and exit",
+        )
+        configuration.add_argument(
+            "--plan",
+            action="store_true",
+            help="print the cores, the limits and the workers that follow, and exit",
+        )
+        other.add_argument("--version", action="store_true", help="print the version and exit")
     other.add_argument("-h", "--help", action="help", help="print this and exit")
     return parser
 

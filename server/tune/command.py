@@ -34,16 +34,17 @@ FIXED = {"queue": 64, "queue_tokens": 2**20, "cache_limit": 0, "cache_dir": None
 
 USAGE = "tokenflume tune [-m MODEL] [--seconds S] [--write-config FILE] [options]"
 DESCRIPTION = """\
-Measure a model on this machine, in the worker processes that would serve it, and
-say with which flags it is fastest. Options that are given stay as they are; of
-those that are not, these are tried: --num-threads and --workers, --repack,
+Measure a model on this machine, in the worker processes that would serve it,
+and say with which flags it is fastest. Options that are given stay as they are;
+of those that are not, these are tried: --num-threads and --workers, --repack,
 --kv-type (where memory is short), --batch-size (on ctransformers), --slots and
 --max-stall. Nothing else should run meanwhile."""
 EPILOG = """\
 exit status:
   0  it has measured
   2  a flag, an environment variable or a line of the file is wrong
-  3  the model does not fit, or cannot be loaded
+  3  the model does not fit, or cannot be loaded, or the file not be written
+130  it was interrupted
 
 examples:
   tokenflume tune
@@ -69,6 +70,7 @@ def tune(arguments: list[str]) -> int:
         parser.error(error.message)
     configure_logging(options.log_level if "log_level" in resolved.sources else "error")
     try:
+        _check_writable(options.write_config)
         file = _the_model(options)
         tuned = _measured(file, resolved, seconds)
         _report(file, resolved, tuned)
@@ -91,6 +93,14 @@ def tune_parser() -> argparse.ArgumentParser:
         "--write-config", metavar="FILE", type=Path, help="write what is advised, for --config"
     )
     return parser
+
+
+def _check_writable(path: Path | None) -> None:
+    """Before a minute is spent for it. Raises ConfigurationError."""
+    if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+        raise ConfigurationError(
+            f"{path} cannot be written: it is no file in a folder that may be written to"
+        )
 
 
 def _the_model(options: argparse.Namespace) -> GivenModel:

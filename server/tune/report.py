@@ -21,7 +21,7 @@ BUSY = 0.1
 
 def memory_lines(memory: MemoryPlan, available: int | None, style: Style) -> Iterator[str]:
     """What the model will take, before it is loaded."""
-    left = "" if available is None else f" of {size_text(available)} that are left"
+    left = "" if available is None else f" of {size_text(available)} that are free"
     yield style.bold("Memory") + f"  about {size_text(memory.total)}{left}"
     yield f"{INDENT}{size_text(memory.weights):>9}  weights, which workers share"
     if memory.repacked:
@@ -31,6 +31,8 @@ def memory_lines(memory: MemoryPlan, available: int | None, style: Style) -> Ite
         f" {size_text(memory.slot)} each"
     )
     yield f"{INDENT}{size_text(memory.processes):>9}  the workers themselves"
+    if available is not None:
+        yield f"{INDENT}{size_text(available - memory.total):>9}  remain"
 
 
 def report_lines(tuned: Tuned, style: Style, columns: int) -> Iterator[str]:

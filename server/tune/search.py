@@ -35,8 +35,8 @@ ENOUGH = 0.95
 STALLS_MS = (50.0, 150.0, 400.0)
 LITTLE_LATER = 1.25
 """How much later a prompt's first token may come so that streams pause less."""
-BATCHES = (8, 32, 128)
-"""Prompt tokens at a time, for an engine that does not find out itself."""
+BATCHES = (32, 128)
+"""Prompt tokens at a time, besides its own 8, for an engine that does not find out itself."""
 WINDOWS = 60
 """Parts of the time; a measurement takes one, about."""
 BUSY_S = 0.5

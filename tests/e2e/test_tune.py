@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
+import psutil
 import pytest
 
 from running import ROOT, RunningServer, run_to_its_end
@@ -62,6 +65,8 @@ def test_what_is_printed_as_a_file_serves_the_same(tmp_path: Path) -> None:
         (["--models-dir", "."], 3, "tune measures one model: give one -m"),
         (["-m", "none.gguf"], 3, "none.gguf cannot be read: no such file or directory"),
         (["-n", "2000000", "--slots", "256"], 3, "MiB are left"),
+        (["--write-config", "/none/tuned.toml"], 3, "/none/tuned.toml cannot be written"),
+        (["--write-config", "/"], 3, "/ cannot be written"),
         (["--speed"], 2, "unrecognized arguments: --speed"),
     ],
 )
@@ -73,6 +78,30 @@ def test_what_cannot_be_measured_is_a_sentence_and_a_status(
     assert ended.returncode == status
     assert said in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
+
+
+def test_ctrl_c_ends_it_and_its_workers() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server", "tune"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        while "the workers themselves" not in process.stdout.readline():
+            pass
+        started = psutil.Process(process.pid)
+        deadline = time.monotonic() + 20
+        while not (workers := started.children()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert "Traceback" not in out + err
+    assert psutil.wait_procs(workers, timeout=5)[1] == []
 
 
 def test_its_help_tells_of_the_options_that_matter() -> None:

@@ -122,6 +122,8 @@ def test_a_switch_is_a_truth_value_or_its_word(switch: str, value: str, tmp_path
         ('cache-limit = "2GB"', "such as 1000000, 500M or 2G"),
         ("host = 4", "host must be a string"),
         ("prompts = true", "prompts must be a string"),
+        ('prompts = "a\\u0000"', "prompts must not contain the character U+0000"),
+        ('[models]\na = "b\\u0000"', "models: a must be the name of a file"),
         ("model = [1]", "model must be a string, or a list of strings"),
         ("mlock = 1", 'mlock must be true, false, or one of "on", "off"'),
         ("kv-type = true", 'kv-type must be one of "f16", "f32", "q8_0"'),
@@ -206,3 +208,32 @@ def test_a_value_in_toml_reads_as_itself(value: Any, tmp_path_factory: Any) -> N
     path.write_text(f"a = {toml_value(value)}\nb = {toml_value([str(value)])}", "utf-8")
 
     assert read_toml(path) == {"a": value, "b": [str(value)]}
+
+
+VALUES = st.recursive(
+    st.integers() | st.floats() | st.booleans() | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda values: st.lists(values, max_size=3),
+    max_leaves=4,
+)
+
+
+def in_toml(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(in_toml, value))}]"
+    return toml_value(value)
+
+
+@given(option=st.sampled_from(OPTIONS), value=VALUES)
+def test_any_value_is_taken_or_ends_with_status_2(
+    option: Option, value: Any, tmp_path_factory: Any
+) -> None:
+    path = tmp_path_factory.mktemp("toml") / "any.toml"
+    path.write_text(f"{option.name} = {in_toml(value)}", "utf-8")
+
+    try:
+        options = read_options(["--config", str(path)], {})
+    except SystemExit as ended:
+        assert ended.code == 2
+    else:
+        found = getattr(options, option.name)
+        assert isinstance(found, str | int | float | Path | tuple)
