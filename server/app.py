@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -11,11 +12,11 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
-from server import cache, health, tokens
+from server import cache, health, metrics, openapi, tokens
 from server.dialects import DIALECTS
 from server.errors import error_body, error_response
 from server.guard import Guard
@@ -24,6 +25,7 @@ from server.middleware import PageSecurity, RequestIds
 from server.models import Models
 from server.relay import GenerationEndpoint
 from server.request_body import ClientLeft
+from server.request_record import Observer, RequestRecord
 from shared.errors import InvalidRequest, MethodNotAllowed, NotFound, ServingError
 from shared.settings import AccessSettings
 
@@ -34,28 +36,30 @@ def create_app(
     models: Models,
     access: AccessSettings = AccessSettings(),  # noqa: B008  frozen
     keys: ApiKeys | None = None,
+    observers: Sequence[Observer] = (),
 ) -> ASGIApp:
     """The application over models that its caller starts and stops.
 
-    `keys`: None where none are needed.
+    `keys`: None where none are needed. `observers` are told of each request that is over.
     """
-    generations = [
-        Route(path, GenerationEndpoint(dialect, parse, models), methods=["POST"])
-        for dialect in DIALECTS
-        for path, parse in dialect.paths.items()
-    ]
-    others = [route for dialect in DIALECTS for route in dialect.routes(models)]
-    page = PageSecurity(StaticFiles(directory=UI, html=True))
-    guard = Middleware(
-        Guard, hosts=access.hosts, origins=access.origins, keys=keys, refuse=error_at
+    figures = metrics.Metrics(
+        models.catalog, [path for dialect in DIALECTS for path in dialect.paths]
     )
+    all_observers = (figures.ended, *observers)
+
+    def refuse(scope: Scope, error: ServingError) -> Response:
+        record = RequestRecord(scope)
+        record.error = error
+        record.end()
+        for observer in all_observers:
+            observer(record)
+        return error_at(scope["path"], error)
+
+    page = PageSecurity(StaticFiles(directory=UI, html=True))
+    guard = Middleware(Guard, hosts=access.hosts, origins=access.origins, keys=keys, refuse=refuse)
     app = Starlette(
         routes=[
-            *generations,
-            *others,
-            *health.routes(models.catalog),
-            *cache.routes(models.catalog),
-            *tokens.routes(models),
+            *api_routes(models, figures, all_observers, needs_key=keys is not None),
             Mount("/ui", page),
             Route("/", page),
         ],
@@ -63,10 +67,54 @@ def create_app(
             HTTPException: _on_http_exception,
             ServingError: _on_serving_error,
             ClientLeft: _on_client_left,
+            Exception: _on_defect,
         },
         middleware=[*_cors(access.origins), guard],
     )
     return RequestIds(app)
+
+
+def api_routes(
+    models: Models, figures: metrics.Metrics, observers: Sequence[Observer], *, needs_key: bool
+) -> list[BaseRoute]:
+    """All routes but those of the page; `description` has each of them."""
+    generations = [
+        Route(
+            path,
+            GenerationEndpoint(dialect, parse, models, figures, observers),
+            methods=["POST"],
+        )
+        for dialect in DIALECTS
+        for path, parse in dialect.paths.items()
+    ]
+    others = [route for dialect in DIALECTS for route in dialect.routes(models)]
+    return [
+        *generations,
+        *others,
+        *health.routes(models.catalog),
+        *metrics.routes(figures),
+        *cache.routes(models.catalog),
+        *tokens.routes(models),
+        *openapi.routes(lambda: description(needs_key=needs_key)),
+    ]
+
+
+def description(*, needs_key: bool) -> dict[str, Any]:
+    """What /openapi.json says: of all routes but those of the page."""
+    own = {
+        **health.OPERATIONS,
+        **metrics.OPERATIONS,
+        **cache.OPERATIONS,
+        **tokens.OPERATIONS,
+        **openapi.OPERATIONS,
+    }
+    return openapi.document(
+        [
+            *(openapi.Part(d.name, d.operations, d.error_schema, d.statuses) for d in DIALECTS),
+            openapi.Part("server", own, openapi.ERROR),
+        ],
+        needs_key=needs_key,
+    )
 
 
 def _cors(origins: Sequence[str]) -> list[Middleware]:
@@ -86,6 +134,11 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
 async def _on_serving_error(request: Request, exception: Exception) -> Response:
     error = exception if isinstance(exception, ServingError) else ServingError(str(exception))
     return error_at(request.url.path, error)
+
+
+async def _on_defect(request: Request, _: Exception) -> Response:
+    """What nobody expected: the log has it, with its traceback, and the client has not."""
+    return error_at(request.url.path, ServingError("the server failed; its log says how"))
 
 
 async def _on_client_left(_: Request, __: Exception) -> Response:

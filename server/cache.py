@@ -6,9 +6,52 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from server.openapi import (
+    FLAG,
+    INTEGER,
+    MODEL,
+    MODEL_QUERY,
+    NUMBER,
+    Operation,
+    Operations,
+    array,
+    record,
+)
 from shared.errors import NotFound
 from shared.sampling import MAX_CACHE_ID
+from shared.validation import nullable
 from workers.catalog import Catalog
+
+PROMPT = record(
+    id=INTEGER,
+    tokens=INTEGER,
+    bytes=INTEGER,
+    last_used=NUMBER,
+    in_memory_of=INTEGER,
+    on_disk=FLAG,
+)
+OPERATIONS: Operations = {
+    ("GET", "/cache"): Operation(
+        "The prompts that are saved under ids.",
+        {"application/json": record(prompts=array(PROMPT), saves_states=nullable(FLAG))},
+        errors=MODEL,
+        parameters=(MODEL_QUERY,),
+    ),
+    ("DELETE", "/cache/{id}"): Operation(
+        "Forget a prompt.",
+        {"application/json": record(id=INTEGER, deleted={"const": True})},
+        errors=(NotFound, *MODEL),
+        parameters=(
+            {
+                "name": "id",
+                "in": "path",
+                "required": True,
+                "schema": {"type": "integer", "minimum": 1, "maximum": MAX_CACHE_ID},
+            },
+            MODEL_QUERY,
+        ),
+    ),
+}
 
 
 def routes(catalog: Catalog) -> list[Route]:

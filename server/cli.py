@@ -14,8 +14,10 @@ from server.chat import chat_format
 from server.chat.system_prompts import system_prompts
 from server.front import Front
 from server.keys import ApiKeys
-from server.options import read_options
+from server.options import build_parser, resolve_options
+from server.print_config import print_config
 from server.specs import FolderModels, folder_settings, given_files, make_specs
+from server.startup import StartScreen, is_wanted
 from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.logs import configure_logging
@@ -35,19 +37,29 @@ EXIT_OK = 0
 EXIT_CONFIGURATION = 3
 EXIT_CANNOT_LISTEN = 4
 BACKLOG = 2048
+MOST_UNSENT = 128 * 1024
+"""Bytes that the kernel keeps of an answer before they are sent; else it would be megabytes."""
 KEEPALIVE_IDLE_S = 10
-KEEPALIVE_INTERVAL_S = 5
+KEEPALIVE_INTERVAL_S = 2
 
 logger = logging.getLogger("tokenflume")
 
 
 def run(arguments: list[str]) -> int:
     """Do what the command line says; return the exit status (see options.EXIT_STATUS)."""
-    options = read_options(arguments, os.environ)
+    if arguments[:1] == ["tune"]:
+        from server.tune.command import tune
+
+        return tune(arguments[1:])
+    resolved = resolve_options(build_parser(), arguments, os.environ)
+    options = resolved.values
     if options.version:
         print(f"tokenflume {VERSION}")
         return EXIT_OK
-    configure_logging(options.log_level)
+    if options.print_config:
+        print(print_config(resolved))
+        return EXIT_OK
+    configure_logging(options.log_level, options.log_format)
     try:
         settings = build_settings(options)
         if options.plan:
@@ -66,7 +78,7 @@ def run(arguments: list[str]) -> int:
         listener = listen(settings.host, settings.port)
         if keys is None and options.insecure == "off":
             _refuse_beyond_loopback(listener)
-        notice_vanished_clients(listener, settings.send_timeout_s)
+        watch_clients(listener, settings.send_timeout_s)
     except ConfigurationError as error:
         return _fail(EXIT_CONFIGURATION, str(error))
     except OSError as error:
@@ -74,8 +86,12 @@ def run(arguments: list[str]) -> int:
         return _fail(EXIT_CANNOT_LISTEN, f"cannot listen on {where}: {error.strerror or error}")
     except KeyboardInterrupt:  # as a long download may be
         return EXIT_OK
-    describe(settings)
-    front = Front(settings, catalog_of(settings, options), system, keys)
+    screen = StartScreen(settings) if is_wanted(settings.log_level) else None
+    if screen is None:
+        describe(settings)
+    else:
+        screen.begin()
+    front = Front(settings, catalog_of(settings, options), system, keys, screen)
     return _serve(front, listener)
 
 
@@ -119,6 +135,7 @@ def build_settings(options: argparse.Namespace) -> Settings:
             options.cors_origin,
         ),
         request_timeout_s=options.request_timeout,
+        log_prompts=options.log_prompts == "on",
     )
 
 
@@ -175,17 +192,20 @@ def _refuse_beyond_loopback(listener: socket.socket) -> None:
         )
 
 
-def notice_vanished_clients(listener: socket.socket, timeout_s: float) -> None:
-    """Let the kernel end connections whose other side has not answered for so long.
+def watch_clients(listener: socket.socket, timeout_s: float) -> None:
+    """Let the kernel end connections whose other side does not answer, and keep little for one that
+    does not read.
 
     A client whose machine or network is gone closes nothing. Accepted sockets inherit what is set
-    here: probes where there is nothing to send, and a limit for what is sent and for probes.
+    here: probes where there is nothing to send, and a limit for what is sent and for probes. It
+    is so much longer than `timeout_s` that a client that could read is SendDeadline's first.
     """
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_UNSENT)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-    milliseconds = max(1, round(timeout_s * 1000))  # 0 would be the kernel's own, many minutes
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    unanswered_ms = round((timeout_s + KEEPALIVE_INTERVAL_S) * 1000)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unanswered_ms)
 
 
 def describe(settings: Settings) -> None:

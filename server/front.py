@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from server.chat.system_prompts import SystemPrompts
 from server.keys import ApiKeys
+from server.startup import StartScreen
 from shared.settings import Settings
 from workers.catalog import Catalog
 
@@ -19,3 +20,5 @@ class Front:
     system: SystemPrompts
     keys: ApiKeys | None
     """None: no key is needed."""
+    screen: StartScreen | None = None
+    """What shows how the server starts; None: the log says it."""

@@ -28,7 +28,7 @@ class Guard:
     A page of somebody else's can make a browser ask a server in its own network: under a name
     that it has pointed there, which the Host shows, or from another origin, which the Origin
     shows. `origins`: those that may; "*": all. `keys`: None where none are needed. `refuse` makes
-    the answer of an error at a path.
+    the answer of an error to a request.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Guard:
         hosts: Collection[str],
         origins: Collection[str],
         keys: ApiKeys | None,
-        refuse: Callable[[str, ServingError], Response],
+        refuse: Callable[[Scope, ServingError], Response],
     ) -> None:
         self._app = app
         self._hosts = {host.lower() for host in hosts}
@@ -57,7 +57,7 @@ class Guard:
         try:
             self._check(scope)
         except ServingError as error:
-            response = self._refuse(scope["path"], error)
+            response = self._refuse(scope, error)
             await response(scope, receive, send_with_headers)
         else:
             await self._app(scope, receive, send_with_headers)

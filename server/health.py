@@ -9,8 +9,31 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from server.errors import error_body, error_response
+from server.openapi import FLAG, INTEGER, NUMBER, STRING, Operation, Operations, array, record
 from shared.errors import NotReady
 from workers.catalog import Catalog, ModelStatus
+
+COUNTS = {"workers": INTEGER, "active": INTEGER, "waiting": INTEGER}
+STATE = record(
+    {"engine": STRING, "architecture": STRING}
+    | dict.fromkeys(("context", "vocabulary", "slots"), INTEGER),
+    name=STRING,
+    is_loaded=FLAG,
+    loaded=NUMBER,
+    **COUNTS,
+)
+OPERATIONS: Operations = {
+    ("GET", "/health"): Operation(
+        "The process lives.",
+        {"application/json": record(status={"const": "ok"})},
+        is_open=True,
+    ),
+    ("GET", "/ready"): Operation(
+        "It can serve now, or why not.",
+        {"application/json": record(status={"const": "ready"}, models=array(STATE), **COUNTS)},
+        errors=(NotReady,),
+    ),
+}
 
 
 def routes(catalog: Catalog) -> list[Route]:

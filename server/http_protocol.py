@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import httptools
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from server.send_deadline import SendDeadline
 
@@ -38,7 +39,7 @@ class Refused(Exception):
 
 
 class StrictProtocol(SendDeadline):
-    """`request_s`: seconds from a request's first byte to its last."""
+    """`request_s`: seconds from a request's first byte to its last. The rest: see SendDeadline."""
 
     def __init__(self, *args: Any, request_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -48,6 +49,7 @@ class StrictProtocol(SendDeadline):
         self._head_bytes = 0
         self._unparsed_bytes = 0  # of a head that is not yet whole, whatever the parser has of it
         self._refusal: Refused | None = None
+        self._cycles: list[RequestResponseCycle] = []
 
     # ------------------------------------------------------------ the connection
 
@@ -57,7 +59,11 @@ class StrictProtocol(SendDeadline):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._end_answers()
         super().connection_lost(exc)
+
+    def eof_received(self) -> None:
+        self._end_answers()  # the loop closes the connection now
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -97,6 +103,7 @@ class StrictProtocol(SendDeadline):
         self._unparsed_bytes = 0
         self._within(self._request_s)
         super().on_headers_complete()
+        self._cycles = [*self._unanswered(), self.cycle]
 
     def on_message_complete(self) -> None:
         self._stop_timer()
@@ -149,10 +156,23 @@ class StrictProtocol(SendDeadline):
         if self.transport.is_closing():
             return
         logger.info("refused a request: %s", refusal)
-        is_answering = self.cycle is not None and self.cycle.response_started
-        if not is_answering or self.cycle.response_complete:
+        if not any(cycle.response_started for cycle in self._unanswered()):
             self.transport.write(_answer(refusal))
+        self._end_answers()
         self.transport.close()
+
+    # ------------------------------------------------------------ answers
+
+    def _unanswered(self) -> list[RequestResponseCycle]:
+        """Of requests that came before others were answered there are several; uvicorn tells only
+        the last of them when the connection ends."""
+        return [cycle for cycle in self._cycles if not cycle.response_complete]
+
+    def _end_answers(self) -> None:
+        """Nobody reads them any more."""
+        for cycle in self._unanswered():
+            cycle.disconnected = True
+            cycle.message_event.set()
 
 
 def _answer(refusal: Refused) -> bytes:

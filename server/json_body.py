@@ -7,7 +7,6 @@ from collections import Counter
 from typing import Any, NoReturn
 
 from shared.errors import InvalidRequest
-from shared.validation import number, text
 
 MAX_NUMBER_LENGTH = 400
 """Characters; the longest float64 in full has 325 digits."""
@@ -37,18 +36,6 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRequest("the body must be a JSON object")
     return value
-
-
-def model_name(fields: dict[str, Any]) -> str | None:
-    """Take the field `model` out: a name, or nothing. Raises InvalidRequest."""
-    name = fields.pop("model", None)
-    return None if name is None else text("model", name)
-
-
-def timeout(fields: dict[str, Any]) -> float | None:
-    """Take the field `timeout_s` out: seconds, or nothing. Raises InvalidRequest."""
-    value = fields.pop("timeout_s", None)
-    return None if value is None else number("timeout_s", value, above=0, high=86_400)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from server.chat import ChatFormat, chat_format
 from server.chat.system_prompts import SystemPrompts
 from server.dialects.base import ServedModel
 from shared.errors import NotReady
-from shared.messages import ModelCard
+from shared.messages import ModelCard, ModelInfo
 from shared.sampling import SamplingParams
 from workers.catalog import Catalog, ModelStatus
 from workers.pool import WorkerPool
 
-logger = logging.getLogger("tokenflume")
+logger = logging.getLogger("tokenflume.models")
 
 
 class Models:
@@ -53,7 +53,7 @@ class Models:
             if info is None:
                 raise NotReady(pool.why_not_ready() or "no worker is ready yet")
             served = ServedModel(
-                spec.name, info, self._defaults, self._chat_of(spec.name, info.card), self._system
+                spec.name, info, self._defaults, self.chat_of(spec.name, info.card), self._system
             )
             yield served, pool
 
@@ -70,9 +70,10 @@ class Models:
         for spec, pool in self._catalog.loaded():
             await pool.until_ready()
             if pool.model is not None:
-                self._chat_of(spec.name, pool.model.card)
+                self.chat_of(spec.name, pool.model.card)
+                _warn_of_context(spec.name, pool.model)
 
-    def _chat_of(self, name: str, card: ModelCard) -> ChatFormat:
+    def chat_of(self, name: str, card: ModelCard) -> ChatFormat:
         """The model's chat format, made once."""
         chat = self._formats.get(card)
         if chat is None:
@@ -85,3 +86,12 @@ class Models:
             else:
                 logger.info("%s chats by %s", name, chat.name)
         return chat
+
+
+def _warn_of_context(name: str, info: ModelInfo) -> None:
+    trained = info.card.trained_context
+    if 0 < trained < info.context:
+        logger.warning(
+            "the context is %d tokens; %s was trained on at most %d, and may lose its thread"
+            " beyond them", info.context, name, trained,
+        )  # fmt: skip

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shared.errors import InvalidRequest
+from server.config_file import Takes, nearest_name, read_config
+from server.help_text import EXAMPLES, USAGE, HelpFormatter
+from shared.errors import ConfigurationError, InvalidRequest
 from shared.sampling import SamplingParams
 from shared.validation import integer, number
 
@@ -26,8 +27,10 @@ EXIT_STATUS = """exit status:
   4  it cannot listen on that address
   5  a second signal ended it at once
 
-An option with a value may also be set in the environment: --num-threads as
-TOKENFLUME_NUM_THREADS. A flag wins over the environment."""
+An option with a value may also be set in the environment, --num-threads as
+TOKENFLUME_NUM_THREADS, or in a file in TOML that --config or TOKENFLUME_CONFIG
+names, as num-threads. A flag wins over the environment, and that over the
+file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,22 @@ class Option:
     def variable(self) -> str:
         return f"TOKENFLUME_{self.name.upper()}"
 
+    @property
+    def takes(self) -> Takes:
+        """What its value is in a file."""
+        if isinstance(self.parse, type):  # str or Path
+            return "text"
+        return "bytes" if self.metavar == "BYTES" else "number"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedOptions:
+    """The value of every option, and where each came from."""
+
+    values: argparse.Namespace
+    sources: Mapping[str, str]
+    """By an option's name a flag, a variable or a file; without an entry: the default."""
+
 
 def _integer(name: str, low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
     def parse(value: str) -> int:
@@ -69,7 +88,7 @@ def _seconds(name: str) -> Callable[[str], float]:
 
 def _number(name: str, **limits: float) -> Callable[[str], float]:
     def parse(value: str) -> float:
-        return number(name, _float_or_text(value), **limits)
+        return number(name, read_float(value), **limits)
 
     return parse
 
@@ -79,7 +98,8 @@ def _integer_or_text(value: str) -> int | str:
     return int(value) if value.lstrip("+-").isdecimal() else value
 
 
-def _float_or_text(value: str) -> float | str:
+def read_float(value: str) -> float | str:
+    """The number, or the text that is none, for the check that follows."""
     try:
         return float(value)
     except ValueError:
@@ -101,7 +121,7 @@ def _sampling(flags: tuple[str, ...], field: str, text: str, metavar: str) -> Op
     is_integer = type(getattr(SAMPLING, field)) is int
 
     def parse(value: str) -> Any:
-        given = _integer_or_text(value) if is_integer else _float_or_text(value)
+        given = _integer_or_text(value) if is_integer else read_float(value)
         return getattr(SAMPLING.from_fields({field: given}), field)
 
     return Option(flags, metavar, text, getattr(SAMPLING, field), parse, "sampling defaults")
@@ -359,6 +379,25 @@ OPTIONS: tuple[Option, ...] = (
         ("debug", "info", "warning", "error"),
     ),
     Option(
+        ("--log-format",),
+        "FORMAT",
+        "lines for people, or a JSON object a line",
+        "text",
+        str,
+        "server",
+        ("text", "json"),
+    ),
+    Option(
+        ("--log-prompts",),
+        "on|off",
+        "what clients ask is in the log, too",
+        "off",
+        str,
+        "server",
+        ("on", "off"),
+        bare="on",
+    ),
+    Option(
         ("-t", "--num-threads"),
         "N",
         "threads of all workers together (default: the physical cores that this process may use)",
@@ -431,37 +470,74 @@ OPTIONS: tuple[Option, ...] = (
 )
 
 
+CONFIG = Option(
+    ("--config",),
+    "FILE",
+    "options in a file, in TOML: num-threads = 4",
+    None,
+    Path,
+    "configuration",
+)
+"""No row of the table: a file cannot name another."""
+
+
 def read_options(arguments: list[str], environment: Mapping[str, str]) -> argparse.Namespace:
     """The value of every option. Ends the program with status 2 and a sentence if one is wrong."""
-    parser = build_parser()
+    return resolve_options(build_parser(), arguments, environment).values
+
+
+def resolve_options(
+    parser: argparse.ArgumentParser, arguments: list[str], environment: Mapping[str, str]
+) -> ResolvedOptions:
+    """As `read_options`, by a parser of `build_parser`, which may know more flags."""
     given = parser.parse_args(arguments)
     _check_names(parser, environment)
     if given.float16:
         if given.kv_type not in (None, "f16"):
             parser.error(f"--float16 and --kv-type {given.kv_type} contradict each other")
         given.kv_type = "f16"
+    given.config = given.config or environment.get(CONFIG.variable)
+    in_file = _values_in_file(parser, given.config)
+    sources: dict[str, str] = {}
     for option in OPTIONS:
-        source, value = option.flags[-1], getattr(given, option.name)
+        name = option.name
+        source, where, value = option.flags[-1], option.flags[-1], getattr(given, name)
         if value is None and option.variable in environment:
-            source, value = option.variable, environment[option.variable]
-            if option.repeats:
-                value = shlex.split(value)
+            source = where = option.variable
+            value = environment[option.variable]
+        elif value is None and name in in_file:
+            source, value = given.config, in_file[name]
+            where = f"{given.config}: {name.replace('_', '-')}"
+        if value is not None:
+            sources[name] = source
         try:
-            setattr(given, option.name, option.default if value is None else _check(option, value))
+            if option.repeats and isinstance(value, str):
+                value = shlex.split(value)
+            setattr(given, name, option.default if value is None else _check(option, value))
         except InvalidRequest as error:
-            parser.error(f"{source}: {error.message}")
+            parser.error(f"{where}: {error.message}")
         except ValueError as error:
-            parser.error(f"{source}: {error}")
-    return given
+            parser.error(f"{where}: {error}")
+    return ResolvedOptions(given, sources)
+
+
+def _values_in_file(
+    parser: argparse.ArgumentParser, path: str | None
+) -> dict[str, str | list[str]]:
+    if not path:
+        return {}
+    try:
+        return read_config(Path(path), OPTIONS)
+    except ConfigurationError as error:
+        parser.error(str(error))
 
 
 def _check_names(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
     """A mistyped variable must not be silently without effect."""
-    known = [option.variable for option in OPTIONS]
+    known = [option.variable for option in (*OPTIONS, CONFIG)]
     for name in environment:
         if name.startswith("TOKENFLUME_") and name not in known:
-            (nearest, *_) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            parser.error(f"{name} sets nothing; did you mean {nearest}?")
+            parser.error(f"{name} sets nothing; did you mean {nearest_name(name, known)}?")
 
 
 def _check(option: Option, value: Any) -> Any:
@@ -474,13 +550,23 @@ def _check(option: Option, value: Any) -> Any:
     return option.parse(value)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The flags, as strings; `read_options` checks the values, wherever they come from."""
+def build_parser(
+    prog: str = "tokenflume",
+    usage: str = USAGE,
+    description: str = "Stream text from GGML and GGUF language models on CPUs, over HTTP.",
+    epilog: str = f"{EXIT_STATUS}\n\n{EXAMPLES}",
+    shown: Collection[str] | None = None,
+) -> argparse.ArgumentParser:
+    """The flags, as strings; `resolve_options` checks the values, wherever they come from.
+
+    `shown`: groups whose options help tells of; None: all.
+    """
     parser = argparse.ArgumentParser(
-        prog="tokenflume",
-        description="Stream text from GGML and GGUF language models on CPUs, over HTTP.",
-        epilog=EXIT_STATUS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=prog,
+        usage=usage,
+        description=description,
+        epilog=epilog,
+        formatter_class=HelpFormatter,
         add_help=False,
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
@@ -491,19 +577,26 @@ def build_parser() -> argparse.ArgumentParser:
             *option.flags,
             dest=option.name,
             metavar=option.metavar,
-            help=_help(option),
+            help=_help(option) if shown is None or option.group in shown else argparse.SUPPRESS,
             nargs="?" if option.bare else None,
             **({"action": "append"} if option.repeats else {"const": option.bare}),
         )
     groups["model"].add_argument(
         "-f", "--float16", action="store_true", help="the same as --kv-type f16, the default"
     )
-    other = parser.add_argument_group("other")
-    other.add_argument(
+    configuration = parser.add_argument_group(CONFIG.group)
+    configuration.add_argument(*CONFIG.flags, metavar=CONFIG.metavar, help=CONFIG.help)
+    configuration.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print every option's value and where it comes from, as such a file, and exit",
+    )
+    configuration.add_argument(
         "--plan",
         action="store_true",
         help="print the cores, the limits and the workers that follow, and exit",
     )
+    other = parser.add_argument_group("other")
     other.add_argument("--version", action="store_true", help="print the version and exit")
     other.add_argument("-h", "--help", action="help", help="print this and exit")
     return parser

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeVar, cast
 
@@ -20,56 +20,83 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.dialects.base import Call, Dialect, Parse, Renderer
 from server.errors import error_response
+from server.metrics import Metrics
 from server.models import Models
 from server.request_body import ClientLeft, read_body
+from server.request_record import Observer, RequestRecord
 from server.work import EXPIRED, Work, begun
-from shared.errors import DeadlineExceeded, ServingError, error_from_code
+from shared.errors import DeadlineExceeded, NotReady, ServingError, error_from_code
 from shared.messages import Embedded, Failed, Finished, Token
 from workers.stream import Event
 
 T = TypeVar("T")
-logger = logging.getLogger("tokenflume.request")
 
 
 class GenerationEndpoint:
-    """The ASGI application of one POST path."""
+    """The ASGI application of one POST path. `observers` are told of each request's end."""
 
-    def __init__(self, dialect: Dialect, parse: Parse, models: Models) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        parse: Parse,
+        models: Models,
+        metrics: Metrics,
+        observers: Sequence[Observer],
+    ) -> None:
         self._dialect = dialect
         self._parse = parse
         self._models = models
+        self._metrics = metrics
+        self._observers = observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = RequestRecord(scope)
+        try:
+            await self._serve(record, scope, receive, send)
+        except ClientLeft:
+            record.has_left = True
+        except asyncio.CancelledError:
+            record.error = NotReady("the server is shutting down")
+            raise
+        except Exception as error:
+            record.error = ServingError(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            record.end()
+            for observer in self._observers:
+                observer(record)
+
+    async def _serve(
+        self, record: RequestRecord, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         headers, arrived = Headers(scope=scope), asyncio.get_running_loop().time()
         try:
             body = await read_body(headers, receive)
             call = self._parse(body, headers)
+            record.read = time.monotonic()
             deadline = None if call.timeout_s is None else arrived + call.timeout_s
             async with client_stays(receive, send) as send_on:
-                await self._answer(call, client_of(scope), deadline, send_on)
+                await self._answer(call, record, deadline, send_on)
         except ServingError as error:
+            record.error = error
             response = error_response(error, self._dialect.error_body(error))
             status = response.status_code
             response.status_code = self._dialect.statuses.get(status, status)
             await response(scope, receive, send)
-        except ClientLeft:
-            logger.debug("a client left before its request was answered")
 
-    async def _answer(self, call: Call, client: str, deadline: float | None, send: Send) -> None:
+    async def _answer(
+        self, call: Call, record: RequestRecord, deadline: float | None, send: Send
+    ) -> None:
         """Raises ServingError only while nothing has been sent."""
         async with contextlib.AsyncExitStack() as stack:
             using = stack.enter_async_context(self._models.use(call.model))
             model, pool = await in_time(using, deadline)
+            record.model = model.name
             answer = call.answer(model)
-            work = Work(answer.tasks, pool, client)
+            work = Work(answer.tasks, pool, record.client)
+            record.submits(work, self._metrics.gaps(model.name))
             stack.enter_context(begun(work, deadline))
-            await relay(work, answer.renderer, send)
-
-
-def client_of(scope: Scope) -> str:
-    """Who asks: requests of one are served in turn with those of others."""
-    address = scope.get("client")
-    return scope.get("api_key_owner") or (address[0] if address else "")
+            await relay(work, answer.renderer, send, record)
 
 
 async def in_time(waiting: Awaitable[T], deadline: float | None) -> T:
@@ -114,8 +141,8 @@ async def client_stays(receive: Receive, send: Send) -> AsyncIterator[Send]:
         watcher.cancel()
 
 
-async def relay(work: Work, renderer: Renderer, send: Send) -> None:
-    """Send the events of the work's streams until all have ended.
+async def relay(work: Work, renderer: Renderer, send: Send, record: RequestRecord) -> None:
+    """Send the events of the work's streams until all have ended, and note them.
 
     Tokens that wait together leave together. Raises ServingError when the
     request fails before its first byte.
@@ -124,19 +151,24 @@ async def relay(work: Work, renderer: Renderer, send: Send) -> None:
     if work.is_done:
         await output.end(b"")
     async for index, events in work.events():
-        body = renderer.tokens(index, tokens_of(events))
+        tokens = tokens_of(events)
+        if tokens:
+            record.tokens(index, len(tokens))
+        body = renderer.tokens(index, tokens)
         for event in events:
             if isinstance(event, Embedded):
                 body += renderer.embedded(index, event.vector)
         last = events[-1]
         if isinstance(last, Failed):
-            await output.cut(body, error_from_code(last.code, last.message))
+            record.error = error_from_code(last.code, last.message)
+            await output.cut(body, record.error)
             return
         if isinstance(last, Finished):
             body += renderer.finished(index, last, work.streams[index].queued_s)
             try:
                 work.ended()
             except ServingError as error:
+                record.error = error
                 await output.cut(body, error)
                 return
         if work.is_done:

@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
@@ -23,6 +23,9 @@ from server.http_protocol import StrictProtocol
 from server.models import Models
 from server.notify import Notifier, take_notifier
 from server.reload import Reload
+from server.request_log import RequestLog
+from server.request_record import Observer
+from server.tracing import traced
 from shared.errors import ConfigurationError
 from workers.catalog import Catalog
 
@@ -50,8 +53,7 @@ class CutStreamFilter(logging.Filter):
 
 def serve_until_stopped(front: Front, listener: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises ConfigurationError when no model loads."""
-    notifier = take_notifier(os.environ)
-    settings = front.settings
+    notifier, settings = take_notifier(os.environ), front.settings
     protocol = partial(
         StrictProtocol,
         request_s=settings.request_timeout_s,
@@ -60,7 +62,7 @@ def serve_until_stopped(front: Front, listener: socket.socket) -> None:
     config = uvicorn.Config(
         app="",
         loop="uvloop",
-        http=protocol,  # type: ignore[arg-type]  # it is only called
+        http=cast("type[asyncio.Protocol]", protocol),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -80,17 +82,17 @@ async def _serve(
 ) -> None:
     settings = front.settings
     models = Models(front.catalog, settings.sampling, front.system, settings.chat.template)
-    async with announced(notifier, models.catalog) as announcer, models.catalog as catalog:
-        config.app = create_app(models, settings.access, front.keys)
+    async with contextlib.AsyncExitStack() as stack:
+        tracing = stack.enter_context(traced(os.environ))
+        announcer = await stack.enter_async_context(announced(notifier, models.catalog))
+        catalog = await stack.enter_async_context(models.catalog)
+        observers: list[Observer] = [RequestLog(prompts=settings.log_prompts), *tracing]
+        config.app = create_app(models, settings.access, front.keys, observers)
         server = HttpServer(config)
         stopping = _stop_on_signals(catalog, announcer, _reloads(front, models))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        introducing = asyncio.create_task(models.introduce())
+        introducing = asyncio.create_task(_introduce(front, models, url_of(listener)))
         load_failure = asyncio.create_task(catalog.load_failure())
-        address, port = listener.getsockname()[:2]
-        logger.info(
-            "listening on http://%s:%d", f"[{address}]" if ":" in address else address, port
-        )
         try:
             ends: list[asyncio.Future[Any]] = [serving, load_failure, stopping]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -103,6 +105,21 @@ async def _serve(
             failure = _result_or_cancel(load_failure)
     if failure is not None:
         raise failure
+
+
+async def _introduce(front: Front, models: Models, url: str) -> None:
+    """Say where the server is, and what it has loaded as soon as it has."""
+    if front.screen is not None:
+        await front.screen.follow(models, url)
+        return
+    logger.info("listening on %s", url)
+    await models.introduce()
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where its clients find it."""
+    address, port = listener.getsockname()[:2]
+    return f"http://{f'[{address}]' if ':' in address else address}:{port}"
 
 
 def _reloads(front: Front, models: Models) -> list[Reload]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from server.config_file import MODEL_NAME
 from server.hub import resolve_model
 from server.options import BUNDLED_MODEL
 from shared.errors import ConfigurationError
@@ -33,7 +34,7 @@ from workers.topology import Plan, make_plan, share_machine
 
 CACHE_LIMIT = 2**30
 """Bytes of saved prompts, where nobody says."""
-NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._:-]*)=(.+)", re.DOTALL)
+NAME = re.compile(rf"({MODEL_NAME.pattern})=(.+)", re.DOTALL)
 """Of a model, before its file; a file's name with "=" in it is written ./like=this."""
 
 FOLDER_SLOTS = 4
@@ -131,6 +132,7 @@ class SpecMaker:
                 cpus=cpus,
                 model=model,
                 log_level=self._options.log_level,
+                log_format=self._options.log_format,
                 max_stall_s=self._options.max_stall / 1000,
                 node=node_of_cpus(self._machine, cpus),
                 cache=cache,

@@ -11,53 +11,119 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from server.json_body import model_name, parse_object
+from server.chat.messages import MESSAGES, TOOL_LIST
+from server.fields import MODEL, PLAIN_TEXT, Form, as_given
 from server.models import Models
+from server.openapi import INTEGER, QUESTION, STRING, Operation, Operations, array, record
 from server.request_body import read_body
 from shared.errors import InvalidRequest
 from shared.prompt import Prompt
-from shared.validation import boolean, integer, text
+from shared.validation import BOOLEAN, Check, integer, integers, or_none
+
+
+def _list_of_tokens(name: str, value: Any) -> list[Any]:
+    """Which ids there are only the model knows."""
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{name} must be a list of token ids")
+    return value
+
 
 TEXT_NAMES = ("content", "text", "prompt")
 """What clients of other servers call it."""
+TOKENIZE = Form(
+    {
+        **dict.fromkeys(TEXT_NAMES, PLAIN_TEXT.saying("The text, under one of its three names.")),
+        "model": MODEL,
+        "add_special": BOOLEAN.saying("The text begins a prompt."),
+        "with_pieces": BOOLEAN.saying("Show the tokens' texts, too."),
+    },
+    one_needed=TEXT_NAMES,
+    is_null_absent=False,
+)
+DETOKENIZE = Form(
+    {
+        "tokens": Check({"type": "array", "items": integers(0).schema}, _list_of_tokens),
+        "model": MODEL,
+    },
+    needed=("tokens",),
+    is_null_absent=False,
+)
+TEMPLATE = Form(
+    {
+        "messages": as_given(MESSAGES),
+        "tools": or_none(as_given(TOOL_LIST)),
+        "model": MODEL,
+        "add_generation_prompt": BOOLEAN.saying("The assistant's message comes next."),
+    },
+    needed=("messages",),
+    is_null_absent=False,
+)
+
+WITH_PIECE = record(id=INTEGER, piece={"anyOf": [STRING, array(INTEGER)]})
+OPERATIONS: Operations = {
+    ("POST", "/tokenize"): Operation(
+        "The tokens of a text.",
+        {
+            "application/json": record(
+                tokens=array(
+                    {
+                        "anyOf": [
+                            INTEGER,
+                            record(id=INTEGER, piece={"anyOf": [STRING, array(INTEGER)]}),
+                        ]
+                    }
+                )
+            )
+        },
+        TOKENIZE,
+        QUESTION,
+    ),
+    ("POST", "/detokenize"): Operation(
+        "The text of tokens.",
+        {"application/json": record(content=STRING)},
+        DETOKENIZE,
+        QUESTION,
+    ),
+    ("POST", "/apply-template"): Operation(
+        "A chat as the prompt that the model reads.",
+        {"application/json": record(prompt=STRING)},
+        TEMPLATE,
+        QUESTION,
+    ),
+}
 
 
 def routes(models: Models) -> list[Route]:
     """The three routes."""
 
     async def tokenize(request: Request) -> Response:
-        fields = await _fields(request, "model", "add_special", "with_pieces", *TEXT_NAMES)
-        content = _content(fields)
-        add_special = boolean("add_special", fields.get("add_special", False))
-        with_pieces = boolean("with_pieces", fields.get("with_pieces", False))
-        async with models.use(model_name(fields)) as (_, pool):
+        fields = await _read(TOKENIZE, request)
+        content = next(fields[name] for name in TEXT_NAMES if name in fields)
+        add_special = fields.get("add_special", False)
+        async with models.use(fields.get("model")) as (_, pool):
             if not content and not add_special:
                 return JSONResponse({"tokens": []})
             found = await pool.tokenize(Prompt(content), is_start=add_special)
-        if not with_pieces:
+        if not fields.get("with_pieces", False):
             return JSONResponse({"tokens": found.tokens})
         pairs = zip(found.tokens, found.pieces, strict=True)
         return JSONResponse({"tokens": [{"id": id_, "piece": shown(p)} for id_, p in pairs]})
 
     async def detokenize(request: Request) -> Response:
-        fields = await _fields(request, "model", "tokens")
-        tokens = fields.get("tokens")
-        if not isinstance(tokens, list):
-            raise InvalidRequest("tokens must be a list of token ids")
-        async with models.use(model_name(fields)) as (served, pool):
+        fields = await _read(DETOKENIZE, request)
+        async with models.use(fields.get("model")) as (served, pool):
             last = served.info.vocabulary - 1
-            ids = tuple(integer(f"tokens[{i}]", id_, 0, last) for i, id_ in enumerate(tokens))
+            tokens = enumerate(fields["tokens"])
+            ids = tuple(integer(f"tokens[{place}]", token, 0, last) for place, token in tokens)
             if not ids:
                 return JSONResponse({"content": ""})
             found = await pool.tokenize(Prompt(tokens=ids), is_start=False)
         return JSONResponse({"content": b"".join(found.pieces).decode(errors="replace")})
 
     async def apply_template(request: Request) -> Response:
-        fields = await _fields(request, "model", "messages", "tools", "add_generation_prompt")
-        if "messages" not in fields:
-            raise InvalidRequest("messages is missing")
-        is_open = boolean("add_generation_prompt", fields.get("add_generation_prompt", True))
-        async with models.use(model_name(fields)) as (served, _):
+        fields = await _read(TEMPLATE, request)
+        is_open = fields.get("add_generation_prompt", True)
+        async with models.use(fields.get("model")) as (served, _):
             prompt = served.chat.render(
                 fields["messages"], tools=fields.get("tools"), is_open=is_open
             )
@@ -78,18 +144,5 @@ def shown(piece: bytes) -> str | list[int]:
         return list(piece)
 
 
-async def _fields(request: Request, *known: str) -> dict[str, Any]:
-    """The body's fields. Raises InvalidRequest for one that is not known."""
-    fields = parse_object(await read_body(request.headers, request.receive))
-    for name in fields:
-        if name not in known:
-            raise InvalidRequest(f"unknown field: {name!r:.80}")
-    return fields
-
-
-def _content(fields: dict[str, Any]) -> str:
-    given = [name for name in TEXT_NAMES if name in fields]
-    if len(given) != 1:
-        raise InvalidRequest("one of content, text and prompt must be there")
-    (name,) = given
-    return "" if fields[name] == "" else text(name, fields[name])
+async def _read(form: Form, request: Request) -> dict[str, Any]:
+    return form.read(await read_body(request.headers, request.receive))

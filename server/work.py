@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 from server.dialects.base import Embedding, Task
-from shared.errors import DeadlineExceeded, QueueFull, ServingError
+from shared.errors import DeadlineExceeded, QueueFull
 from shared.messages import Failed, Finished
 from workers.pool import WorkerPool
 from workers.stream import Event, RequestStream
@@ -17,8 +15,6 @@ from workers.stream import Event, RequestStream
 AT_ONCE = 32
 """Tasks of one answer that wait or run at a time."""
 EXPIRED = "the request was not answered within its timeout_s"
-
-logger = logging.getLogger("tokenflume.request")
 
 
 class Work:
@@ -28,7 +24,7 @@ class Work:
     """
 
     def __init__(self, tasks: Sequence[Task], pool: WorkerPool, client: str) -> None:
-        self._tasks = tasks
+        self.tasks = tasks
         self._pool = pool
         self._client = client
         self._running = 0
@@ -37,7 +33,7 @@ class Work:
 
     @property
     def is_done(self) -> bool:
-        return not self._running and len(self.streams) == len(self._tasks)
+        return not self._running and len(self.streams) == len(self.tasks)
 
     def begin(self) -> None:
         """Submit as many tasks as may be. Raises ServingError.
@@ -45,8 +41,8 @@ class Work:
         A full queue refuses none while others run: their ends are the time to try again.
         """
         try:
-            while self._running < AT_ONCE and len(self.streams) < len(self._tasks):
-                self.streams.append(self._submit(self._tasks[len(self.streams)]))
+            while self._running < AT_ONCE and len(self.streams) < len(self.tasks):
+                self.streams.append(self._submit(self.tasks[len(self.streams)]))
                 self._running += 1
         except QueueFull:
             if not self._running:
@@ -69,7 +65,7 @@ class Work:
 
     async def events(self) -> AsyncIterator[tuple[int, list[Event]]]:
         """The events of all streams as they come, each with its task's place, until one fails."""
-        if len(self._tasks) == 1:  # the usual case needs no tasks of asyncio's
+        if len(self.tasks) == 1:  # the usual case needs no tasks of asyncio's
             while not isinstance((events := await self.streams[0].take())[-1], Finished | Failed):
                 yield 0, events
             yield 0, events
@@ -109,21 +105,13 @@ def begun(work: Work, deadline: float | None = None) -> Iterator[None]:
 
     `deadline`: in the loop's time.
     """
-    started = time.monotonic()
     timer = None
-    outcome = "client left"
     try:
         work.begin()
         if deadline is not None:
             timer = asyncio.get_running_loop().call_at(deadline, work.expire)
         yield
-        outcome = ", ".join(s.finished.reason if s.finished else "failed" for s in work.streams)
-    except ServingError as error:
-        outcome = error.code
-        raise
     finally:
         if timer is not None:
             timer.cancel()
         work.release()
-        ids = " ".join(str(stream.request.id) for stream in work.streams)
-        logger.info("request %s: %s after %.3f s", ids, outcome, time.monotonic() - started)

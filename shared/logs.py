@@ -1,16 +1,20 @@
 """Logging for both sides: to standard error, a line an event.
 
 Where standard error is the journal, that stamps the lines itself, and takes their priority from
-a number before each.
+a number before each. As JSON an event is an object on one line, with a field for each figure.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
 
+LogFormat = Literal["text", "json"]
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 JOURNAL_FORMAT = "%(name)s: %(message)s"
 PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6}
@@ -28,20 +32,49 @@ class JournalFormatter(logging.Formatter):
         return "\n".join(prefix + line for line in super().format(record).split("\n"))
 
 
+class JsonFormatter(logging.Formatter):
+    """An object a line. A record's `fields`, a mapping that it may have, are fields of it, too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            "pid": record.process,
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False, default=str)
+
+
+class JournalJsonFormatter(JsonFormatter):
+    """The object, behind the event's priority."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"<{priority(record.levelno)}>{super().format(record)}"
+
+
 def priority(level: int) -> int:
     """The syslog priority of a level of the logging module."""
     return next((number for least, number in PRIORITIES.items() if level >= least), 7)
 
 
-def configure_logging(level: str) -> None:
+def configure_logging(level: str, log_format: LogFormat = "text") -> None:
     """Set up the root logger. `level` is a name of the logging module, such as "info"."""
     handler = logging.StreamHandler(sys.stderr)
-    is_journal = stderr_is_journal(os.environ)
-    handler.setFormatter(JournalFormatter() if is_journal else logging.Formatter(FORMAT))
+    handler.setFormatter(_formatter(log_format, is_journal=stderr_is_journal(os.environ)))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # The others' logs of downloads have addresses in them that are as good as a password.
     for name in ("asyncio", "httpx2", "httpcore2"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _formatter(log_format: LogFormat, *, is_journal: bool) -> logging.Formatter:
+    if log_format == "json":
+        return JournalJsonFormatter() if is_journal else JsonFormatter()
+    return JournalFormatter() if is_journal else logging.Formatter(FORMAT)
 
 
 def stderr_is_journal(environment: Mapping[str, str]) -> bool:

@@ -2,7 +2,8 @@
 
 Down, on a worker's request queue:  Generate, Embed, Tokenize, Cancel, DropPrompt, Shutdown.
 Up, on its token queue:             Loading, Ready, LoadFailed, Tokens, Embedded, Tokenized,
-                                    Finished, Failed, PromptSaved, PromptDropped, Heartbeat.
+                                    Finished, Failed, PromptSaved, PromptDropped, Steps,
+                                    Heartbeat.
 
 A request's life is one Generate, any number of Tokens, then exactly one Finished or Failed; or one
 Embed, then Embedded and Finished, or Failed. Cancel asks for a Finished with reason "cancelled".
@@ -18,6 +19,8 @@ from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "cancelled"]
+StepKind = Literal["prefill", "decode", "embed"]
+"""What a step of an engine is for: prompts, next tokens, or a vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +254,27 @@ class PromptDropped:
 
 
 @dataclass(frozen=True, slots=True)
+class Counts:
+    """A histogram's values."""
+
+    buckets: tuple[int, ...]
+    """How many there are in each bucket; the last one has no bound."""
+    total: float
+    """Their sum."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The engine's steps of one kind since the last such message: shared.steps has the bounds."""
+
+    kind: StepKind
+    seconds: Counts
+    """What they took."""
+    tokens: Counts
+    """What they were fed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """The worker's loop went round. Sent by the loop itself, so a stuck engine sends none."""
 
@@ -272,5 +296,6 @@ Message = (
     | Failed
     | PromptSaved
     | PromptDropped
+    | Steps
     | Heartbeat
 )

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from shared.errors import InvalidRequest
-from shared.validation import boolean, integer, number, text, texts
+from shared.validation import (
+    BOOLEAN,
+    TEXT,
+    Check,
+    integer,
+    integers,
+    number,
+    numbers,
+    or_none,
+    text,
+    texts_of,
+)
 
 MAX_CACHE_ID = 2**63 - 1
 MAX_STOP_STRINGS = 16
@@ -115,7 +126,7 @@ class SamplingParams:
             field = "temp" if name == "temperature" else name
             if field not in values:
                 raise InvalidRequest(f"unknown field: {name!r:.80}")
-            values[field] = _VALIDATORS[field](name, value)
+            values[field] = CHECKS[field](name, value)
         if values["grammar"] and values["json_schema"]:
             raise InvalidRequest("grammar and json_schema exclude each other: send one of them")
         return SamplingParams(**values)
@@ -130,10 +141,6 @@ class SamplingParams:
             for field in fields(self)
             if field.name not in supported and getattr(self, field.name) != field.default
         ]
-
-
-def _or_none(check: Callable[[str, Any], int]) -> Callable[[str, Any], int | None]:
-    return lambda name, value: None if value is None else check(name, value)
 
 
 def _logit_bias(name: str, value: Any) -> tuple[LogitBias, ...]:
@@ -186,36 +193,64 @@ def _schema(name: str, value: Any) -> str:
     return _text_at_most(name, json.dumps(value), MAX_GRAMMAR)
 
 
-_VALIDATORS: dict[str, Callable[[str, Any], Any]] = {
-    "num_predict": lambda name, value: integer(name, value, 1),
-    "n_batch": _or_none(lambda name, value: integer(name, value, 1)),
-    "top_k": lambda name, value: integer(name, value, 0),
-    "top_p": lambda name, value: number(name, value, above=0, high=1),
-    "min_p": lambda name, value: number(name, value, low=0, high=1),
-    "typical_p": lambda name, value: number(name, value, above=0, high=1),
-    "top_n_sigma": lambda name, value: number(name, value, low=-1, high=1000),
-    "xtc_probability": lambda name, value: number(name, value, low=0, high=1),
-    "xtc_threshold": lambda name, value: number(name, value, low=0, high=1),
-    "temp": lambda name, value: number(name, value, low=0, high=1000),
-    "repeat_penalty": lambda name, value: number(name, value, above=0, high=1000),
-    "repeat_last_n": lambda name, value: integer(name, value, 0),
-    "frequency_penalty": lambda name, value: number(name, value, low=-2, high=2),
-    "presence_penalty": lambda name, value: number(name, value, low=-2, high=2),
-    "dry_multiplier": lambda name, value: number(name, value, low=0, high=1000),
-    "dry_base": lambda name, value: number(name, value, low=1, high=1000),
-    "dry_allowed_length": lambda name, value: integer(name, value, 0),
-    "dry_penalty_last_n": lambda name, value: integer(name, value, -1),
-    "dry_sequence_breakers": lambda name, value: texts(
-        name, value, MAX_DRY_BREAKERS, MAX_DRY_BREAKER_LENGTH
+_BIAS = {"anyOf": [{"type": "number", "minimum": -100, "maximum": 100}, {"const": False}]}
+_TOKEN = integers(0).schema
+_LOGIT_BIAS: Check[tuple[LogitBias, ...]] = Check(
+    {
+        "anyOf": [
+            {
+                "type": "object",
+                "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"},
+                "additionalProperties": _BIAS,
+                "maxProperties": MAX_LOGIT_BIASES,
+            },
+            {
+                "type": "array",
+                "items": {
+                    "type": "array",
+                    "prefixItems": [_TOKEN, _BIAS],
+                    "minItems": 2,
+                    "maxItems": 2,
+                },
+                "maxItems": MAX_LOGIT_BIASES,
+            },
+        ]
+    },
+    _logit_bias,
+)
+
+CHECKS: Mapping[str, Check[Any]] = {
+    "num_predict": integers(1),
+    "n_batch": or_none(integers(1)),
+    "top_k": integers(0),
+    "top_p": numbers(above=0, high=1),
+    "min_p": numbers(low=0, high=1),
+    "typical_p": numbers(above=0, high=1),
+    "top_n_sigma": numbers(low=-1, high=1000),
+    "xtc_probability": numbers(low=0, high=1),
+    "xtc_threshold": numbers(low=0, high=1),
+    "temp": numbers(low=0, high=1000),
+    "repeat_penalty": numbers(above=0, high=1000),
+    "repeat_last_n": integers(0),
+    "frequency_penalty": numbers(low=-2, high=2),
+    "presence_penalty": numbers(low=-2, high=2),
+    "dry_multiplier": numbers(low=0, high=1000),
+    "dry_base": numbers(low=1, high=1000),
+    "dry_allowed_length": integers(0),
+    "dry_penalty_last_n": integers(-1),
+    "dry_sequence_breakers": texts_of(MAX_DRY_BREAKERS, MAX_DRY_BREAKER_LENGTH),
+    "mirostat": integers(0, 2),
+    "mirostat_tau": numbers(above=0, high=100),
+    "mirostat_eta": numbers(above=0, high=1),
+    "logit_bias": _LOGIT_BIAS,
+    "logprobs": or_none(integers(0, MAX_LOGPROBS)),
+    "seed": or_none(integers(0, MAX_SEED)),
+    "ignore_eos": BOOLEAN,
+    "stop": texts_of(MAX_STOP_STRINGS, MAX_STOP_LENGTH),
+    "grammar": Check(
+        {**TEXT.schema, "maxLength": MAX_GRAMMAR},
+        lambda name, value: _text_at_most(name, value, MAX_GRAMMAR),
     ),
-    "mirostat": lambda name, value: integer(name, value, 0, 2),
-    "mirostat_tau": lambda name, value: number(name, value, above=0, high=100),
-    "mirostat_eta": lambda name, value: number(name, value, above=0, high=1),
-    "logit_bias": _logit_bias,
-    "logprobs": _or_none(lambda name, value: integer(name, value, 0, MAX_LOGPROBS)),
-    "seed": _or_none(lambda name, value: integer(name, value, 0, MAX_SEED)),
-    "ignore_eos": boolean,
-    "stop": lambda name, value: texts(name, value, MAX_STOP_STRINGS, MAX_STOP_LENGTH),
-    "grammar": lambda name, value: _text_at_most(name, value, MAX_GRAMMAR),
-    "json_schema": lambda name, value: _schema(name, value),
+    "json_schema": Check({"anyOf": [{"type": "object"}, TEXT.schema]}, _schema),
 }
+"""By the fields' names."""

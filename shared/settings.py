@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from shared.logs import LogFormat
 from shared.sampling import SamplingParams
 
 EngineName = Literal["llama_cpp", "ctransformers", "echo"]
@@ -64,6 +65,7 @@ class WorkerSettings:
     node: int | None = None
     """The NUMA node to take memory from; None: wherever the kernel does."""
     cache: CacheSettings = CacheSettings()
+    log_format: LogFormat = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,3 +170,5 @@ class Settings:
     access: AccessSettings = AccessSettings()
     request_timeout_s: float = 30.0
     """In which a request must arrive whole."""
+    log_prompts: bool = False
+    """What clients ask is in the log."""

@@ -1,16 +1,82 @@
 """The checks that fields of a request share: each returns the value, or says what it must be.
 
-All raise InvalidRequest with a sentence that names the field and its range.
+All raise InvalidRequest with a sentence that names the field and its range. A Check says the same
+as a JSON Schema, so what is published is what is checked.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from shared.errors import InvalidRequest
 
 MAX_INTEGER = 2**31 - 1
+Schema = Mapping[str, Any]
+"""A JSON Schema."""
+NULL: Schema = {"type": "null"}
+
+T = TypeVar("T", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Check(Generic[T]):
+    """What a field takes. Called with (name, value) it returns what the value means, or raises
+    InvalidRequest."""
+
+    schema: Schema
+    """Of all values that are taken. It may take more: not all can be said in a schema."""
+    read: Callable[[str, Any], T]
+
+    def __call__(self, name: str, value: Any) -> T:
+        return self.read(name, value)
+
+    def saying(self, description: str) -> Check[T]:
+        """The same, with a description for its readers."""
+        return replace(self, schema={**self.schema, "description": description})
+
+
+def integers(low: int, high: int = MAX_INTEGER) -> Check[int]:
+    """See `integer`."""
+    return Check(
+        {"type": "integer", "minimum": low, "maximum": high},
+        lambda name, value: integer(name, value, low, high),
+    )
+
+
+def numbers(
+    *, above: float = -math.inf, low: float = -math.inf, high: float = math.inf
+) -> Check[float]:
+    """See `number`."""
+    limits = {"exclusiveMinimum": above, "minimum": low, "maximum": high}
+    return Check(
+        {"type": "number"} | {name: end for name, end in limits.items() if math.isfinite(end)},
+        lambda name, value: number(name, value, above=above, low=low, high=high),
+    )
+
+
+def texts_of(count: int, length: int) -> Check[tuple[str, ...]]:
+    """See `texts`."""
+    one = {**TEXT.schema, "maxLength": length}
+    return Check(
+        {"anyOf": [one, {"type": "array", "items": one, "maxItems": count}]},
+        lambda name, value: texts(name, value, count, length),
+    )
+
+
+def or_none(check: Check[T]) -> Check[T | None]:
+    """The same, and null."""
+    return Check(
+        nullable(check.schema), lambda name, value: None if value is None else check(name, value)
+    )
+
+
+def nullable(schema: Schema) -> Schema:
+    """Of the same values, and null."""
+    several = schema["anyOf"] if schema.keys() == {"anyOf"} else [schema]
+    return {"anyOf": several if NULL in several else [*several, NULL]}
 
 
 def integer(name: str, value: Any, low: int, high: int = MAX_INTEGER) -> int:
@@ -73,3 +139,7 @@ def texts(name: str, value: Any, count: int, length: int) -> tuple[str, ...]:
         if len(text(name, string)) > length:
             raise InvalidRequest(f"{name}: a string must have at most {length} characters")
     return tuple(strings)
+
+
+BOOLEAN: Check[bool] = Check({"type": "boolean"}, boolean)
+TEXT: Check[str] = Check({"type": "string", "minLength": 1, "pattern": "^[^\\u0000]+$"}, text)

@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import msgpack
 
@@ -23,9 +23,14 @@ from shared import messages
 from shared.errors import FrameError
 from shared.messages import Candidate, Logprobs, Message, Token
 
-PROTOCOL = 3
+PROTOCOL = 4
 MAX_FRAME = 8 * 1024 * 1024
 """Bytes. A prompt is at most 1 MiB; a step of 256 sequences with 100 candidates each is below."""
+SMALL_FRAME = 64 * 1024
+"""Bytes below which nobody counts arrays."""
+MAX_ARRAYS = MAX_FRAME // 13
+"""Arrays in a frame: of ours that come in large numbers, candidates, each takes 13 bytes at the
+least. Of empty ones a frame could have millions, which take seconds and 70 times its size."""
 
 MESSAGES: tuple[type[Any], ...] = (
     messages.Generate,
@@ -44,6 +49,7 @@ MESSAGES: tuple[type[Any], ...] = (
     messages.Failed,
     messages.PromptSaved,
     messages.PromptDropped,
+    messages.Steps,
     messages.Heartbeat,
 )
 
@@ -86,9 +92,32 @@ class FrameParser:
 def decode_payload(payload: bytes) -> list[Message]:
     """The messages of one frame. Raises FrameError."""
     try:
-        return [_message(value) for value in _array(msgpack.unpackb(payload))]
+        return [_message(value) for value in _array(_unpack(payload))]
     except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
         raise FrameError(f"not a frame of protocol {PROTOCOL}: {error}") from error
+
+
+def _unpack(payload: bytes) -> Any:
+    """Raises as msgpack does, at the first thing that no message has."""
+    count = None if len(payload) <= SMALL_FRAME else _array_counter()
+    return msgpack.unpackb(payload, list_hook=count, object_hook=_refuse, ext_hook=_refuse)
+
+
+def _array_counter() -> Callable[[list[Any]], list[Any]]:
+    left = MAX_ARRAYS
+
+    def count(array: list[Any]) -> list[Any]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"it has more than {MAX_ARRAYS} arrays")
+        return array
+
+    return count
+
+
+def _refuse(*_: Any) -> NoReturn:
+    raise ValueError("it has a map or an extension")
 
 
 # Encoding and decoding follow the dataclasses, so a new message needs no code here.

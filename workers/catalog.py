@@ -14,6 +14,7 @@ from typing import Protocol
 from shared.errors import ConfigurationError, InvalidRequest, ModelNotFound
 from shared.messages import ModelInfo
 from shared.settings import ModelSpec
+from workers.counters import WorkerStatus
 from workers.pool import WorkerPool
 
 
@@ -31,7 +32,9 @@ class ModelStatus:
     active: int = 0
     """Requests that a worker has."""
     waiting: int = 0
-    """Requests that wait for a slot."""
+    """Requests that wait for a slot, or for the model's turn on the cores."""
+    places: Sequence[WorkerStatus] = ()
+    """Each worker's, also of those that are not ready."""
 
 
 class Catalog(Protocol):
@@ -120,7 +123,8 @@ def status_of(spec: ModelSpec, pool: WorkerPool | None) -> ModelStatus:
         return ModelStatus(spec, 0.0, None)
     info = pool.model
     loaded = 1.0 if info else pool.loading
-    return ModelStatus(spec, loaded, info, pool.ready_workers, pool.active, pool.waiting)
+    load = pool.ready_workers, pool.active, pool.waiting, pool.workers
+    return ModelStatus(spec, loaded, info, *load)
 
 
 def find(name: str, specs: dict[str, ModelSpec]) -> ModelSpec:

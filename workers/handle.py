@@ -32,6 +32,7 @@ from shared.messages import (
     PromptSaved,
     Ready,
     Shutdown,
+    Steps,
     Token,
     Tokenize,
     Tokenized,
@@ -40,10 +41,13 @@ from shared.messages import (
 from shared.queues import RequestSender, TokenReceiver
 from shared.settings import WorkerSettings
 from shared.wire import PROTOCOL
+from workers.counters import WorkerCounters
 from workers.stream import RequestStream
 from workers.worker import run_worker
 
 logger = logging.getLogger("tokenflume.pool")
+BROKEN = "broken_frames"
+"""The cause of death of a worker that said what none may."""
 
 
 @dataclass(slots=True)
@@ -63,10 +67,15 @@ class WorkerHandle:
     `ready` has the worker's Ready, or a ConfigurationError when its model
     cannot be loaded; it never completes for a worker that dies before.
     `ended` has the cause of death in words. `on_free_slot` is called when a
-    request has left a live worker.
+    request has left a live worker. `counters` are its place's.
     """
 
-    def __init__(self, settings: WorkerSettings, on_free_slot: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        on_free_slot: Callable[[], None],
+        counters: WorkerCounters,
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.settings = settings
         self.ready: asyncio.Future[Ready] = loop.create_future()
@@ -79,6 +88,7 @@ class WorkerHandle:
         """Tokens and ends of requests that nobody waits for; dropped."""
         self._loop = loop
         self._on_free_slot = on_free_slot
+        self._counters = counters
         self.loading = 0.0
         """The share of the model that is loaded, in [0, 1]."""
         self._in_flight: dict[int, RequestStream] = {}
@@ -86,18 +96,22 @@ class WorkerHandle:
         self.slots = 0
         """Requests that it can run at a time; 0 before it is ready."""
         self._kill_reason = ""
-        self._exit_code: int | None = None
-        """Once the loop has told of the process's end."""
+        self._exit_code: int | None = None  # known when the loop has told of the end
+        self.cause = ""
+        """Of its death, in a word, such as "sigkill"; empty while it lives."""
         self._receiver = TokenReceiver(self._on_messages, self._on_queue_end)
         self._sender: RequestSender
         self._process: SpawnProcess
 
     @classmethod
     async def start(
-        cls, settings: WorkerSettings, on_free_slot: Callable[[], None]
+        cls,
+        settings: WorkerSettings,
+        on_free_slot: Callable[[], None],
+        counters: WorkerCounters,
     ) -> WorkerHandle:
         """Spawn the process. Never forked: a fork would carry locks and dead thread pools."""
-        handle = cls(settings, on_free_slot)
+        handle = cls(settings, on_free_slot, counters)
         context = multiprocessing.get_context("spawn")
         requests_out, requests_in = context.Pipe(duplex=False)
         tokens_out, tokens_in = context.Pipe(duplex=False)
@@ -163,10 +177,13 @@ class WorkerHandle:
         finally:
             del self._questions[question.id]
 
-    def kill(self, reason: str) -> None:
-        """End the process at once, whatever it does; `reason` goes into the cause of death."""
+    def kill(self, reason: str, cause: str) -> None:
+        """End the process at once, whatever it does. `reason` and `cause`: of its death, in words
+        and in a word; empty: they are its own.
+        """
         if not self.ended.done():
             self._kill_reason = self._kill_reason or reason
+            self.cause = self.cause or cause
             self._process.kill()
 
     async def until_ended(self) -> str:
@@ -176,6 +193,7 @@ class WorkerHandle:
     def shut_down(self) -> None:
         """Ask the process to end; see `ended`."""
         self._kill_reason = self._kill_reason or "shut down"
+        self.cause = self.cause or "shutdown"
         self._sender.send(Shutdown())
 
     def _on_messages(self, batch: list[Message]) -> None:
@@ -183,6 +201,7 @@ class WorkerHandle:
         for message in batch:
             match message:
                 case Tokens(tokens=tokens):
+                    self._counters.generated_tokens += len(tokens)
                     for token in tokens:
                         self._deliver(token.request, token)
                 case Finished() | Failed():
@@ -195,6 +214,8 @@ class WorkerHandle:
                     self.prompts[prompt_id] = HeldPrompt(tokens_saved, size, time.time())
                 case PromptDropped(cache=prompt_id):
                     self.prompts.pop(prompt_id, None)
+                case Steps():
+                    self._count(message)
                 case Heartbeat():
                     pass
                 case Loading(progress=progress):
@@ -204,11 +225,12 @@ class WorkerHandle:
                 case LoadFailed(message=text):
                     self.ready.set_exception(ConfigurationError(text))
                 case _:
-                    self.kill(f"sent a {type(message).__name__}, which only the front may")
+                    sentence = f"sent a {type(message).__name__}, which only the front may"
+                    self.kill(sentence, BROKEN)
 
     def _on_ready(self, message: Ready) -> None:
         if message.protocol != PROTOCOL:
-            self.kill(f"speaks protocol {message.protocol}, not {PROTOCOL}")
+            self.kill(f"speaks protocol {message.protocol}, not {PROTOCOL}", BROKEN)
             return
         self.slots = message.info.slots
         self.ready.set_result(message)
@@ -220,6 +242,12 @@ class WorkerHandle:
             self._drop(event)
         else:
             stream.put(event)
+
+    def _count(self, steps: Steps) -> None:
+        try:
+            self._counters.steps.add(steps)
+        except ValueError:
+            self.kill("counts its steps in other buckets", BROKEN)
 
     def _answer(self, question_id: int, message: Tokenized | Failed) -> None:
         """Nobody may wait for it any more."""
@@ -235,6 +263,8 @@ class WorkerHandle:
         if isinstance(message, Failed) and message.id in self._questions:
             self._answer(message.id, message)
             return
+        if isinstance(message, Finished):
+            self._counters.ended(message.usage)
         stream = self._in_flight.pop(message.id, None)
         if stream is None:
             self._drop(message)
@@ -251,7 +281,7 @@ class WorkerHandle:
 
     def _on_queue_end(self, error: FrameError | None) -> None:
         """Nothing more will come from the worker: it has died, or has lost its voice."""
-        self.kill(f"sent a bad frame: {error}" if error else "")
+        self.kill(f"sent a bad frame: {error}" if error else "", BROKEN if error else "")
         for request_id, stream in self._in_flight.items():
             stream.put(Failed(request_id, WorkerDied.code, "the worker of this request has died"))
         self._in_flight.clear()
@@ -270,16 +300,21 @@ class WorkerHandle:
     def _conclude(self) -> None:
         """Set `ended`, once the process is gone and all that it has sent is read.
 
-        The process's exit code may be there before the loop has told of its end. If it were taken
-        from there, the sentinel would be closed while the loop still watches its number, and the
-        next pipe of that number could not be opened.
+        The exit code may be had before the loop has told of the end. But then the sentinel would be
+        closed while the loop watches its number, and the next pipe of that number not be opened.
         """
         if self._exit_code is None or not self._receiver.is_at_end:
             return
         self._sender.close()
-        cause = self._kill_reason or describe_exit(self._exit_code)
+        reason = self._kill_reason or describe_exit(self._exit_code)
+        self.cause = self.cause or exit_cause(self._exit_code)
         self._process.close()
-        self.ended.set_result(cause)
+        self.ended.set_result(reason)
+
+
+def exit_cause(code: int) -> str:
+    """An exit code of multiprocessing in a word: exit_1, sigkill."""
+    return f"exit_{code}" if code >= 0 else signal.Signals(-code).name.lower()
 
 
 def describe_exit(code: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from workers.kernel_files import read_int, read_text
-from workers.quota import cgroup_v2_directories
+from workers.quota import cgroup_directories
 
 _V1_LIMIT = "sys/fs/cgroup/memory/memory.limit_in_bytes"
 _V1_USED = "sys/fs/cgroup/memory/memory.usage_in_bytes"
@@ -17,7 +17,7 @@ def available_memory(root: Path = Path("/")) -> int | None:
 
     Page cache counts as available, also within a cgroup: the kernel gives it back when asked.
     """
-    groups = cgroup_v2_directories(root)
+    groups = cgroup_directories(root, 2)
     known = [_machine(root), *(_left_v2(group) for group in groups), _left_v1(root)]
     return min((amount for amount in known if amount is not None), default=None)
 

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shared.errors import ConfigurationError, ModelUnavailable, NotReady
 from shared.settings import ModelSpec
@@ -63,7 +63,7 @@ class ModelsOnDemand:
 
     def statuses(self) -> list[ModelStatus]:
         self._look()
-        return [status_of(spec, self._pool_of(name)) for name, spec in self._specs.items()]
+        return [self._status(spec) for spec in self._specs.values()]
 
     def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
         """Without those whose workers are lost: they are loaded anew when they are asked for."""
@@ -108,6 +108,10 @@ class ModelsOnDemand:
             return next(iter(self._specs.values()))
         return find(name, self._specs)
 
+    def _status(self, spec: ModelSpec) -> ModelStatus:
+        status = status_of(spec, self._pool_of(spec.name))
+        return replace(status, waiting=status.waiting + self._turns.waiting_of(spec.name))
+
     def _pool_of(self, name: str) -> WorkerPool | None:
         loaded = self._loaded.get(name)
         return None if loaded is None else loaded.pool
@@ -145,7 +149,7 @@ class ModelsOnDemand:
             raise
         if reason is not None:
             await self._unload(spec.name)
-            raise ModelUnavailable(f"{spec.name} cannot be loaded: {reason}")
+            raise ModelUnavailable(f"{spec.name} cannot be loaded; the server's log says why")
         logger.info("%s is loaded, in %.1f s", spec.name, time.monotonic() - started)
         return pool
 

@@ -19,6 +19,7 @@ from shared.messages import Embed, Failed, Generate, ModelInfo, Tokenize, Tokeni
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from shared.settings import PoolSettings
+from workers.counters import WorkerStatus
 from workers.handle import WorkerHandle
 from workers.pace import Pace
 from workers.prompt_files import SavedPromptInfo, delete_prompt, prompts_in
@@ -149,7 +150,7 @@ class WorkerPool:
         if self._ready_handles():
             return None
         if self.is_lost:
-            return f"no worker is left: {self._supervisor.places[0].given_up}"
+            return "no worker is left; the server's log says why"
         return "no worker is ready yet"
 
     @property
@@ -222,6 +223,11 @@ class WorkerPool:
         return [place.trouble for place in self._supervisor.places if place.trouble]
 
     @property
+    def workers(self) -> list[WorkerStatus]:
+        """Of all places."""
+        return [place.status for place in self._supervisor.places]
+
+    @property
     def places(self) -> int:
         """Workers that there are when all are well."""
         return len(self._supervisor.places)
@@ -232,10 +238,11 @@ class WorkerPool:
         handles = (place.handle for place in self._supervisor.places)
         return max((handle.loading for handle in handles if handle is not None), default=0.0)
 
-    async def until_ready(self) -> str | None:
-        """Returns None when a worker is ready, or why none will be."""
-        while not self._ready_handles() and not self.is_lost:
-            self._change = asyncio.get_running_loop().create_future()
+    async def until_ready(self, workers: int = 1) -> str | None:
+        """Returns None when so many workers are ready, or why none will be."""
+        while len(self._ready_handles()) < workers and not self.is_lost:
+            if self._change is None or self._change.done():
+                self._change = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._change)
         return self.why_not_ready()
 
@@ -281,7 +288,7 @@ class WorkerPool:
             stream = self._waiting.take()
             handle = self._choose(free, stream.request)
             self._at[stream.request.id] = handle
-            stream.dispatched()
+            stream.dispatched(handle.settings.index)
             handle.submit(stream)
         if self._waiting and self.is_lost:
             self._fail(self._waiting.take_all(), self.why_not_ready() or "")

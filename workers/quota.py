@@ -46,10 +46,13 @@ def read_quota(root: Path) -> tuple[float | None, str]:
     return None, f"no limit in cgroup {', '.join(own)}" if own else "no cgroup found"
 
 
-def cgroup_v2_directories(root: Path) -> list[Path]:
-    """The directories of this process's version 2 cgroup and of its ancestors, innermost first."""
-    mounts = [mount for mount in _read_mounts(root) or _USUAL_MOUNTS if mount.version == 2]
-    path = _read_cgroup_paths(root).get(2, "/")
+def cgroup_directories(root: Path, version: int) -> list[Path]:
+    """The directories of this process's cgroup and of its ancestors, innermost first.
+
+    `version`: 2, or 1, whose hierarchy is the one of the cpu controller.
+    """
+    mounts = [mount for mount in _read_mounts(root) or _USUAL_MOUNTS if mount.version == version]
+    path = _read_cgroup_paths(root).get(version, "/")
     return [_under(root, group) for group in _lineage(root, mounts, path)]
 
 

@@ -25,11 +25,13 @@ from shared.messages import (
     Finished,
     Generate,
     Message,
+    StepKind,
     Timings,
     Token,
     Tokens,
     Usage,
 )
+from shared.steps import StepTally
 from workers.embedding import Embeddings
 from workers.engine import Engine, Feed, Interrupted
 from workers.prompt_cache import PromptCache, SavedPrompt
@@ -81,6 +83,8 @@ class Scheduler:
         # Of all its tokens the hidden state is computed to its end: a height of its own.
         self._embed_cost = copy.copy(cost.prefill) if cost else None
         self._interruptions = 0  # of steps, one after the other
+        self.steps = StepTally()
+        """What the steps took that were neither interrupted nor failed, without sampling."""
         self.decoding: set[int] = set()
         """Ids of the requests whose streams have begun. Other threads may look something up."""
 
@@ -143,9 +147,9 @@ class Scheduler:
         sequences = list(self._decoding.values())
         feeds = [sequence.next_token() for sequence in sequences]
         if self._cost is None:
-            return self._run(sequences, feeds, None)
+            return self._run("decode", sequences, feeds, None)
         width = self._cost.width(len(feeds))
-        return self._run(sequences, feeds, self._cost.decode, width=width)
+        return self._run("decode", sequences, feeds, self._cost.decode, width=width)
 
     def _process_prompts(self) -> list[Message]:
         """Sequences and embeddings take turns, too."""
@@ -159,8 +163,11 @@ class Scheduler:
         length = self._embeddings.next_length(self._room_for_prompts(self._embed_cost))
         started = self._clock()
         events = self._embeddings.step(length)
-        if self._embed_cost is not None and not any(isinstance(e, Failed) for e in events):
-            self._embed_cost.observe(length, self._clock() - started)
+        if length and not any(isinstance(event, Failed) for event in events):
+            seconds = self._clock() - started
+            self.steps.observe("embed", length, seconds)
+            if self._embed_cost is not None:
+                self._embed_cost.observe(length, seconds)
         return events
 
     def _prefill(self) -> list[Message]:
@@ -188,7 +195,7 @@ class Scheduler:
             room -= len(feed.tokens)
         # Not for ever: clients that leave one after the other would starve those who stay.
         interruptible = self._interruptions < MOST_INTERRUPTIONS
-        return self._run(sequences, feeds, curve, interruptible=interruptible)
+        return self._run("prefill", sequences, feeds, curve, interruptible=interruptible)
 
     def _room_for_prompts(self, curve: Curve | None) -> int:
         """Prompt tokens that the next step of prompts may carry. `curve`: what they take."""
@@ -202,6 +209,7 @@ class Scheduler:
 
     def _run(
         self,
+        kind: StepKind,
         sequences: list[Sequence],
         feeds: list[Feed],
         curve: Curve | None,
@@ -220,8 +228,11 @@ class Scheduler:
             return [self._fail(sequence, error) for sequence in sequences]
         self._interruptions = 0
         now = self._clock()
+        tokens, seconds = sum(len(feed.tokens) for feed in feeds), now - started
+        if tokens:
+            self.steps.observe(kind, tokens, seconds)
         if curve is not None:
-            curve.observe(sum(len(feed.tokens) for feed in feeds), now - started)
+            curve.observe(tokens, seconds)
         ready: list[Sequence] = []
         for sequence, feed in zip(sequences, feeds, strict=True):
             sequence.fed(feed)

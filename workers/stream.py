@@ -20,13 +20,16 @@ class RequestStream:
         self.finished: Finished | None = None
         self.queued_s = 0.0
         """How long the request waited for a slot, in seconds."""
+        self.worker: int | None = None
+        """The index of the worker that has it; None while it waits."""
         self._submitted_at = time.monotonic()
         self._is_over = False
         self._events: list[Event] = []
         self._wake: asyncio.Future[None] | None = None
 
-    def dispatched(self) -> None:
-        """The request has its slot."""
+    def dispatched(self, worker: int) -> None:
+        """The request has its slot, in the worker of this index."""
+        self.worker = worker
         self.queued_s = time.monotonic() - self._submitted_at
 
     def put(self, event: Event) -> None:

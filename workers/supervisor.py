@@ -17,6 +17,7 @@ from typing import Any
 from shared.errors import ConfigurationError
 from shared.messages import Ready
 from shared.settings import PoolSettings, RestartPolicy, WorkerSettings
+from workers.counters import State, WorkerCounters, WorkerStatus
 from workers.handle import WorkerHandle
 
 OWN_DELAY_S = 1.0
@@ -37,6 +38,7 @@ class Place:
     """When workers died here, in the loop's seconds, within the policy's window."""
     last_death: str = ""
     """Why the worker before died; empty again when the next one is ready."""
+    counters: WorkerCounters = field(default_factory=WorkerCounters)
 
     @property
     def name(self) -> str:
@@ -48,6 +50,26 @@ class Place:
         if self.given_up:
             return f"{self.name} is given up: {self.given_up}"
         return self.last_death and f"{self.name} {self.last_death}; it is being replaced"
+
+    @property
+    def state(self) -> State:
+        if self.given_up:
+            return "given_up"
+        if self.handle is not None and self.handle.is_ready:
+            return "ready"
+        return "replacing" if self.last_death else "loading"
+
+    @property
+    def status(self) -> WorkerStatus:
+        handle = self.handle
+        return WorkerStatus(
+            index=self.settings.index,
+            state=self.state,
+            pid=None if handle is None else handle.pid,
+            slots=0 if handle is None else handle.slots,
+            active=0 if handle is None else handle.in_flight,
+            counters=self.counters,
+        )
 
 
 class Supervisor:
@@ -86,26 +108,35 @@ class Supervisor:
         """SIGKILL every worker that is alive."""
         for place in self.places:
             if place.handle is not None:
-                place.handle.kill("killed at shutdown")
+                place.handle.kill("killed at shutdown", "shutdown")
 
     async def _keep(self, place: Place) -> None:
         """The story of one place."""
+        failures = 0
         while not place.given_up:
             try:
                 handle = await self._start_worker(place)
-            except OSError as error:  # no memory, no process or no descriptor to be had
+            except OSError as error:
+                # No memory, no process or no descriptor to be had: nobody died, and it may pass.
                 logger.error("%s cannot be started: %s", place.name, error)
-            else:
-                await self._attend(place, handle)
-                place.handle = None
+                place.counters.deaths["not_started"] += 1
+                failures += 1
+                await asyncio.sleep(back_off_s(self._settings.restart, failures + 1))
+                continue
+            failures = 0
+            await self._attend(place, handle)
+            place.handle = None
             if not place.given_up:
                 await self._after_death(place)
-        logger.error("%s is given up: %s", place.name, place.given_up)
+        if not self.load_failure.done():  # whose waiter tells it
+            logger.error("%s is given up: %s", place.name, place.given_up)
         self._on_change()
 
     async def _start_worker(self, place: Place) -> WorkerHandle:
         """A new worker in the place, also when cancelled half way: no process is ever unknown."""
-        starting = asyncio.ensure_future(WorkerHandle.start(place.settings, self._on_change))
+        starting = asyncio.ensure_future(
+            WorkerHandle.start(place.settings, self._on_change, place.counters)
+        )
         try:
             place.handle = await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -128,6 +159,7 @@ class Supervisor:
         cause = await handle.until_ended()
         if not place.given_up:
             place.last_death = cause
+            place.counters.deaths[handle.cause] += 1
             logger.error("%s %s", place.name, cause)
 
     async def _until_ready(self, handle: WorkerHandle) -> Ready | None:
@@ -138,7 +170,7 @@ class Supervisor:
         if handle.ready.done():
             return handle.ready.result()
         if not handle.ended.done():
-            handle.kill(f"was not ready after {timeout:g} s, and was killed")
+            handle.kill(f"was not ready after {timeout:g} s, and was killed", "load_timeout")
         return None
 
     async def _watch_progress(self, handle: WorkerHandle) -> None:
@@ -151,7 +183,7 @@ class Supervisor:
             if late > OWN_DELAY_S:
                 handle.last_heard = self._loop.time()
             elif handle.last_heard + timeout <= self._loop.time():
-                handle.kill(f"made no progress for {timeout:g} s, and was killed")
+                handle.kill(f"made no progress for {timeout:g} s, and was killed", "no_progress")
                 return
 
     def _refuse(self, place: Place, error: ConfigurationError) -> None:

@@ -27,6 +27,10 @@ class Turns:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    def waiting_of(self, group: str) -> int:
+        """Those of this group."""
+        return sum(waiting == group for waiting, _ in self._waiting)
+
     def close(self, error: ServingError) -> None:
         """All who wait get the error."""
         for _, turn in self._waiting:

@@ -152,7 +152,7 @@ def serve(
             engine.interrupt()
 
     inbox = Inbox(receiver, interrupt_for, store.prepare if store else None)
-    last_sent = time.monotonic()
+    last_sent = last_counted = time.monotonic()
     while True:
         engine.resume()  # a Cancel that comes after this is taken here, or interrupts the step
         events: list[Message] = []
@@ -181,6 +181,9 @@ def serve(
         if store:
             store.keep_up(saved_prompts, events)
         now = time.monotonic()
+        if now - last_counted >= HEARTBEAT_S:
+            events += scheduler.steps.take()
+            last_counted = now
         if not events and now - last_sent >= HEARTBEAT_S:
             events.append(Heartbeat())
         if events:
@@ -196,7 +199,7 @@ def prepare_process(settings: WorkerSettings) -> None:
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
     os.dup2(2, 1)  # native code may print, and standard output is not a log
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     pin(settings)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from server.chat.control_names import each_text
 from shared.errors import InvalidRequest
-from shared.validation import text
+from shared.validation import TEXT, Check, Schema, nullable, text
 
 ROLES = {
     "system": "system",
@@ -221,3 +221,67 @@ def _all_calls(messages: Sequence[Message]) -> Iterator[Message]:
     for message in messages:
         if message["role"] == "tool" or "tool_calls" in message:
             yield message
+
+
+_TEXT: Schema = {"type": "string", "pattern": "^[^\\u0000]*$"}
+_ARGUMENTS: Schema = {"anyOf": [{"type": "object"}, {"type": "null"}, _TEXT]}
+"""A text that is no JSON object is refused."""
+_PART: Schema = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": _TEXT},
+    "required": ["type", "text"],
+}
+CONTENT: Schema = {"anyOf": [_TEXT, {"type": "array", "items": _PART}]}
+CALL: Schema = {
+    "type": "object",
+    "properties": {
+        "id": nullable(TEXT.schema),
+        "function": {
+            "type": "object",
+            "properties": {"name": TEXT.schema, "arguments": _ARGUMENTS},
+            "required": ["name"],
+        },
+    },
+    "required": ["function"],
+}
+MESSAGE: Schema = {
+    "type": "object",
+    "description": "What else a message has goes to the chat template as it is.",
+    "properties": {
+        "role": {"enum": list(ROLES)},
+        "content": nullable(CONTENT),
+        "name": nullable(TEXT.schema),
+        "tool_call_id": nullable(TEXT.schema),
+        "tool_calls": {"type": "array", "items": CALL},
+    },
+    "required": ["role"],
+    "anyOf": [
+        {"properties": {"role": {"const": "assistant"}}},
+        {"properties": {"content": CONTENT}, "required": ["content"]},
+    ],
+}
+MESSAGES: Check[list[Message]] = Check(
+    {"type": "array", "items": MESSAGE, "minItems": 1}, lambda _, value: checked_messages(value)
+).saying("The conversation. If the last message is the assistant's, it is continued.")
+TOOL_LIST: Check[list[Message] | None] = Check(
+    {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {
+                "type": {"const": "function"},
+                "function": {
+                    "type": "object",
+                    "properties": {
+                        "name": TEXT.schema,
+                        "description": _TEXT,
+                        "parameters": nullable({"type": "object"}),
+                    },
+                    "required": ["name"],
+                },
+            },
+            "required": ["function"],
+        },
+    },
+    lambda _, value: checked_tools(value),
+).saying("Functions that the model may call.")

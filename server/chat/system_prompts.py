@@ -10,11 +10,11 @@ and nothing else.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from server.toml_file import read_toml
 from shared.errors import ConfigurationError, InvalidRequest
 from shared.validation import text
 
@@ -58,11 +58,9 @@ def system_prompts(file: Path | None, system: str | None) -> SystemPrompts:
 
 def _read(file: Path) -> dict[str, str]:
     try:
-        table = tomllib.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"--prompts: {file} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # not UTF-8, or not TOML
-        raise ConfigurationError(f"--prompts: {file} is no TOML: {error}") from None
+        table = read_toml(file)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--prompts: {error}") from None
     return {name: _checked(file, name, value) for name, value in table.items()}
 
 

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import BaseRoute
 
+from server.openapi import ERROR, Operations
 from shared.errors import ServingError
 from shared.messages import Finished, ModelInfo, Token
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
+from shared.validation import Schema
 
 if TYPE_CHECKING:
     from server.chat import ChatFormat
@@ -91,7 +93,7 @@ class Renderer:
     all of them leave together at the end."""
 
     def begin(self) -> bytes:
-        """Before the first event."""
+        """What stands before all else. Asked for once, with the first event's bytes."""
         return b""
 
     def tokens(self, index: int, tokens: Sequence[Token]) -> bytes:
@@ -148,6 +150,7 @@ def no_routes(models: Models) -> Sequence[BaseRoute]:
 class Dialect:
     """A wire format: its POST paths, its errors before the first byte, and its other routes."""
 
+    name: str
     paths: Mapping[str, Parse]
     error_body: Callable[[ServingError], bytes]
     """JSON, sent with the error's status."""
@@ -155,5 +158,9 @@ class Dialect:
     """Of its paths; errors of unknown paths that begin so look like its, too. None: it has none."""
     routes: Callable[[Models], Sequence[BaseRoute]] = no_routes
     """Lists of models and the like: whatever is no work for a worker's slots."""
+    operations: Operations = field(default_factory=dict)
+    """Of all its paths and routes, for /openapi.json."""
+    error_schema: Schema = field(default_factory=lambda: ERROR)
+    """Of `error_body`."""
     statuses: Mapping[int, int] = field(default_factory=dict)
     """By our own HTTP status: which one its clients expect in its place."""

@@ -18,27 +18,43 @@ from typing import Any
 
 from server.dialects.base import Answer, Call, Dialect, Generation, Renderer, ServedModel
 from server.errors import error_body
-from server.json_body import model_name, parse_object, timeout
+from server.fields import CACHE, MODEL, SAMPLING, TIMEOUT, Form, sampling_of
+from server.openapi import (
+    ERROR,
+    GENERATION,
+    INTEGER,
+    NUMBER,
+    OBJECT,
+    STRING,
+    Operation,
+    Operations,
+    array,
+    lines,
+    record,
+)
 from shared.errors import InvalidRequest, ServingError
 from shared.messages import Candidate, Finished, Token
 from shared.prompt import Prompt
-from shared.sampling import MAX_CACHE_ID, SamplingParams
-from shared.validation import MAX_INTEGER, integer, text
+from shared.sampling import SamplingParams
+from shared.validation import MAX_INTEGER, TEXT, nullable, or_none
 
 NDJSON = "application/x-ndjson"
 ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 
 
+SYSTEM = or_none(TEXT).saying(
+    "A system prompt's name, or its text: the prompt is then a question to a chat model."
+)
+COMMON = {"model": MODEL, "system": SYSTEM, "cache": CACHE, "timeout_s": TIMEOUT, **SAMPLING}
+STREAM = Form({"prompt": TEXT, **COMMON}, needed=("prompt",), is_null_absent=False)
+TOKEN_STREAM = Form({"query": TEXT, **COMMON}, needed=("query",), is_null_absent=False)
+
+
 def parse_stream(body: bytes, headers: Mapping[str, str]) -> Call:
     """A /stream body. Raises InvalidRequest, naming the field."""
-    fields = parse_object(body)
-    if "prompt" not in fields:
-        raise InvalidRequest("prompt is missing")
-    prompt = text("prompt", fields.pop("prompt"))
-    cache = integer("cache", fields.pop("cache", 0), 0, MAX_CACHE_ID)
-    model, timeout_s = model_name(fields), timeout(fields)
-    system = _system(fields)
-    SamplingParams().from_fields(fields)  # what is wrong in any case is said before a model loads
+    given = STREAM.read(body)
+    prompt, cache, system = given["prompt"], given.get("cache", 0), given.get("system")
+    fields = sampling_of(given)  # what is wrong in any case is said before a model loads
     renderer = renderer_for(headers.get("accept", ""))
 
     def answer(served: ServedModel) -> Answer:
@@ -49,19 +65,14 @@ def parse_stream(body: bytes, headers: Mapping[str, str]) -> Call:
             return Answer((Generation(Prompt(prompt), sampling, cache),), renderer)
         return Answer((_chat(served, system, prompt, sampling, cache),), renderer)
 
-    return Call(model, answer, timeout_s)
+    return Call(given.get("model"), answer, given.get("timeout_s"))
 
 
 def parse_token_stream(body: bytes, headers: Mapping[str, str]) -> Call:
     """A /token_stream body. Raises InvalidRequest, naming the field."""
-    fields = parse_object(body)
-    if "query" not in fields:
-        raise InvalidRequest("query is missing")
-    query = text("query", fields.pop("query"))
-    cache = integer("cache", fields.pop("cache", 0), 0, MAX_CACHE_ID)
-    model, timeout_s = model_name(fields), timeout(fields)
-    system = _system(fields)
-    SamplingParams().from_fields(fields)
+    given = TOKEN_STREAM.read(body)
+    query, cache, system = given["query"], given.get("cache", 0), given.get("system")
+    fields = sampling_of(given)
 
     def answer(served: ServedModel) -> Answer:
         defaults = replace(served.defaults, num_predict=MAX_INTEGER)
@@ -70,12 +81,7 @@ def parse_token_stream(body: bytes, headers: Mapping[str, str]) -> Call:
             raise InvalidRequest("logprobs: raw text cannot show them; POST /stream can")
         return Answer((_chat(served, system, query, sampling, cache),), RawTextRenderer())
 
-    return Call(model, answer, timeout_s)
-
-
-def _system(fields: dict[str, Any]) -> str | None:
-    system = fields.pop("system", None)
-    return None if system is None else text("system", system)
+    return Call(given.get("model"), answer, given.get("timeout_s"))
 
 
 def _chat(
@@ -176,6 +182,38 @@ def _milliseconds(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
+TOKEN_LINE = record(
+    token=STRING,
+    index=INTEGER,
+    id=INTEGER,
+    optional={"logprob": nullable(NUMBER), "top_logprobs": array(OBJECT)},
+)
+LAST_LINE = record(done={"const": True}, finish_reason=STRING, usage=OBJECT, timings=OBJECT)
+OPERATIONS: Operations = {
+    ("POST", "/stream"): Operation(
+        "Continue a prompt: a token a line.",
+        {
+            "text/plain": lines(
+                "A token a line; within it \\\\, \\n and \\r stand for themselves."
+            ),
+            NDJSON: lines(
+                "An object a line; the last one has done or error.",
+                {"anyOf": [TOKEN_LINE, LAST_LINE, ERROR]},
+            ),
+        },
+        STREAM,
+        GENERATION,
+    ),
+    ("POST", "/token_stream"): Operation(
+        "Ask a chat model a question: the text of its answer.",
+        {"text/plain": lines("The text as it comes.")},
+        TOKEN_STREAM,
+        GENERATION,
+    ),
+}
 DIALECT = Dialect(
-    paths={"/stream": parse_stream, "/token_stream": parse_token_stream}, error_body=error_body
+    name="native",
+    paths={"/stream": parse_stream, "/token_stream": parse_token_stream},
+    error_body=error_body,
+    operations=OPERATIONS,
 )

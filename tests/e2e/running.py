@@ -66,7 +66,7 @@ class RunningServer:
         self._reader.start()
         try:
             line = self.wait_for_log(r"listening on (http://\S+)")
-            self.url = re.search(r"http://\S+", line)[0]  # type: ignore[index]
+            self.url = re.search(r"http://[^\s\",]+", line)[0]  # type: ignore[index]
             self.client = httpx.Client(base_url=self.url, timeout=START_S, trust_env=False)
             if self._wait_ready:
                 self.until_ready()
@@ -195,7 +195,7 @@ def send_request(connection: socket.socket, **body: Any) -> None:
     """POST /stream; the server closes after its answer."""
     content = json.dumps(body).encode()
     connection.sendall(
-        b"POST /stream HTTP/1.1\r\nHost: test\r\nConnection: close\r\n"
+        b"POST /stream HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         + f"Content-Length: {len(content)}\r\n\r\n".encode()
         + content
     )

@@ -162,20 +162,6 @@ def test_what_is_no_id_is_a_404_and_touches_nothing(name: str, tmp_path: Path) -
     assert (tmp_path / "secret.prompt").exists()
 
 
-def test_a_damaged_file_is_dropped_with_a_warning_and_the_text_is_right(tmp_path: Path) -> None:
-    with RunningServer(*MODEL, "--cache-dir", str(tmp_path)) as server:
-        text, _ = ask(server, LONG, cache=7)
-    path = path_of(tmp_path, 7)
-    whole = bytearray(path.read_bytes())
-    whole[len(whole) // 2] ^= 1
-    path.write_bytes(whole)
-    with RunningServer(*MODEL, "--cache-dir", str(tmp_path)) as server:
-        again, usage = ask(server, LONG, cache=7)
-        server.wait_for_log("prompt 7 is processed again, its file deleted")
-    assert (again, usage["cached_tokens"]) == (text, 0)
-    assert path.read_bytes() != whole  # it was saved anew
-
-
 def test_a_folder_that_cannot_be_written_costs_only_the_cache(tmp_path: Path) -> None:
     with RunningServer(
         "--engine", "echo", "--workers", "1", "--cache-dir", str(tmp_path)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import signal
 import time
 from pathlib import Path
 
-import httpx
-import psutil
 import pytest
 
 import models
@@ -18,15 +14,6 @@ from running import ROOT, RunningServer, run_to_its_end, text_of
 from support import echo_options
 
 BUNDLED = ROOT / "workers" / "bundled" / "fairy-tales.gguf"
-
-
-def gone_within(processes: list[psutil.Process], seconds: float) -> bool:
-    _, alive = psutil.wait_procs(processes, timeout=seconds)
-    return not alive
-
-
-def shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm"))
 
 
 @pytest.fixture(scope="module")
@@ -111,83 +98,6 @@ def test_ggml_era_files_stream_and_split_no_character(
         assert "\ufffd" not in text.strip("\ufffd")
 
 
-def test_sigterm_lets_streams_end_and_exits_with_0(tmp_path: Path) -> None:
-    path = echo_options(tmp_path, step_s=0.02)
-    with RunningServer("--engine", "echo", "-m", str(path)) as running:
-        workers = running.workers()
-        with running.stream(prompt="to the very end", num_predict=99) as response:
-            lines = response.iter_lines()
-            first = next(lines)
-            running.process.send_signal(signal.SIGTERM)
-            running.wait_for_log("SIGTERM")
-            assert running.client.get("/ready").status_code == 503
-            assert running.client.get("/health").status_code == 200
-            refused = running.post(prompt="x")
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
-            assert first + "".join(lines) == "to the very end"
-        assert running.process.wait(timeout=10) == 0
-        assert gone_within(workers, 1)
-
-
-def test_the_drain_deadline_cuts_streams_and_still_exits_with_0(tmp_path: Path) -> None:
-    path = echo_options(tmp_path, step_s=0.02)
-    flags = ("--engine", "echo", "-m", str(path), "--drain-timeout", "0.3")
-    with RunningServer(*flags) as running:
-        with running.stream(
-            "application/x-ndjson", prompt="x", num_predict=2000, ignore_eos=True
-        ) as response:
-            lines = response.iter_lines()
-            next(lines)
-            running.process.send_signal(signal.SIGTERM)
-            last = json.loads(list(lines)[-1])
-        assert last["error"]["message"] == "the server is shutting down"
-        assert running.process.wait(timeout=10) == 0
-
-
-def test_a_second_sigterm_ends_everything_at_once(tmp_path: Path) -> None:
-    path = echo_options(tmp_path, step_s=0.02)
-    with RunningServer("--engine", "echo", "-m", str(path)) as running:
-        workers = running.workers()
-        with (
-            pytest.raises(httpx.TransportError),
-            running.stream(prompt="x", num_predict=2000, ignore_eos=True) as response,
-        ):
-            lines = response.iter_lines()
-            next(lines)
-            running.process.send_signal(signal.SIGTERM)
-            running.wait_for_log("SIGTERM")
-            running.process.send_signal(signal.SIGTERM)
-            for _ in lines:
-                pass
-        assert running.process.wait(timeout=5) == 5
-        assert gone_within(workers, 2)
-
-
-@pytest.mark.parametrize("busy", ["idle", "decoding", "stuck with the GIL"])
-def test_when_the_front_is_killed_no_worker_is_left_after_two_seconds(
-    llama_gguf: Path, busy: str
-) -> None:
-    before = shared_memory()
-    decoding = ("-m", str(llama_gguf), "-n", "4096")
-    with RunningServer(*(decoding if busy == "decoding" else ("--engine", "echo"))) as running:
-        workers = running.workers()
-        if busy != "idle":
-            prompt = "once[[hang-gil]]" if busy.startswith("stuck") else "once"
-            with (
-                pytest.raises(httpx.TransportError),
-                running.stream(prompt=prompt, num_predict=4000, ignore_eos=True) as response,
-            ):
-                lines = response.iter_lines()
-                next(lines)
-                running.process.kill()
-                for _ in lines:
-                    pass
-        else:
-            running.process.kill()
-        assert gone_within(workers, 2)
-    assert shared_memory() <= before
-
-
 def test_a_model_that_does_not_load_is_exit_status_3_and_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + bytes(200))
@@ -196,22 +106,6 @@ def test_a_model_that_does_not_load_is_exit_status_3_and_a_sentence(tmp_path: Pa
     assert ended.stderr.splitlines()[-1].startswith("tokenflume: llama.cpp cannot load")
     assert "broken.gguf" in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
-
-
-def test_a_hostile_model_file_costs_workers_and_the_log_says_so(
-    llama_gguf: Path, tmp_path: Path
-) -> None:
-    """Cut at a tenth, the library reads past the end and dies of it."""
-    path = tmp_path / "cut.gguf"
-    whole = llama_gguf.read_bytes()
-    path.write_bytes(whole[: len(whole) // 50])
-    with RunningServer(
-        "-m", str(path), "--engine", "ctransformers", "--workers", "1", wait_ready=False
-    ) as running:
-        running.wait_for_log("worker 0 was ended by SIG")
-        assert running.client.get("/health").status_code == 200
-        assert running.client.get("/ready").status_code == 503
-        assert any("cut.gguf" in line for line in running.log)
 
 
 def test_an_environment_variable_configures_as_its_flag_does(tmp_path: Path) -> None:

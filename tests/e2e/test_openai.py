@@ -366,11 +366,12 @@ def test_embeddings_are_the_same_packed_and_as_lists(llama: openai.OpenAI) -> No
     assert packed.usage == listed.usage
 
 
-def test_many_embeddings_are_one_request(llama: openai.OpenAI) -> None:
-    """More than may wait at a time."""
+def test_many_embeddings_are_one_request(llama: openai.OpenAI, models: RunningServer) -> None:
+    """More than may wait at a time, and one short line in the log."""
     texts = [f"{number}" for number in range(100)]
     answer = llama.embeddings.create(model="tiny", input=texts)
     assert [entry.index for entry in answer.data] == list(range(100))
+    models.wait_for_log(r"/v1/embeddings on tiny, .*: finished \(stop\), 390 prompt tokens")
 
 
 # ---------------------------------------------------------------- openai: clients that leave

@@ -150,3 +150,25 @@ def test_a_stop_frees_the_slot_of_the_server(browser: Any, tmp_path: Path, way: 
             page.get_by_role("button", name="Stop").click()
         expect(page.get_by_role("status")).to_have_text("Stopped.")
         slow.until_idle()
+
+
+def test_a_server_with_keys_is_used_with_one(browser: Any, tmp_path: Path) -> None:
+    keys, key = tmp_path / "keys", "k" * 32
+    keys.write_text(f"reader {key}\n")
+    options = echo_options(tmp_path, chat_template=TEMPLATE)
+    flags = ("--engine", "echo", "-m", str(options), "--api-key-file", str(keys))
+    with RunningServer(*flags, wait_ready=False) as guarded:
+        guarded.client.headers["x-api-key"] = key
+        guarded.until_ready()
+        with opened(browser, guarded.url) as page:
+            page.goto("/")
+            field = page.get_by_label("This server asks for a key")
+            field.fill("not the key of this server")
+            field.press("Enter")
+            expect(page.get_by_role("alert")).to_be_visible()
+            field.fill(key)
+            field.press("Enter")
+            expect(page.get_by_role("status")).to_have_text("Ready.")
+            send(page, "Hello")
+            finished(page)
+            expect(page.locator(".answer")).to_contain_text("Hello")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 from collections.abc import Iterator
@@ -10,10 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from running import RunningServer, address_of, open_request, text_of
+from running import RunningServer, address_of, text_of
 from support import echo_options
 
 TEXT = "Grüße aus 世界 🙂,\nback\\slash \\n, return\r\nend"
@@ -140,97 +138,10 @@ def test_an_engine_that_fails_before_the_first_token_is_a_500(server: RunningSer
     assert response.json()["error"]["code"] == "engine_failed"
 
 
-def test_a_full_queue_is_a_429_with_retry_after_and_health_still_answers(
-    slow: RunningServer,
-) -> None:
-    with (
-        slow.stream(prompt="run ", num_predict=1000, ignore_eos=True) as running,
-        open_request(slow.url, prompt="wait") as waiting,
-    ):
-        next(running.iter_lines())
-        slow.until(lambda state: state["waiting"] == 1)
-
-        response = slow.post(prompt="too many")
-
-        assert response.status_code == 429
-        assert response.json()["error"]["code"] == "queue_full"
-        assert int(response.headers["retry-after"]) >= 1
-        assert slow.client.get("/health").json() == {"status": "ok"}
-        running.close()
-        assert waiting.recv(1000).startswith(b"HTTP/1.1 200")
-    slow.until_idle()
-
-
-def test_a_client_that_leaves_in_mid_stream_frees_its_slot(slow: RunningServer) -> None:
-    with slow.stream(prompt="x", num_predict=2000, ignore_eos=True) as response:
-        next(response.iter_lines())
-    slow.until_idle()
-    assert text_of(slow.post(prompt="next").text) == "next"
-
-
-def test_a_client_that_leaves_while_its_prompt_is_processed_frees_its_slot(
-    slow: RunningServer,
-) -> None:
-    """2,000 chunks of 20 ms."""
-    leaver = open_request(slow.url, prompt="x" * 2000, n_batch=1)
-    slow.until(lambda state: state["active"] == 1)
-    leaver.close()
-    slow.until_idle()
-
-
-def test_a_client_that_leaves_while_it_waits_is_forgotten(slow: RunningServer) -> None:
-    pid = slow.workers()[0].pid
-    with slow.stream(prompt="x", num_predict=2000, ignore_eos=True) as running:
-        next(running.iter_lines())
-        leaver = open_request(slow.url, prompt="[[prefill abort]]")
-        slow.until(lambda state: state["waiting"] == 1)
-        leaver.close()
-        slow.until(lambda state: state["waiting"] == 0)
-    slow.until_idle()
-    assert slow.workers()[0].pid == pid
-
-
 def test_a_client_that_says_nothing_more_and_leaves_costs_nothing(server: RunningServer) -> None:
     with socket.create_connection(address_of(server.url)) as half:
         half.sendall(b"POST /stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
     assert text_of(server.post(prompt="fine").text) == "fine"
-
-
-def test_kill_9_in_mid_stream_cuts_plain_text_as_every_client_can_see(
-    server: RunningServer,
-) -> None:
-    with (
-        pytest.raises(httpx.RemoteProtocolError),
-        server.stream(prompt="x", num_predict=200_000, ignore_eos=True) as response,
-    ):
-        lines = response.iter_lines()
-        next(lines)
-        server.kill_workers()
-        for _ in lines:
-            pass
-    server.until_ready()
-    assert text_of(server.post(prompt="served again").text) == "served again"
-
-
-def test_kill_9_in_mid_stream_ends_ndjson_with_an_error_line(server: RunningServer) -> None:
-    with server.stream(
-        "application/x-ndjson", prompt="x", num_predict=200_000, ignore_eos=True
-    ) as response:
-        lines = response.iter_lines()
-        next(lines)
-        server.kill_workers()
-        last = json.loads(list(lines)[-1])
-    assert last["error"]["code"] == "worker_died"
-    server.until_ready()
-
-
-def test_a_worker_that_dies_on_a_prompt_is_a_503_with_retry_after(server: RunningServer) -> None:
-    response = server.post(prompt="x[[prefill segfault]]")
-    assert response.status_code == 503
-    assert response.json()["error"]["code"] == "worker_died"
-    assert int(response.headers["retry-after"]) >= 1
-    server.wait_for_log("was ended by SIGSEGV")
-    server.until_ready()
 
 
 def test_two_streams_of_one_worker_do_not_mix(server: RunningServer) -> None:

@@ -112,7 +112,7 @@ def test_a_chat_becomes_the_prompt_that_its_model_would_get(echo: RunningServer)
         ("/tokenize", {"content": "a", "model": "nope"}, 404, "there is no model 'nope'"),
         ("/tokenize", {"content": "a", "bogus": 1}, 400, "unknown field: 'bogus'"),
         ("/tokenize", {"content": "a" * 2**20}, 413, "bytes"),
-        ("/detokenize", {}, 400, "tokens must be a list"),
+        ("/detokenize", {}, 400, "tokens is missing"),
         ("/detokenize", {"tokens": [1, True]}, 400, "tokens[1] must be an integer from 0 to 257"),
         ("/detokenize", {"tokens": [258]}, 400, "tokens[0] must be an integer from 0 to 257"),
         ("/apply-template", {}, 400, "messages is missing"),

@@ -167,6 +167,56 @@ ROWS = (
         "Its request is cancelled within 30 seconds, whether it streams or still waits.",
     ),
     Row(
+        27,
+        "A request comes too slowly",
+        "a byte at a time, of the headers and of the body; a connection that sends nothing",
+        "It is closed at a deadline with a 408: 10 seconds for the headers, --request-timeout for"
+        " all of it. Others are not held up.",
+    ),
+    Row(
+        28,
+        "A body is too large",
+        "2 MB, with Content-Length and in chunks",
+        "A 413, without waiting for all of it.",
+    ),
+    Row(
+        29,
+        "A flood of headers",
+        "a header of 4 MB, 20,000 headers, a request line without end",
+        "A 431 while they still come; the front takes no memory for them.",
+    ),
+    Row(
+        30,
+        "JSON that is none, or is ambiguous",
+        "empty, cut, not UTF-8, 100,000 brackets, 5,000 digits, NaN, 1e999, true for a number, a"
+        " name twice, an array",
+        "A 400 with a sentence, on every path.",
+    ),
+    Row(
+        31,
+        "Text that no engine could take",
+        "a lone surrogate, NUL, an integer of 65 bits",
+        "A 400 before any worker sees it.",
+    ),
+    Row(
+        32,
+        "A request that two readers understand differently",
+        "a length with chunks, two lengths, bare line feeds, folded headers",
+        "A 400, and nothing of it is taken for a second request.",
+    ),
+    Row(
+        33,
+        "A foreign Host or Origin",
+        "names and origins that look like ours, and do not",
+        "A 400. No header lets other pages read an answer, unless it is configured.",
+    ),
+    Row(
+        34,
+        "The queue is full",
+        "more requests than slots and places in the queue",
+        "A 429 with Retry-After; health still answers, and those that wait are served.",
+    ),
+    Row(
         35,
         "SIGTERM while streams are open",
         "SIGTERM",
@@ -187,10 +237,23 @@ ROWS = (
         "Descriptors, threads, memory and /dev/shm are what they were.",
     ),
     Row(
+        39,
+        "A path leads out",
+        "../, %2e, other slashes, in paths, ids and names of models",
+        "A 400 or 404; nothing outside is touched or told.",
+    ),
+    Row(
         40,
         "The disk is full, or a saved prompt is cut or altered",
         "a small file system; bytes that are flipped or missing",
         "Requests are served without the cache, the file is dropped, the log warns, and no text"
         " is wrong.",
+    ),
+    Row(
+        41,
+        "A key is wrong or missing",
+        "every path, with keys that are nearly right",
+        "A 401, but for /health and the files of the page, which has to load before it can ask for"
+        " a key. Keys are never in the log.",
     ),
 )

@@ -25,7 +25,7 @@ mount, a network namespace or a cgroup.
 """
 
 
-def tests_by_row() -> dict[int, list[str]]:
+def by_row() -> dict[int, list[str]]:
     """The tests of each row, as their files have them."""
     found: dict[int, list[str]] = {}
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
@@ -36,7 +36,7 @@ def tests_by_row() -> dict[int, list[str]]:
 
 def page(results: Mapping[str, Iterable[str]]) -> str:
     """The page. `results`: by test, what each of its runs came to."""
-    tests = tests_by_row()
+    tests = by_row()
     lines = []
     for row in ROWS:
         names = [words(test) for test in tests.get(row.number, ())]

@@ -1,4 +1,4 @@
-"""Faults 27 to 32: requests that are slow, large, ambiguous or no HTTP at all."""
+"""Faults 27 to 32 and 34: requests that are slow, large, ambiguous, no HTTP at all, or too many."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from running import RunningServer
+from running import RunningServer, open_request
+from support import echo_options
 
 CONTEXT = 4096
 REQUEST_S = 2.0
@@ -295,3 +296,36 @@ def test_an_idle_connection_without_a_request_is_closed(server: RunningServer) -
         answer = read_all(connection)
         assert status_of(answer) == 408
         assert 9 < time.monotonic() - started < 16
+
+
+# ---------------------------------------------------------------- 34
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One slot, 20 ms a step, a queue of one."""
+    path = echo_options(tmp_path_factory.mktemp("slow"), slots=1, step_s=0.02)
+    with RunningServer("--engine", "echo", "-m", str(path), "--queue", "1") as running:
+        yield running
+
+
+def test_fault_34_a_full_queue_is_a_429_with_retry_after_and_health_still_answers(
+    slow: RunningServer,
+) -> None:
+    with (
+        slow.stream(prompt="run ", num_predict=1000, ignore_eos=True) as running,
+        open_request(slow.url, prompt="wait") as waiting,
+    ):
+        lines = running.iter_lines()  # kept: httpx closes the connection of a dropped one
+        next(lines)
+        slow.until(lambda state: state["waiting"] == 1)
+
+        response = slow.post(prompt="too many")
+
+        assert response.status_code == 429
+        assert response.json()["error"]["code"] == "queue_full"
+        assert int(response.headers["retry-after"]) >= 1
+        assert slow.client.get("/health").json() == {"status": "ok"}
+        running.close()
+        assert waiting.recv(1000).startswith(b"HTTP/1.1 200")
+    slow.until_idle()

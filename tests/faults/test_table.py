@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 from rows import ROWS
-from table import PAGE, page, tests_by_row
+from table import PAGE, by_row, page
 
 
 def test_every_fault_has_a_test_and_every_test_a_fault() -> None:
-    assert {row.number for row in ROWS} == set(tests_by_row())
+    assert {row.number for row in ROWS} == set(by_row())
     numbers = [row.number for row in ROWS]
     assert numbers == sorted(set(numbers))
 

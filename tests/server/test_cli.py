@@ -20,6 +20,7 @@ from server.cli import (
     build_settings,
     listen,
     run,
+    watch_clients,
 )
 from server.options import BUNDLED_MODEL, EXIT_STATUS, read_options
 from server.version import VERSION
@@ -292,6 +293,19 @@ def test_a_port_is_free_again_at_once_after_its_connections() -> None:
         client.close()
 
     listen("127.0.0.1", port).close()
+
+
+def test_accepted_connections_have_the_limits_of_their_listener() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        watch_clients(listener, 1.5)
+        with socket.create_connection(listener.getsockname(), timeout=TIMEOUT_S):
+            accepted, _ = listener.accept()
+            with accepted:
+                tcp = socket.IPPROTO_TCP
+                assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+                assert accepted.getsockopt(tcp, socket.TCP_KEEPIDLE) == 10
+                assert accepted.getsockopt(tcp, socket.TCP_USER_TIMEOUT) == 3500
+                assert accepted.getsockopt(tcp, socket.TCP_NOTSENT_LOWAT) == 128 * 1024
 
 
 def open_descriptors() -> int:

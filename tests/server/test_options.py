@@ -12,7 +12,7 @@ import pytest
 from server.options import OPTIONS, read_options
 
 STATUS_2 = 2
-SWITCHES = ("--mlock", "--repack", "--insecure")
+SWITCHES = ("--mlock", "--repack", "--insecure", "--log-prompts")
 """Options that need no value."""
 
 
@@ -114,6 +114,8 @@ CASES = (
         {"debug": "debug", "warning": "warning", "error": "error", "info": "info"},
         ("", "loud", "INFO", "20"),
     ),
+    Case(("--log-format",), "text", {"text": "text", "json": "json"}, ("", "JSON", "xml")),
+    Case(("--log-prompts",), "off", {"on": "on", "off": "off"}, ("yes", "1")),
     Case(("-t", "--num-threads"), None, {"1": 1, "64": 64}, (*NO_INTEGERS, "0", "-1")),
     Case(("--workers",), None, {"1": 1, "1024": 1024}, (*NO_INTEGERS, "0", "-1", "1025")),
     Case(("--slots",), None, {"1": 1, "256": 256}, (*NO_INTEGERS, "0", "257")),
@@ -341,7 +343,7 @@ def test_help_mentions_every_flag_with_its_default(help_text: str) -> None:
             assert f" {flag} " in words or f" {flag}," in words
         if case.default not in (None, ()):
             assert f"(default: {case.default})" in words
-    for flag in ("-f", "--float16", "--plan", "--version", "-h", "--help"):
+    for flag in ("-f", "--float16", "--plan", "--version", "-h", "--help", "--config"):
         assert f" {flag} " in words or f" {flag}," in words
 
 
@@ -376,7 +378,9 @@ def test_the_result_is_a_namespace_of_every_option_and_switch() -> None:
     options = read_options([], {})
 
     assert isinstance(options, argparse.Namespace)
-    assert set(vars(options)) == {case.name for case in CASES} | {"float16", "plan", "version"}
+    assert set(vars(options)) == {case.name for case in CASES} | {
+        *("float16", "plan", "version", "config", "print_config")
+    }
 
 
 def test_a_mistyped_variable_ends_with_status_2_and_the_nearest_name(
@@ -386,25 +390,29 @@ def test_a_mistyped_variable_ends_with_status_2_and_the_nearest_name(
     assert "TOKENFLUME_NUM_THREAD sets nothing; did you mean TOKENFLUME_NUM_THREADS?" in said
 
 
+def name_of(flag: str) -> str:
+    return flag[2:].replace("-", "_")
+
+
 @pytest.mark.parametrize("flag", SWITCHES)
 def test_a_switch_without_a_value_is_on(flag: str) -> None:
-    assert getattr(read_options([flag], {}), flag[2:]) == "on"
-    assert getattr(read_options([flag, "--port", "0"], {}), flag[2:]) == "on"
+    assert getattr(read_options([flag], {}), name_of(flag)) == "on"
+    assert getattr(read_options([flag, "--port", "0"], {}), name_of(flag)) == "on"
 
 
 @pytest.mark.parametrize("flag", SWITCHES)
 def test_a_switch_without_a_value_beats_the_environment(flag: str) -> None:
-    variable = "TOKENFLUME_" + flag[2:].upper()
+    variable = "TOKENFLUME_" + name_of(flag).upper()
 
-    assert getattr(read_options([], {variable: "off"}), flag[2:]) == "off"
-    assert getattr(read_options([flag], {variable: "off"}), flag[2:]) == "on"
+    assert getattr(read_options([], {variable: "off"}), name_of(flag)) == "off"
+    assert getattr(read_options([flag], {variable: "off"}), name_of(flag)) == "on"
 
 
 @pytest.mark.parametrize("flag", SWITCHES)
 def test_a_switch_in_the_environment_needs_a_value(
     flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    variable = "TOKENFLUME_" + flag[2:].upper()
+    variable = "TOKENFLUME_" + name_of(flag).upper()
 
     assert "'' is none of on, off" in complaint(capsys, [], {variable: ""})
-    assert getattr(read_options([], {variable: "on"}), flag[2:]) == "on"
+    assert getattr(read_options([], {variable: "on"}), name_of(flag)) == "on"

@@ -11,6 +11,7 @@ from starlette.types import Message
 
 from server.dialects.base import Generation, Renderer
 from server.relay import ClientLeft, client_stays, relay
+from server.request_record import RequestRecord
 from server.work import AT_ONCE, Work, begun
 from shared.errors import EngineFailed, QueueFull, ServingError, Unsupported
 from shared.messages import Embedded, Failed, Finished, Generate, Timings, Token, Usage
@@ -73,6 +74,10 @@ class Client:
         return dict(self.messages[0]["headers"])
 
 
+def record() -> RequestRecord:
+    return RequestRecord({"type": "http", "path": "/words", "headers": []})
+
+
 def stream(number: int) -> RequestStream:
     return RequestStream(Generate(number, Prompt("x"), SamplingParams()))
 
@@ -116,7 +121,7 @@ def relayed(story: Story, renderer: Renderer, count: int = 2) -> Client:
         work = Work([generation()] * count, cast("WorkerPool", pool), "")
         work.begin()
         async with asyncio.TaskGroup() as group:
-            group.create_task(relay(work, renderer, client.send))
+            group.create_task(relay(work, renderer, client.send, record()))
             group.create_task(story(pool.streams))
 
     run(go())
@@ -226,7 +231,7 @@ def test_tasks_for_which_there_is_no_room_yet_begin_when_others_end() -> None:
             work, client = Work([generation("a"), generation("b")], pool, ""), Client()
             with begun(work):
                 assert len(work.streams) == 1
-                await relay(work, Words(), client.send)
+                await relay(work, Words(), client.send, record())
             assert client.body == b"begin;0:a;0 is stop;1:b;1 is stop;end"
 
     run(go())

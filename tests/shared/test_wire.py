@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import struct
+import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any, get_args
 
@@ -20,6 +21,7 @@ from shared.errors import FrameError
 from shared.messages import (
     Cancel,
     Candidate,
+    Counts,
     DropPrompt,
     Embed,
     Embedded,
@@ -37,6 +39,7 @@ from shared.messages import (
     PromptSaved,
     Ready,
     Shutdown,
+    Steps,
     Timings,
     Token,
     Tokenize,
@@ -99,6 +102,7 @@ TOKEN = st.builds(
     text=TEXTS,
     logprobs=st.none() | LOGPROBS,
 )
+COUNTS = st.builds(Counts, buckets=INTEGER_TUPLES, total=NUMBERS)
 BY_KIND: dict[type, st.SearchStrategy[Any]] = {
     Generate: st.builds(Generate, id=INTEGERS, prompt=PROMPT, sampling=SAMPLING, cache=INTEGERS),
     Embed: st.builds(Embed, id=INTEGERS, prompt=PROMPT),
@@ -129,6 +133,12 @@ BY_KIND: dict[type, st.SearchStrategy[Any]] = {
     Failed: st.builds(Failed, id=INTEGERS, code=TEXTS, message=TEXTS),
     PromptSaved: st.builds(PromptSaved, cache=INTEGERS, tokens=INTEGERS, size=INTEGERS),
     PromptDropped: st.builds(PromptDropped, cache=INTEGERS),
+    Steps: st.builds(
+        Steps,
+        kind=st.sampled_from(get_args(messages.StepKind)),
+        seconds=COUNTS,
+        tokens=COUNTS,
+    ),
     Heartbeat: st.just(Heartbeat()),
 }
 MESSAGE = st.one_of(*BY_KIND.values())
@@ -176,6 +186,7 @@ EXAMPLES: tuple[Message, ...] = (
     Failed(3, "engine_failed", "out of memory"),
     PromptSaved(7, 900, 20_000_000),
     PromptDropped(7),
+    Steps("decode", Counts((0, 3), 0.25), Counts((2, 1), 5.0)),
     Heartbeat(),
 )
 PLACES = {field.name: place for place, field in enumerate(fields(SamplingParams))}
@@ -189,6 +200,7 @@ OF_ANY_LENGTH: dict[type, set[tuple[int, ...]]] = {
     Ready: {(2, 6), (2, 9, 8)},
     Tokens: {(1,), (1, 1, 4, 1)},
     Tokenized: {(2,), (3,)},
+    Steps: {(2, 0), (3, 0)},
 }
 """Fields, and fields within them, that are lists of any length."""
 
@@ -373,7 +385,93 @@ def test_a_length_within_the_payload_that_it_cannot_have_takes_no_memory(first: 
     assert peak < FLAT
 
 
+FLOODS = {
+    "empty arrays": b"\x90",
+    "arrays": b"\x91\xc0",
+    "maps": b"\x80",
+    "extensions": b"\xd4\x01\x01",
+    "nothing": b"\xc0",
+    "texts": b"\xa2ab",
+    "numbers": b"\xcd\x7f\xff",
+}
+
+
+@pytest.mark.parametrize("what", FLOODS)
+def test_a_frame_full_of_small_things_is_refused_in_bounded_memory(what: str) -> None:
+    count = (MAX_FRAME - 16) // len(FLOODS[what])
+    a_message = b"\x91\x92\x09\xdd" + struct.pack(">I", count) + FLOODS[what] * count
+    data = frame(a_message)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameError):
+            FrameParser().feed(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 25 * MAX_FRAME
+
+
+def test_the_largest_step_that_there_is_is_read() -> None:
+    """The arrays of a frame are bounded far above what engines bring."""
+    tops = Logprobs(-0.5, (Candidate(9, b"\xc3", -1.5),) * 100)
+    batch: list[Message] = [Tokens(tuple(Token(7, 5, 0, "x", tops) for _ in range(256)))]
+    assert FrameParser().feed(encode_frame(batch)) == batch
+    smallest = Logprobs(-0.5, (Candidate(0, b"", -1.5),) * (MAX_FRAME // 13 - 100))
+    batch = [Tokens((Token(7, 5, 0, "x", smallest),))]
+    assert FrameParser().feed(encode_frame(batch)) == batch
+
+
+def test_bytes_that_come_one_by_one_take_no_more_time_than_they_are() -> None:
+    data = encode_frame([failure_of(400_000)]) * 2
+    parser = FrameParser()
+    started = time.process_time()
+    batch = [
+        message for place in range(len(data)) for message in parser.feed(data[place : place + 1])
+    ]
+
+    assert len(batch) == 2
+    assert time.process_time() - started < 10
+
+
 # ---------------------------------------------------------------- everything else
+
+
+@st.composite
+def damaged_frames(draw: st.DrawFn) -> bytes:
+    """Frames with a few bytes changed, doubled or taken away, wherever."""
+    data = b"".join(map(encode_frame, draw(st.lists(BATCH, min_size=1, max_size=3))))
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(data)))
+        end = min(len(data), start + draw(st.integers(0, 8)))
+        data = (
+            data[:start] + draw(st.binary(max_size=6) | st.just(data[start:end] * 2)) + data[end:]
+        )
+    return data
+
+
+@given(damaged_frames() | st.binary(max_size=200), st.lists(st.integers(0, 400), max_size=8))
+@settings(max_examples=300)
+def test_a_damaged_stream_is_messages_and_then_a_frame_error_however_it_is_cut(
+    data: bytes, cuts: list[int]
+) -> None:
+    whole = fed(data, ())
+    assert fed(data, cuts) == whole
+
+
+def fed(data: bytes, cuts: Sequence[int]) -> str:
+    """What a parser makes of the stream: its messages, and whether it was refused.
+
+    As a text, as no number is equal to itself that is none.
+    """
+    parser, batch, refusal = FrameParser(), [], ""
+    places = [0, *sorted(cuts), len(data)]
+    try:
+        for start, end in itertools.pairwise(places):
+            batch += parser.feed(data[start:end])
+    except FrameError as error:
+        refusal = str(error)
+    return refusal or repr(batch)
 
 
 @given(st.binary(max_size=40))

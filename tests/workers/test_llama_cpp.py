@@ -24,8 +24,9 @@ from support import collect, end_of, model_settings, pool_settings, text_of, wit
 from workers.engine import Engine, Feed, Interrupted, load_engine
 from workers.engines import llama_cpp as engine_module
 from workers.engines import llama_cpp_sampling
-from workers.engines.llama_cpp import MOST_SLOTS, LlamaCppEngine
+from workers.engines.llama_cpp import LlamaCppEngine
 from workers.gguf_header import read_gguf_header
+from workers.memory_plan import MOST_SLOTS
 from workers.pool import WorkerPool
 
 GREEDY = SamplingParams(temp=0.0, repeat_penalty=1.0, ignore_eos=True)

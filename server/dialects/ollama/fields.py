@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any
 
 from server.dialects.base import ServedModel
-from server.json_body import parse_object
+from server.fields import MODEL, SAMPLING, Form
 from shared.errors import InvalidRequest
 from shared.sampling import MAX_GRAMMAR, SamplingParams
-from shared.validation import MAX_INTEGER, boolean, integer, number, text
+from shared.validation import BOOLEAN, MAX_INTEGER, Check, Schema, integers, numbers
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 """What `"format": "json"` asks for."""
@@ -27,43 +26,32 @@ SAME_OPTIONS = (
     "presence_penalty", "mirostat", "mirostat_tau", "mirostat_eta", "stop",
 )  # fmt: skip
 """Options that have our own fields' names and ranges."""
-OTHER_OPTIONS = ("num_predict", "num_ctx", "num_batch", "repeat_last_n", "seed")
 RUNTIME_OPTIONS = (
     "numa", "num_thread", "num_gpu", "main_gpu", "low_vram", "f16_kv", "use_mmap", "use_mlock",
     "vocab_only", "embedding_only", "logits_all",
 )  # fmt: skip
 """What Ollama decides anew with each loading of a model."""
-UNCUT = {
-    "truncate": "messages that do not fit into the context are an error",
-    "shift": "an answer ends with the context",
-}
-WHOLE_PROMPT = UNCUT | {
-    "template": "a chat template is chosen when the server starts",
-    "suffix": "no text is written between two others here",
-    "context": "send the conversation to /api/chat",
-    "images": "the models here read text only",
-}
-"""What may only be empty or false, and why."""
 
 
-def known_fields(
-    body: bytes, known: Collection[str], unsupported: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, Any]:
-    """The body's fields that are not null. Raises InvalidRequest for one that is not `known`, and
-    for one that is `unsupported` and asks for something."""
-    fields = parse_object(body)
-    for name in fields:
-        if name not in known and name not in unsupported:
-            raise InvalidRequest(f"unknown field: {name!r:.80}")
-    for name, why in unsupported.items():
-        if fields.pop(name, None):
+def empty(why: str) -> Check[None]:
+    """Of a field that may only be empty or false. `why`: it is not supported."""
+
+    def check(name: str, value: Any) -> None:
+        if value:
             raise InvalidRequest(f"{name} is not supported: {why}")
-    return {name: value for name, value in fields.items() if value is not None}
+
+    return Check(
+        {"enum": ["", False, 0, [], {}, None], "description": f"Not supported: {why}."}, check
+    )
 
 
-def plain_text(name: str, value: Any) -> str:
-    """The value, if it is a text; it may be empty. Raises InvalidRequest."""
-    return "" if value == "" else text(name, value)
+def _never(why: str) -> Check[None]:
+    """Of a field that may only be null. `why`: it is not supported."""
+
+    def check(name: str, value: Any) -> None:
+        raise InvalidRequest(f"{name} is not supported: {why}")
+
+    return Check({"type": "null", "description": f"Not supported: {why}."}, check)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,110 +83,128 @@ class Options:
             raise InvalidRequest(f"options.num_ctx must be at most {context}, the server's context")
 
 
-def read_options(fields: Mapping[str, Any]) -> Options:
-    """The options of a generation, by the body's fields. Raises InvalidRequest."""
-    given = _options(fields, (*SAME_OPTIONS, *OTHER_OPTIONS))
-    sampling = {name: given[name] for name in SAME_OPTIONS if name in given}
-    if (count := _unless_unlimited("num_predict", given, 1, (-1, -2))) is not None:
-        sampling["num_predict"] = count
-    if (recent := _unless_unlimited("repeat_last_n", given, 0, (-1,))) is not None:
-        sampling["repeat_last_n"] = recent
-    if given.get("seed", -1) != -1:
-        sampling["seed"] = given["seed"]
-    if "num_batch" in given:
-        sampling["n_batch"] = integer("options.num_batch", given["num_batch"], 1)
-    try:
-        SamplingParams().from_fields(sampling)
-    except InvalidRequest as error:  # it begins with the option's name
-        raise InvalidRequest(f"options.{error.message}") from None
-    sampling |= _format(fields.get("format", "")) | _logprobs(fields)
+def read_options(given: Mapping[str, Any]) -> Options:
+    """The options of a generation, by what a form has read. Raises InvalidRequest."""
+    options = given.get("options", {})
+    sampling = {name: options[name] for name in SAME_OPTIONS if name in options}
+    renamed = {"num_batch": "n_batch"} | {name: name for name in ("num_predict", "repeat_last_n")}
+    for name, ours in renamed.items():
+        if options.get(name) is not None:
+            sampling[ours] = options[name]
+    if options.get("seed", -1) != -1:
+        sampling["seed"] = options["seed"]
+    sampling |= given.get("format", {}) | _logprobs(given)
     SamplingParams().from_fields(sampling)
-    return Options(sampling, _num_ctx(given), given.get("repeat_last_n") == -1)
+    penalizes_all = options.get("repeat_last_n", 0) is None
+    return Options(sampling, options.get("num_ctx", 0), penalizes_all)
 
 
-def read_embedding_options(fields: Mapping[str, Any]) -> Options:
-    """The options of an embedding, which nothing else can change. Raises InvalidRequest."""
-    return Options(num_ctx=_num_ctx(_options(fields, ("num_ctx",))))
+def read_embedding_options(given: Mapping[str, Any]) -> Options:
+    """The options of an embedding, which nothing else can change."""
+    return Options(num_ctx=given.get("options", {}).get("num_ctx", 0))
 
 
-def _options(fields: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """Those that are not null."""
-    options = fields.get("options", {})
-    if not isinstance(options, dict):
-        raise InvalidRequest("options must be an object")
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in given:
-        if name in RUNTIME_OPTIONS:
+def _or_unlimited(low: int, unlimited: tuple[int, ...]) -> Check[int | None]:
+    """None for one of the numbers that stand for the whole context."""
+
+    def check(name: str, value: Any) -> int | None:
+        if type(value) is int and value in unlimited:
+            return None
+        if type(value) is not int or not low <= value <= MAX_INTEGER:
+            whole = " or ".join(map(str, unlimited))
             raise InvalidRequest(
-                f"options.{name} is not supported: it is decided when the server starts"
+                f"{name} must be an integer from {low} to {MAX_INTEGER}, or {whole}:"
+                " the whole context"
             )
-        if name not in known:
-            raise InvalidRequest(f"options has an unknown field: {name!r:.80}")
-    return given
+        return value
+
+    return Check({"anyOf": [integers(low).schema, {"enum": list(unlimited)}]}, check)
 
 
-def _num_ctx(options: Mapping[str, Any]) -> int:
-    """Tokens; 0 where it is not asked for."""
-    return integer("options.num_ctx", options["num_ctx"], 1) if "num_ctx" in options else 0
-
-
-def _unless_unlimited(
-    name: str, options: Mapping[str, Any], low: int, unlimited: tuple[int, ...]
-) -> int | None:
-    """None where it is not given, or one of the numbers that stand for the whole context."""
-    value = options.get(name)
-    if value is None or (type(value) is int and value in unlimited):
-        return None
-    if type(value) is not int or not low <= value <= MAX_INTEGER:
-        whole = " or ".join(map(str, unlimited))
-        raise InvalidRequest(
-            f"options.{name} must be an integer from {low} to {MAX_INTEGER}, or {whole}:"
-            " the whole context"
-        )
-    return value
-
-
-def _format(value: Any) -> dict[str, Any]:
+def _format(name: str, value: Any) -> dict[str, Any]:
     if value == "":
         return {}
     if value == "json":
         return {"json_schema": ANY_OBJECT}
     if not isinstance(value, dict):
-        raise InvalidRequest('format must be "json" or a JSON schema, an object')
+        raise InvalidRequest(f'{name} must be "json" or a JSON schema, an object')
     try:
         SamplingParams().from_fields({"json_schema": value})
     except InvalidRequest:
         raise InvalidRequest(
-            f"format: a schema must have at most {MAX_GRAMMAR} characters"
+            f"{name}: a schema must have at most {MAX_GRAMMAR} characters"
         ) from None
     return {"json_schema": value}
 
 
-def _logprobs(fields: Mapping[str, Any]) -> dict[str, int]:
-    top = integer("top_logprobs", fields.get("top_logprobs", 0), 0, MAX_TOP_LOGPROBS)
-    if boolean("logprobs", fields.get("logprobs", False)):
+def _logprobs(given: Mapping[str, Any]) -> dict[str, int]:
+    top = given.get("top_logprobs", 0)
+    if given.get("logprobs", False):
         return {"logprobs": top}
     if top:
         raise InvalidRequest("top_logprobs needs logprobs to be true")
     return {}
 
 
-def check_keep_alive(fields: Mapping[str, Any]) -> None:
+def _keep_alive(name: str, value: Any) -> None:
     """Any duration is taken: how long a model stays is the server's rule. Raises InvalidRequest."""
-    value = fields.get("keep_alive", 0)
     if not isinstance(value, str):
-        number("keep_alive", value, low=-(2.0**63), high=2.0**63)
+        _SECONDS(name, value)
     elif not DURATION.fullmatch(value):
-        raise InvalidRequest('keep_alive must be a number of seconds, or a duration such as "5m"')
+        raise InvalidRequest(f'{name} must be a number of seconds, or a duration such as "5m"')
 
 
-def read_think(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The chat template's variables for `think`: true, false or a level. Raises InvalidRequest."""
-    think = fields.get("think")
-    if think is None:
-        return {}
+def _think(name: str, think: Any) -> dict[str, Any]:
+    """The chat template's variables for true, false or a level. Raises InvalidRequest."""
     if isinstance(think, bool):
         return {THINKING: think}
     if isinstance(think, str) and think in THINK_LEVELS:
         return {THINKING: True, "reasoning_effort": think}
-    raise InvalidRequest(f"think must be true, false, or one of {', '.join(THINK_LEVELS)}")
+    raise InvalidRequest(f"{name} must be true, false, or one of {', '.join(THINK_LEVELS)}")
+
+
+_SECONDS = numbers(low=-(2.0**63), high=2.0**63)
+_DURATION: Schema = {"type": "string", "pattern": f"^{DURATION.pattern}$"}
+_NUM_CTX = integers(1).saying("Tokens that the context must have at the least.")
+_FIXED = dict.fromkeys(RUNTIME_OPTIONS, _never("it is decided when the server starts"))
+_OPTIONS = Form(
+    {
+        **{name: SAMPLING[name] for name in SAME_OPTIONS},
+        "num_predict": _or_unlimited(1, (-1, -2)).saying("Tokens to generate at the most."),
+        "num_batch": SAMPLING["n_batch"].saying("As n_batch of /stream."),
+        "num_ctx": _NUM_CTX,
+        "repeat_last_n": _or_unlimited(0, (-1,)).saying("How many of the last tokens are recent."),
+        "seed": Check(
+            {"anyOf": [SAMPLING["seed"].schema, {"const": -1}]},
+            lambda name, value: -1 if value == -1 else SAMPLING["seed"](name, value),
+        ).saying("-1: a fresh one."),
+        **_FIXED,
+    }
+)
+COMMON: Mapping[str, Check[Any]] = {
+    "model": MODEL,
+    "options": _OPTIONS.check(),
+    "keep_alive": Check({"anyOf": [_SECONDS.schema, _DURATION]}, _keep_alive).saying(
+        "Taken, and without effect: how long a model stays is the server's rule."
+    ),
+}
+EMBEDDING: Mapping[str, Check[Any]] = {
+    **COMMON,
+    "options": Form({"num_ctx": _NUM_CTX, **_FIXED}).check(),
+}
+"""What both endpoints for vectors take."""
+TEXT_FIELDS: Mapping[str, Check[Any]] = {
+    **COMMON,
+    "stream": BOOLEAN.saying("Lines of JSON, which is the default, or one object."),
+    "format": Check({"anyOf": [{"enum": ["", "json"]}, {"type": "object"}]}, _format).saying(
+        "A JSON Schema that the answer obeys, or any JSON."
+    ),
+    "think": Check({"enum": [True, False, *THINK_LEVELS]}, _think).saying(
+        "Tell the model's thoughts from its answer."
+    ),
+    "logprobs": BOOLEAN.saying("Report each token's log probability."),
+    "top_logprobs": integers(0, MAX_TOP_LOGPROBS).saying("And so many of the likeliest."),
+    "truncate": empty("messages that do not fit into the context are an error"),
+    "shift": empty("an answer ends with the context"),
+}
+"""What chats and other texts take."""

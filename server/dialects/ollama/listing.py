@@ -14,14 +14,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from server.dialects.ollama.fields import THINKING, known_fields
+from server.dialects.ollama.fields import THINKING, empty
 from server.dialects.ollama.parts import THOUGHT
+from server.fields import PLAIN_TEXT, Form
 from server.request_body import read_body
 from server.version import VERSION
 from shared.errors import ConfigurationError, InvalidRequest, ModelUnavailable
 from shared.settings import ModelSpec
 from shared.split_gguf import parts_of
-from shared.validation import boolean, text
+from shared.validation import BOOLEAN
 from workers.catalog import ModelStatus, find
 from workers.engine import GGUF_MAGIC
 from workers.gguf_header import read_gguf_header
@@ -35,8 +36,14 @@ if TYPE_CHECKING:
 CHAT_TEMPLATE = "tokenizer.chat_template"
 TEMPLATE_WORDS = {"tools": ("tools",), "thinking": (THINKING, THOUGHT)}
 """What a model was trained for, by a word that its chat template has then."""
-NOT_SHOWN = dict.fromkeys(("system", "template", "options"), "a model is shown as it is")
-"""What may only be empty, and why."""
+SHOW = Form(
+    {
+        "model": PLAIN_TEXT,
+        "name": PLAIN_TEXT.saying("What older clients call it."),
+        "verbose": BOOLEAN,
+        **dict.fromkeys(("system", "template", "options"), empty("a model is shown as it is")),
+    }
+)
 
 logger = logging.getLogger("tokenflume")
 
@@ -75,12 +82,11 @@ def routes(models: Models) -> Sequence[BaseRoute]:
 
 def shown_name(body: bytes) -> str:
     """The model that a body of /api/show names. Raises InvalidRequest."""
-    fields = known_fields(body, ("model", "name", "verbose"), NOT_SHOWN)
-    boolean("verbose", fields.get("verbose", False))
+    fields = SHOW.read(body)
     name = fields.get("model") or fields.get("name")  # older clients say the latter
-    if name is None:
+    if not name:
         raise InvalidRequest("model is missing")
-    return text("model", name)
+    return str(name)
 
 
 Describe = Callable[[ModelStatus, DetailsCache], dict[str, Any]]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.chat.messages import checked_messages
+from server.chat.messages import CALL, CONTENT, ROLES, checked_messages
 from shared.errors import InvalidRequest
+from shared.validation import TEXT, Check, Schema, nullable
 
 KNOWN = ("role", "content", "thinking", "images", "tool_calls", "tool_name", "tool_call_id")
 RENAMED = {"tool_name": "name", "thinking": "reasoning_content"}
 """Ours, and chat templates'."""
 
 
-def read_messages(value: Any) -> list[dict[str, Any]]:
+def read_messages(name: str, value: Any) -> list[dict[str, Any]]:
     """The messages; a content that is missing is empty. Raises InvalidRequest, naming the field."""
     if not isinstance(value, list):
-        raise InvalidRequest("messages must be a list")
-    messages = [_message(f"messages[{place}]", message) for place, message in enumerate(value)]
+        raise InvalidRequest(f"{name} must be a list")
+    messages = [_message(f"{name}[{place}]", message) for place, message in enumerate(value)]
     return checked_messages(messages) if messages else []
 
 
@@ -34,3 +35,22 @@ def _message(name: str, value: Any) -> dict[str, Any]:
         if given is not None and key != "images"
     }
     return {"content": "", **fields}
+
+
+_MESSAGE: Schema = {
+    "type": "object",
+    "properties": {
+        "role": {"enum": list(ROLES)},
+        "content": nullable(CONTENT),
+        "thinking": nullable({"type": "string", "pattern": "^[^\\u0000]*$"}),
+        "images": {"enum": [[], None]},
+        "tool_calls": nullable({"type": "array", "items": CALL}),
+        "tool_name": nullable(TEXT.schema),
+        "tool_call_id": nullable(TEXT.schema),
+    },
+    "required": ["role"],
+    "additionalProperties": False,
+}
+MESSAGES: Check[list[dict[str, Any]]] = Check(
+    {"type": "array", "items": _MESSAGE}, read_messages
+).saying("The conversation. If the last message is the assistant's, it is continued.")

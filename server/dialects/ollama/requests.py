@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from server.chat.messages import checked_tools
+from server.chat.messages import TOOL_LIST
 from server.dialects.base import Answer, Call, Embedding, Generation, Renderer, ServedModel
 from server.dialects.ollama.answers import (
     Head,
@@ -20,40 +20,64 @@ from server.dialects.ollama.answers import (
     message,
 )
 from server.dialects.ollama.fields import (
+    EMBEDDING,
+    TEXT_FIELDS,
     THINKING,
-    UNCUT,
-    WHOLE_PROMPT,
-    check_keep_alive,
-    known_fields,
-    plain_text,
+    empty,
     read_embedding_options,
     read_options,
-    read_think,
 )
-from server.dialects.ollama.messages import read_messages
+from server.dialects.ollama.messages import MESSAGES
 from server.dialects.ollama.parts import THINK, THOUGHT, CallReader, TextReader, ThinkingReader
-from server.json_body import model_name
+from server.fields import PLAIN_TEXT, Form
 from shared.errors import InvalidRequest
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
-from shared.validation import boolean, integer, text
+from shared.validation import BOOLEAN, TEXT, Check, integers, text
 
-COMMON = ("model", "options", "keep_alive")
-TEXT = (*COMMON, "stream", "format", "think", "logprobs", "top_logprobs")
-GENERATE = (*TEXT, "prompt", "system", "raw")
-CHAT = (*TEXT, "messages", "tools")
-EMBED = (*COMMON, "input", "truncate", "dimensions")
-EMBEDDINGS = (*COMMON, "prompt")
+
+def _texts(name: str, value: Any) -> list[str]:
+    """One, several, or none."""
+    texts = [value] if isinstance(value, str) and value else value or []
+    if not isinstance(texts, list):
+        raise InvalidRequest(f"{name} must be a string or a list of strings")
+    return [text(f"{name}[{place}]", one) for place, one in enumerate(texts)]
+
+
+TEXTS = Check(
+    {"anyOf": [PLAIN_TEXT.schema, {"type": "array", "items": TEXT.schema}]}, _texts
+).saying("A text, or several.")
+GENERATE = Form(
+    {
+        **TEXT_FIELDS,
+        "prompt": PLAIN_TEXT,
+        "system": PLAIN_TEXT.saying("A system prompt's name or its text."),
+        "raw": BOOLEAN.saying("The prompt is taken as it is, without a chat template."),
+        "template": empty("a chat template is chosen when the server starts"),
+        "suffix": empty("no text is written between two others here"),
+        "context": empty("send the conversation to /api/chat"),
+        "images": empty("the models here read text only"),
+    }
+)
+CHAT = Form({**TEXT_FIELDS, "messages": MESSAGES, "tools": TOOL_LIST})
+EMBED = Form(
+    {
+        **EMBEDDING,
+        "input": TEXTS,
+        "truncate": BOOLEAN,
+        "dimensions": integers(1).saying("Numbers of each vector."),
+    }
+)
+EMBEDDINGS = Form({**EMBEDDING, "prompt": PLAIN_TEXT})
 
 MakeTask = Callable[[ServedModel, SamplingParams], Generation]
 
 
 def parse_generate(body: bytes, headers: Mapping[str, str]) -> Call:
     """A body of /api/generate. Raises InvalidRequest, naming the field."""
-    fields = known_fields(body, GENERATE, WHOLE_PROMPT)
-    prompt = plain_text("prompt", fields.get("prompt", ""))
-    system = plain_text("system", fields.get("system", "")) or None  # clients send it empty
-    is_raw, think = boolean("raw", fields.get("raw", False)), read_think(fields)
+    fields = GENERATE.read(body)
+    prompt, system = fields.get("prompt", ""), fields.get("system") or None
+    is_raw, think = fields.get("raw", False), fields.get("think", {})
     if is_raw and (system or think):
         raise InvalidRequest("raw: a prompt without a template has no place for system or think")
 
@@ -68,9 +92,9 @@ def parse_generate(body: bytes, headers: Mapping[str, str]) -> Call:
 
 def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
     """A body of /api/chat. Raises InvalidRequest, naming the field."""
-    fields = known_fields(body, CHAT, UNCUT)
-    messages, think = read_messages(fields.get("messages", [])), read_think(fields)
-    tools = checked_tools(fields.get("tools"))
+    fields = CHAT.read(body)
+    messages, think = fields.get("messages", []), fields.get("think", {})
+    tools = fields.get("tools")
     continues = bool(messages) and messages[-1]["role"] == "assistant"
 
     def task(served: ServedModel, sampling: SamplingParams) -> Generation:
@@ -89,23 +113,17 @@ def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
 
 def parse_embed(body: bytes, headers: Mapping[str, str]) -> Call:
     """A body of /api/embed. Raises InvalidRequest, naming the field."""
-    fields = known_fields(body, EMBED)
-    boolean("truncate", fields.get("truncate", True))
+    fields = EMBED.read(body)
     dimensions = fields.get("dimensions")
-    if dimensions is not None:
-        integer("dimensions", dimensions, 1)
-    given = fields.get("input", "")
-    texts = [given] if isinstance(given, str) and given else given or []
-    if not isinstance(texts, list):
-        raise InvalidRequest("input must be a string or a list of strings")
-    prompts = [text(f"input[{place}]", value) for place, value in enumerate(texts)]
-    return _vector_call(fields, prompts, lambda head: VectorsRenderer(head, dimensions))
+    return _vector_call(
+        fields, fields.get("input", []), lambda head: VectorsRenderer(head, dimensions)
+    )
 
 
 def parse_embeddings(body: bytes, headers: Mapping[str, str]) -> Call:
     """A body of /api/embeddings. Raises InvalidRequest, naming the field."""
-    fields = known_fields(body, EMBEDDINGS)
-    prompt = plain_text("prompt", fields.get("prompt", ""))
+    fields = EMBEDDINGS.read(body)
+    prompt = fields.get("prompt", "")
     return _vector_call(fields, [prompt] if prompt else [], VectorRenderer)
 
 
@@ -118,9 +136,7 @@ def _text_call(
 ) -> Call:
     """`make` is None where nothing is to be written: the model is only to be loaded."""
     asked = time.monotonic()
-    model, is_stream = model_name(fields), boolean("stream", fields.get("stream", True))
-    options = read_options(fields)
-    check_keep_alive(fields)
+    is_stream, options = fields.get("stream", True), read_options(fields)
 
     def answer(served: ServedModel) -> Answer:
         head = Head(served.name, asked, time.monotonic())
@@ -132,7 +148,7 @@ def _text_call(
             task, parts = _thinking(served, task, parts)
         return Answer((task,), TextRenderer(head, shape, parts, is_stream=is_stream))
 
-    return Call(model, answer)
+    return Call(fields.get("model"), answer)
 
 
 def _thinking(
@@ -149,8 +165,7 @@ def _vector_call(
     fields: dict[str, Any], prompts: list[str], renderer: Callable[[Head], Renderer]
 ) -> Call:
     asked = time.monotonic()
-    model, options = model_name(fields), read_embedding_options(fields)
-    check_keep_alive(fields)
+    options = read_embedding_options(fields)
 
     def answer(served: ServedModel) -> Answer:
         options.check(served)
@@ -158,4 +173,4 @@ def _vector_call(
         tasks = tuple(Embedding(Prompt(prompt, is_whole=True)) for prompt in prompts)
         return Answer(tasks, renderer(head))
 
-    return Call(model, answer)
+    return Call(fields.get("model"), answer)

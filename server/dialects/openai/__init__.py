@@ -9,9 +9,11 @@ from server.dialects.openai import listing
 from server.dialects.openai.answers import error_body
 from server.dialects.openai.chat import parse_chat
 from server.dialects.openai.completions import parse_completion
+from server.dialects.openai.description import ERROR, OPERATIONS
 from server.dialects.openai.embeddings import parse_embeddings
 
 DIALECT = Dialect(
+    name="openai",
     paths={
         "/v1/completions": parse_completion,
         "/v1/chat/completions": parse_chat,
@@ -20,4 +22,6 @@ DIALECT = Dialect(
     error_body=error_body,
     prefix="/v1/",
     routes=listing.routes,
+    operations=OPERATIONS,
+    error_schema=ERROR,
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.chat.messages import check_texts, checked_messages
+from server.chat.messages import MESSAGES, check_texts
 from server.dialects.base import Answer, Call, ServedModel
 from server.dialects.openai.answers import (
     Choice,
@@ -18,12 +18,13 @@ from server.dialects.openai.answers import (
     finite,
     repeated,
 )
-from server.dialects.openai.fields import Common, Fields, about, json_object, only, take_common
-from server.dialects.openai.tools import Reader, ToolUse, merged, take_tools
+from server.dialects.openai.fields import COMMON, Common, only, take_common
+from server.dialects.openai.tools import TOOLS, Reader, ToolUse, merged, take_tools
+from server.fields import PLAIN_TEXT, Form, about, json_object
 from shared.errors import InvalidRequest
 from shared.messages import Candidate, Finished, Logprobs, Token
 from shared.sampling import MAX_LOGPROBS
-from shared.validation import MAX_INTEGER, boolean, integer, text
+from shared.validation import BOOLEAN, MAX_INTEGER, TEXT, Check, integers
 
 KIND = "chat.completion"
 CHUNK = "chat.completion.chunk"
@@ -31,29 +32,24 @@ CHUNK = "chat.completion.chunk"
 
 def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
     """A /v1/chat/completions body. Raises InvalidRequest, naming the field."""
-    fields = Fields(body)
-    messages = fields.need("messages", lambda _, value: checked_messages(value))
-    system = fields.take("system", _system, None)
+    given = CHAT.read(body)
+    messages, system = given.pop("messages"), given.pop("system", None)
     if system is not None and _has_system(messages):
         raise InvalidRequest(
             "system: there is a system message among messages already", field="system"
         )
-    variables = fields.take("chat_template_kwargs", _variables, {})
-    for name, check in VARIABLES.items():
-        if name in fields:
-            variables = {**variables, name: fields.need(name, check)}
-    for name, values in NEUTRAL.items():
-        fields.take(name, only(*values), None)
+    variables = given.pop("chat_template_kwargs", {})
+    variables = {**variables, **{name: given.pop(name) for name in VARIABLES if name in given}}
     known: dict[str, tuple[str, Any]] = {}
-    top = fields.take("top_logprobs", lambda n, value: integer(n, value, 0, MAX_LOGPROBS), None)
-    if fields.take("logprobs", boolean, False):
+    shows_logprobs, top = given.pop("logprobs", False), given.pop("top_logprobs", None)
+    if shows_logprobs:
         known["logprobs"] = "logprobs", top or 0
     elif top is not None:
         raise InvalidRequest("top_logprobs needs logprobs to be true", field="top_logprobs")
-    tools = take_tools(fields)
+    tools = take_tools(given)
     if tools is not None and tools.schema is not None:
         known["json_schema"] = "tool_choice", tools.schema
-    common = take_common(fields, "max_tokens", "max_completion_tokens", **known)
+    common = take_common(given, "max_tokens", "max_completion_tokens", **known)
     request = ChatRequest(common, messages, system, variables, tools)
     return Call(common.model, request.answer, common.timeout_s)
 
@@ -172,25 +168,34 @@ def _candidate(candidate: Candidate) -> Json:
     }
 
 
-def _system(name: str, value: Any) -> str:
-    """An empty one is none, not even the server's."""
-    return "" if value == "" else text(name, value)
-
-
 def _variables(name: str, value: Any) -> Mapping[str, Any]:
     check_texts(name, value)
     return json_object(name, value)
 
 
-VARIABLES = {"enable_thinking": boolean, "reasoning_effort": text}
+VARIABLES: Mapping[str, Check[Any]] = {"enable_thinking": BOOLEAN, "reasoning_effort": TEXT}
 """Fields that are variables of chat templates."""
-NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "modalities": (["text"],),
-    "verbosity": ("medium",),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-}
-"""What is not supported, with the values that ask for nothing."""
+CHAT = Form(
+    {
+        "messages": MESSAGES,
+        **COMMON,
+        **TOOLS,
+        **VARIABLES,
+        "max_completion_tokens": integers(1).saying("Another name of num_predict."),
+        "system": PLAIN_TEXT.saying(
+            "A system prompt's name or its text; empty: none, not even the server's."
+        ),
+        "chat_template_kwargs": Check({"type": "object"}, _variables),
+        "logprobs": BOOLEAN.saying("Report each token's log probability."),
+        "top_logprobs": integers(0, MAX_LOGPROBS).saying("And so many of the likeliest."),
+        # What is not supported, with the values that ask for nothing.
+        "modalities": only(["text"]),
+        "verbosity": only("medium"),
+        "functions": only([]),
+        "function_call": only("none", "auto"),
+        "audio": only(),
+        "prediction": only(),
+        "web_search_options": only(),
+    },
+    needed=("messages",),
+)

@@ -17,33 +17,36 @@ from server.dialects.openai.answers import (
     finite,
     repeated,
 )
-from server.dialects.openai.fields import MAX_CHOICES, Common, Fields, only, take_common
-from server.dialects.openai.prompts import check_vocabulary, read_prompts
+from server.dialects.openai.fields import COMMON, MAX_CHOICES, Common, only, take_common
+from server.dialects.openai.prompts import PROMPTS, check_vocabulary
+from server.fields import Form
 from shared.errors import InvalidRequest
 from shared.messages import Candidate, Finished, Token
 from shared.prompt import Prompt
-from shared.sampling import MAX_LOGPROBS
-from shared.validation import boolean, integer
+from shared.validation import BOOLEAN, integers
 
 KIND = "text_completion"
 DEFAULT_TOKENS = 16
+COMPLETION = Form(
+    {
+        "prompt": PROMPTS,
+        "echo": BOOLEAN.saying("The answer begins with the prompt."),
+        "best_of": integers(1, MAX_CHOICES).saying(
+            "Choices that are made of each prompt; the n likeliest are shown."
+        ),
+        "suffix": only(""),
+        **COMMON,
+    },
+    needed=("prompt",),
+)
 
 
 def parse_completion(body: bytes, headers: Mapping[str, str]) -> Call:
     """A /v1/completions body. Raises InvalidRequest, naming the field."""
-    fields = Fields(body)
-    prompts = fields.need("prompt", read_prompts)
-    echoes = fields.take("echo", boolean, False)
-    best_of = fields.take("best_of", lambda name, value: integer(name, value, 1, MAX_CHOICES), None)
-    logprobs = fields.take(
-        "logprobs", lambda name, value: integer(name, value, 0, MAX_LOGPROBS), None
-    )
-    fields.take("suffix", only(""), None)
-    if logprobs is None:
-        common = take_common(fields, "max_tokens")
-    else:
-        common = take_common(fields, "max_tokens", logprobs=("logprobs", logprobs))
-    request = CompletionRequest(common, prompts, echoes, best_of or common.n)
+    given = COMPLETION.read(body)
+    common = take_common(given, "max_tokens")
+    tries = given.get("best_of", common.n)
+    request = CompletionRequest(common, given["prompt"], given.get("echo", False), tries)
     request.check()
     return Call(common.model, request.answer, common.timeout_s)
 

@@ -5,29 +5,34 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Mapping
-from typing import Any
 
 from server.dialects.base import Answer, Call, Embedding, Renderer, ServedModel
 from server.dialects.openai.answers import Json, to_json
-from server.dialects.openai.fields import Fields, label, seconds
-from server.dialects.openai.prompts import check_vocabulary, read_prompts
+from server.dialects.openai.fields import LABEL
+from server.dialects.openai.prompts import PROMPTS, check_vocabulary
+from server.fields import MODEL, TIMEOUT, Form, one_of
 from shared.errors import InvalidRequest, Unsupported
 from shared.messages import Finished
-from shared.validation import integer, text
+from shared.validation import integers
 
-FORMATS = ("float", "base64")
+EMBEDDING = Form(
+    {
+        "input": PROMPTS,
+        "model": MODEL,
+        "timeout_s": TIMEOUT,
+        "encoding_format": one_of("float", "base64"),
+        "dimensions": integers(1).saying("Only what the model's vectors have."),
+        "user": LABEL,
+    },
+    needed=("input",),
+)
 
 
 def parse_embeddings(body: bytes, headers: Mapping[str, str]) -> Call:
     """A /v1/embeddings body. Raises InvalidRequest, naming the field."""
-    fields = Fields(body)
-    prompts = fields.need("input", read_prompts)
-    model = fields.take("model", text, None)
-    timeout_s = fields.take("timeout_s", seconds, None)
-    form = fields.take("encoding_format", _format, "float")
-    dimensions = fields.take("dimensions", lambda name, value: integer(name, value, 1), None)
-    fields.take("user", label, None)
-    fields.refuse_rest()
+    given = EMBEDDING.read(body)
+    prompts, dimensions = given["input"], given.get("dimensions")
+    form = given.get("encoding_format", "float")
 
     def answer(served: ServedModel) -> Answer:
         length = served.info.embedding
@@ -42,7 +47,7 @@ def parse_embeddings(body: bytes, headers: Mapping[str, str]) -> Call:
         tasks = tuple(Embedding(prompt) for prompt in prompts)
         return Answer(tasks, EmbeddingsRenderer(served.name, is_base64=form == "base64"))
 
-    return Call(model, answer, timeout_s)
+    return Call(given.get("model"), answer, given.get("timeout_s"))
 
 
 class EmbeddingsRenderer(Renderer):
@@ -75,9 +80,3 @@ class EmbeddingsRenderer(Renderer):
         ]
         usage = {"prompt_tokens": self._tokens, "total_tokens": self._tokens}
         return to_json({"object": "list", "data": data, "model": self._model, "usage": usage})
-
-
-def _format(name: str, value: Any) -> str:
-    if value not in FORMATS:
-        raise InvalidRequest(f"{name} must be {' or '.join(FORMATS)}")
-    return str(value)

@@ -1,76 +1,37 @@
-"""A body's fields, taken one by one: what is wrong with one is an error that names it."""
+"""The fields that completions and chats have in common, and what they mean."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from server.dialects.base import ServedModel
-from server.json_body import parse_object, timeout
+from server.fields import (
+    CACHE,
+    MODEL,
+    SAMPLING,
+    TIMEOUT,
+    Form,
+    about,
+    json_object,
+    one_of,
+    sampling_of,
+)
 from shared.errors import InvalidRequest, Unsupported
-from shared.sampling import MAX_CACHE_ID, MAX_SEED, SamplingParams
-from shared.validation import boolean, integer, text
+from shared.sampling import MAX_SEED, SamplingParams
+from shared.validation import BOOLEAN, TEXT, Check, integer, integers
 
 MAX_CHOICES = 128
 """Of one request, over all its prompts."""
 
-T = TypeVar("T")
-D = TypeVar("D")
-Check = Callable[[str, Any], T]
-"""(name, value) to what it means; raises InvalidRequest."""
 
-
-class Fields:
-    """The fields of a body that are still to be taken. A field that is null is not there."""
-
-    def __init__(self, body: bytes) -> None:
-        given = parse_object(body)
-        self._left = {name: value for name, value in given.items() if value is not None}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._left
-
-    def take(self, name: str, check: Check[T], default: D) -> T | D:
-        """The field's meaning; `default` where it is not there. Raises InvalidRequest."""
-        if name not in self._left:
-            return default
-        with about(name):
-            return check(name, self._left.pop(name))
-
-    def need(self, name: str, check: Check[T]) -> T:
-        """As `take`, of a field that must be there."""
-        if name not in self._left:
-            raise InvalidRequest(f"{name} is missing", field=name)
-        with about(name):
-            return check(name, self._left.pop(name))
-
-    def exclude(self, chosen: str, *others: str) -> None:
-        """Raises InvalidRequest if one of `others` is left, which cannot be beside `chosen`."""
-        for other in others:
-            if other in self._left:
-                raise InvalidRequest(f"{chosen} and {other} exclude each other", field=other)
-
-    def refuse_rest(self) -> None:
-        """Raises InvalidRequest if anything is left."""
-        for name in self._left:
-            raise InvalidRequest(f"unknown field: {name!r:.80}", field=name)
-
-    def rest(self) -> dict[str, Any]:
-        """All that is left."""
-        left, self._left = self._left, {}
-        return left
-
-
-@contextlib.contextmanager
-def about(name: str) -> Iterator[None]:
-    """Within, what is wrong is wrong with the field `name`."""
-    try:
-        yield
-    except InvalidRequest as error:
-        raise InvalidRequest(error.message, field=error.field or name) from None
+def exclude(given: Mapping[str, Any], chosen: str, *others: str) -> None:
+    """Raises InvalidRequest if one of `others` is given, which cannot be beside `chosen`."""
+    for other in others:
+        if other in given:
+            raise InvalidRequest(f"{chosen} and {other} exclude each other", field=other)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,125 +68,61 @@ class Common:
             )
 
 
-def take_common(fields: Fields, *limits: str, **known: tuple[str, Any]) -> Common:
-    """All that is left in `fields`. Raises InvalidRequest.
+def take_common(given: dict[str, Any], *limits: str, **known: tuple[str, Any]) -> Common:
+    """All that is left in `given`, what a form has read. Raises InvalidRequest.
 
-    `limits`: names of the field that limits the tokens. `known`: sampling fields that are already
-    taken, as a name for the client and a value.
+    `limits`: names of the field that limits the tokens. `known`: sampling fields that follow from
+    others, as a name for the client and a value.
     """
-    model = fields.take("model", text, None)
-    timeout_s = fields.take("timeout_s", seconds, None)
-    n = fields.take("n", lambda name, value: integer(name, value, 1, MAX_CHOICES), 1)
-    is_stream = fields.take("stream", boolean, False)
-    has_usage = fields.take("stream_options", _include_usage, None)
+    is_stream, has_usage = given.pop("stream", False), given.pop("stream_options", None)
     if has_usage is not None and not is_stream:
         raise InvalidRequest("stream_options is for streams only", field="stream_options")
-    cache = fields.take(
-        "cache", lambda name, value: integer(name, value, 0, MAX_CACHE_ID), default=0
-    )
-    for name, check in NEUTRAL.items():
-        fields.take(name, check, None)
-    known |= _limit(fields, (*limits, "num_predict"))
-    if "seed" in fields:
-        known["seed"] = "seed", fields.take("seed", _seed, None)
-    if "response_format" in fields:
-        schema = fields.take("response_format", _response_format, None)
-        if schema is not None:
-            fields.exclude("response_format", "grammar", "json_schema")
-            known["json_schema"] = "response_format", schema
+    known |= _limit(given, (*limits, "num_predict"))
+    schema = given.pop("response_format", None)
+    if schema is not None:
+        exclude(given, "response_format", "grammar", "json_schema")
+        known["json_schema"] = "response_format", schema
     for field, (name, value) in known.items():
         with about(name):
             SamplingParams().from_fields({field: value})
-    sampling = _sampling(fields.rest())
     return Common(
-        model,
-        timeout_s,
-        n,
+        given.get("model"),
+        given.get("timeout_s"),
+        given.get("n", 1),
         is_stream,
         bool(has_usage),
-        cache,
-        sampling | {name: value for name, (_, value) in known.items()},
+        given.get("cache", 0),
+        sampling_of(given) | {name: value for name, (_, value) in known.items()},
         {name: client_name for name, (client_name, _) in known.items()},
     )
 
 
-def _sampling(rest: dict[str, Any]) -> dict[str, Any]:
-    """The fields, if they are those of our sampling. Raises InvalidRequest."""
-    for name, value in rest.items():
-        with about(name):
-            SamplingParams().from_fields({name: value})
-    with about("temp" if "temp" in rest and "temperature" in rest else "grammar"):
-        SamplingParams().from_fields(rest)
-    return rest
-
-
-def _limit(fields: Fields, names: tuple[str, ...]) -> dict[str, tuple[str, int]]:
+def _limit(given: dict[str, Any], names: tuple[str, ...]) -> dict[str, tuple[str, int]]:
     """The one field of `names` that limits the tokens."""
-    given = [name for name in names if name in fields]
-    if len(given) > 1:
+    limits = {name: given.pop(name) for name in names if name in given}
+    if len(limits) > 1:
         raise InvalidRequest(
-            f"{' and '.join(given)} are one field: send one of them", field=given[1]
+            f"{' and '.join(limits)} are one field: send one of them", field=[*limits][1]
         )
-    if not given:
-        return {}
-    (name,) = given
-    limit = fields.need(name, lambda name, value: integer(name, value, 1))
-    return {"num_predict": (name, limit)}
-
-
-def _seed(name: str, value: Any) -> int:
-    """OpenAI's are signed."""
-    return integer(name, value, -(2**63), MAX_SEED) % (MAX_SEED + 1)
+    return dict.fromkeys(("num_predict",), *limits.items()) if limits else {}
 
 
 def _include_usage(name: str, value: Any) -> bool:
-    options = dict(json_object(name, value))
-    has_usage = options.pop("include_usage", None)
-    only(False)(f"{name}.include_obfuscation", options.pop("include_obfuscation", None) or False)
-    refuse_others(name, options)
-    return has_usage is not None and boolean(f"{name}.include_usage", has_usage)
+    return bool(STREAM_OPTIONS(name, value).get("include_usage", False))
 
 
 def _response_format(name: str, value: Any) -> dict[str, Any] | None:
     """A JSON Schema; None: any text."""
     form = dict(json_object(name, value))
-    kind = form.pop("type", None)
-    match kind:
-        case "text":
-            schema = None
-        case "json_object":
-            schema = {"type": "object"}
+    match kind := form.get("type"):
+        case "text" | "json_object":
+            Form({"type": TEXT}).check()(name, form)
+            return None if kind == "text" else {"type": "object"}
         case "json_schema":
-            wanted = dict(json_object(f"{name}.json_schema", form.pop("json_schema", None)))
-            schema = dict(json_object(f"{name}.json_schema.schema", wanted.pop("schema", None)))
-            wanted.pop("name", None)
-            wanted.pop("description", None)
-            if (strict := wanted.pop("strict", None)) is not None:
-                boolean(f"{name}.json_schema.strict", strict)
-            refuse_others(f"{name}.json_schema", wanted)
+            wanted = JSON_SCHEMA(name, form)["json_schema"]
+            return dict(wanted["schema"])
         case _:
             raise InvalidRequest(f"{name}.type must be text, json_object or json_schema")
-    refuse_others(name, form)
-    return schema
-
-
-def seconds(name: str, value: Any) -> float | None:
-    """As all endpoints have it: see server.json_body.timeout."""
-    return timeout({name: value})
-
-
-def json_object(name: str, value: Any) -> Mapping[str, Any]:
-    """The value, if it is an object."""
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"{name} must be an object")
-    return value
-
-
-def refuse_others(name: str, rest: Mapping[str, Any]) -> None:
-    """`rest`: the fields of the object `name` that nobody knows."""
-    for other, value in rest.items():
-        if value is not None:
-            raise InvalidRequest(f"{name}: unknown field: {other!r:.80}")
 
 
 def only(*values: Any) -> Check[None]:
@@ -236,27 +133,63 @@ def only(*values: Any) -> Check[None]:
             neutral = " or ".join(map(json.dumps, values))
             raise InvalidRequest(f"{name} is not supported; it may be left out, null or {neutral}")
 
-    return check
+    return Check({"enum": list(values)} if values else {"type": "null"}, check)
 
 
-def label(name: str, value: Any) -> None:
-    """For the client's own books."""
+def _label(name: str, value: Any) -> None:
     if not isinstance(value, str):
         raise InvalidRequest(f"{name} must be a string")
 
 
 def _labels(name: str, value: Any) -> None:
     for key, one in json_object(name, value).items():
-        label(f"{name}: {key!r:.80}", one)
+        _label(f"{name}: {key!r:.80}", one)
 
 
-NEUTRAL: Mapping[str, Check[None]] = {
-    "user": label,
-    "safety_identifier": label,
-    "prompt_cache_key": label,
-    "metadata": _labels,
+OBJECT: Check[Mapping[str, Any]] = Check({"type": "object"}, json_object)
+ANY: Check[Any] = Check({}, lambda _, value: value)
+LABEL: Check[None] = Check({"type": "string"}, _label).saying("For the client's own books.")
+JSON_SCHEMA = Form(
+    {
+        "type": one_of("json_schema"),
+        "json_schema": Form(
+            {"name": ANY, "description": ANY, "schema": OBJECT, "strict": BOOLEAN},
+            needed=("schema",),
+        ).check(),
+    },
+    needed=("type", "json_schema"),
+).check()
+RESPONSE_FORMAT = Check(
+    {
+        "anyOf": [
+            Form({"type": one_of("text", "json_object")}, needed=("type",)).schema(),
+            JSON_SCHEMA.schema,
+        ]
+    },
+    _response_format,
+)
+STREAM_OPTIONS = Form({"include_usage": BOOLEAN, "include_obfuscation": only(False)}).check()
+SEED: Check[int] = Check(
+    {"type": "integer", "minimum": -(2**63), "maximum": MAX_SEED},
+    lambda name, value: integer(name, value, -(2**63), MAX_SEED) % (MAX_SEED + 1),
+).saying("Of this request's own random generator.")  # OpenAI's are signed
+COMMON: Mapping[str, Check[Any]] = {
+    **SAMPLING,
+    "seed": SEED,
+    "model": MODEL,
+    "timeout_s": TIMEOUT,
+    "cache": CACHE,
+    "n": integers(1, MAX_CHOICES).saying("Choices of each prompt."),
+    "max_tokens": integers(1).saying("Another name of num_predict."),
+    "stream": BOOLEAN,
+    "stream_options": Check(STREAM_OPTIONS.schema, _include_usage),
+    "response_format": RESPONSE_FORMAT,
+    "user": LABEL,
+    "safety_identifier": LABEL,
+    "prompt_cache_key": LABEL,
+    "metadata": Check({"type": "object", "additionalProperties": {"type": "string"}}, _labels),
     "store": only(False),
     "service_tier": only("auto", "default"),
     "prompt_cache_retention": only("in_memory", "in-memory"),
 }
-"""Fields that ask for nothing here, with the values that do so."""
+"""What completions and chats take. Fields that ask for nothing here take the values that do so."""

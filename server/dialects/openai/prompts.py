@@ -7,7 +7,7 @@ from typing import Any
 from server.dialects.base import ServedModel
 from shared.errors import InvalidRequest
 from shared.prompt import Prompt
-from shared.validation import integer, text
+from shared.validation import TEXT, Check, Schema, integer, integers, text
 
 MAX_PROMPTS = 2048
 
@@ -44,3 +44,16 @@ def _tokens(name: str, value: list[Any]) -> Prompt:
     if not value:
         raise InvalidRequest(f"{name} must have a token at least")
     return Prompt(tokens=tuple(integer(f"{name}: a token", token, 0) for token in value))
+
+
+_TOKENS: Schema = {"type": "array", "items": integers(0).schema, "minItems": 1}
+_PROMPT: Schema = {"anyOf": [TEXT.schema, _TOKENS]}
+PROMPTS: Check[tuple[Prompt, ...]] = Check(
+    {
+        "anyOf": [
+            *_PROMPT["anyOf"],
+            {"type": "array", "items": _PROMPT, "minItems": 1, "maxItems": MAX_PROMPTS},
+        ]
+    },
+    read_prompts,
+).saying("A text, the ids of a text's tokens, or a list of such.")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.chat.messages import checked_tools
+from server.chat.messages import TOOL_LIST
 from server.chat.tool_calls import (
     CallArguments,
     CallStart,
@@ -17,9 +17,10 @@ from server.chat.tool_calls import (
 )
 from server.chat.tool_schema import forced_call
 from server.dialects.openai.answers import Json
-from server.dialects.openai.fields import Fields, json_object, refuse_others
+from server.dialects.openai.fields import exclude
+from server.fields import Form, one_of
 from shared.errors import InvalidRequest
-from shared.validation import boolean, text
+from shared.validation import BOOLEAN, TEXT, Check
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +43,16 @@ class ToolUse:
         return CallReader(parser, is_parallel=self.is_parallel)
 
 
-def take_tools(fields: Fields) -> ToolUse | None:
+def take_tools(given: dict[str, Any]) -> ToolUse | None:
     """None where none may be called. Raises InvalidRequest."""
-    tools = fields.take("tools", lambda _, value: checked_tools(value), None) or []
-    choice = fields.take("tool_choice", _choice, "auto")
-    is_parallel = fields.take("parallel_tool_calls", boolean, True)
+    tools = given.pop("tools", None) or []
+    choice = given.pop("tool_choice", "auto")
+    is_parallel = given.pop("parallel_tool_calls", True)
     if choice == "none" or (choice == "auto" and not tools):
         return None
     if choice == "auto":
         return ToolUse(tools, None, is_parallel)
-    fields.exclude("tool_choice", "response_format", "grammar", "json_schema")
+    exclude(given, "tool_choice", "response_format", "grammar", "json_schema")
     try:
         schema = forced_call(tools, choice.name if isinstance(choice, Named) else None)
     except InvalidRequest as error:
@@ -67,15 +68,28 @@ class Named:
 
 
 def _choice(name: str, value: Any) -> str | Named:
-    if value in ("none", "auto", "required"):
+    if value in CHOICES:
         return str(value)
-    sentence = f"{name} must be none, auto, required, or an object that names a function"
     if not isinstance(value, dict) or value.get("type") != "function":
-        raise InvalidRequest(sentence)
-    function = dict(json_object(f"{name}.function", value.get("function")))
-    chosen = text(f"{name}.function.name", function.pop("name", None))
-    refuse_others(f"{name}.function", function)
-    return Named(chosen)
+        raise InvalidRequest(
+            f"{name} must be none, auto, required, or an object that names a function"
+        )
+    return Named(NAMED(name, value)["function"]["name"])
+
+
+CHOICES = ("none", "auto", "required")
+NAMED = Form(
+    {
+        "type": one_of("function"),
+        "function": Form({"name": TEXT}, needed=("name",)).check(),
+    },
+    needed=("type", "function"),
+).check()
+TOOLS: Mapping[str, Check[Any]] = {
+    "tools": TOOL_LIST,
+    "tool_choice": Check({"anyOf": [{"enum": list(CHOICES)}, NAMED.schema]}, _choice),
+    "parallel_tool_calls": BOOLEAN.saying("An answer may have several calls."),
+}
 
 
 class Reader:

@@ -1,11 +1,15 @@
 """Templates make the same texts here as in transformers, for the same messages."""
 
+import ast
 import copy
 import os
 from pathlib import Path
 
 import pytest
 from llama_cpp import llama_chat_format
+from transformers.models.llama4 import processing_llama4
+from transformers.models.qwen2_audio import processing_qwen2_audio
+from transformers.models.smolvlm import processing_smolvlm
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from server.chat.bounded_jinja import ChatTemplate, TemplateFailed
@@ -24,11 +28,26 @@ TEMPLATES = {
     for folder in FOLDERS
     for path in folder.glob("*.jinja")
 }
-TEMPLATES |= {
-    name: getattr(llama_chat_format, name)
-    for name in dir(llama_chat_format)
-    if name.endswith("_CHAT_TEMPLATE")
-}
+
+
+def published_templates():
+    """Of models' makers, as packages that are installed for the tests carry them."""
+    modules = (llama_chat_format, processing_llama4, processing_smolvlm, processing_qwen2_audio)
+    for module in modules:
+        tree = ast.parse(Path(module.__file__).read_text("utf-8"))
+        for node in ast.walk(tree):
+            text = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(text, str) and "{%" in text and "messages" in text and "role" in text:
+                yield f"{module.__name__.rpartition('.')[2]} {node.lineno}", text
+
+
+PUBLISHED = dict(published_templates())
+TEMPLATES |= PUBLISHED
+
+
+def test_there_are_as_many_published_templates_as_are_promised() -> None:
+    assert len(set(PUBLISHED.values())) >= 8
+
 
 TOOLS = [
     {

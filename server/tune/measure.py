@@ -1,0 +1,248 @@
+"""What a pool of real workers does: tokens/s of many streams, first tokens, stalls.
+
+Everything goes through WorkerPool, as requests over HTTP do; only HTTP is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from shared.errors import ConfigurationError
+from shared.messages import Failed, Finished, Token
+from shared.prompt import Prompt
+from shared.sampling import SamplingParams
+from shared.settings import PoolSettings
+from workers.pool import WorkerPool
+
+PROMPT_WORDS = 500
+SHORT_WORDS = 40
+STREAM_WORDS = 3
+TEXT = """\
+the king went into the deep forest and there he found an old house where a woman sat by the fire
+she gave him bread and water then said take this key but open no door before the third night has
+come for behind it sleeps one who never wakes unless somebody calls his name"""
+"""Prompts are made of its words."""
+FILLED = 0.7
+"""Of the context that the long prompt may fill at the most."""
+FEWEST_TOKENS = 3
+"""Of each stream in a measurement."""
+LONGEST = 4
+"""A measurement that brings fewer goes on for so many windows."""
+RUNNING = 3
+"""Streams beside which a prompt arrives."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFigure:
+    """How long a prompt's first token took."""
+
+    words: int
+    tokens: int
+    seconds: float
+    is_estimate: bool = False
+    """A shorter one was measured, and its time taken in proportion."""
+
+
+@dataclass(frozen=True, slots=True)
+class StallFigure:
+    """What a prompt and running streams did to each other."""
+
+    streams: int
+    stall_s: float
+    """The longest pause of a running stream."""
+    usual_s: float
+    """Between two tokens of a stream, in the mean, before."""
+    prompt: PromptFigure
+    """The first token of the prompt that arrived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of a pool."""
+
+    load_s: float
+    rates: dict[int, float]
+    """Tokens/s of all streams together, by their number."""
+    prompt: PromptFigure
+
+
+def fastest(one: Figures, other: Figures) -> Figures:
+    """Of each figure the better one: disturbances only ever slow down."""
+    rates = {n: max(rate, other.rates[n]) for n, rate in one.rates.items()}
+    prompt = min(one.prompt, other.prompt, key=lambda figure: figure.seconds)
+    return Figures(min(one.load_s, other.load_s), rates, prompt)
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A stream that is always there: when its request ends, the next one begins."""
+
+    times: list[float] = field(default_factory=list)
+    has_begun: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Gauge:
+    """Measures a pool whose workers are ready. `window_s`: seconds of each measurement, about."""
+
+    def __init__(self, pool: WorkerPool, window_s: float, seed: int = 1) -> None:
+        model = pool.model
+        if model is None:
+            raise ConfigurationError(pool.why_not_ready() or "no worker is ready")
+        self._pool = pool
+        self._window_s = window_s
+        self._words = TEXT.split()
+        self._random = random.Random(seed)
+        self._seeds = itertools.count(seed)
+        self.slots = model.slots * pool.places
+        self._context = model.context
+        length = max(1, min(256, self._context // 2))
+        self._sampling = SamplingParams(num_predict=length, ignore_eos=True)
+
+    async def figures(self, load_s: float, streams: tuple[int, ...]) -> Figures:
+        """Raises ConfigurationError when a request fails."""
+        prompt = await self.prompt()
+        rates = {n: await self.rate(n) for n in streams}
+        return Figures(load_s, rates, prompt)
+
+    async def rate(self, streams: int) -> float:
+        """Tokens/s of so many streams together. More than there are slots for wait for theirs."""
+        async with self._running(streams) as running:
+            for stream in running:
+                del stream.times[:-1]
+            await self._window(running[: self.slots])
+        return sum(_rate(stream.times) for stream in running)
+
+    async def prompt(self) -> PromptFigure:
+        """The first token of a long prompt, that nobody has sent before, on idle workers."""
+        short = await self._first_token(SHORT_WORDS)
+        words = self._words_that_fit(short)
+        if short.seconds * words / SHORT_WORDS > LONGEST * self._window_s:
+            return _scaled(short, words)
+        return await self._first_token(words)
+
+    async def stall(self) -> StallFigure:
+        """A long prompt arrives beside running streams; there must be a slot for it."""
+        short = await self._first_token(SHORT_WORDS)
+        words = self._words_that_fit(short)
+        if short.seconds * words / SHORT_WORDS > LONGEST / 2 * self._window_s:
+            words = SHORT_WORDS
+        count = min(RUNNING, self.slots - 1)
+        async with self._running(count) as running:
+            for stream in running:
+                del stream.times[:-1]
+            await self._window(running)
+            usual_s = sum(1 / _rate(stream.times) for stream in running) / count
+            for stream in running:
+                del stream.times[:-1]
+            prompt = await self._first_token(words)
+        gaps = [b - a for stream in running for a, b in itertools.pairwise(stream.times)]
+        stall_s = max(gaps, default=usual_s)
+        full = self._words_that_fit(short)
+        return StallFigure(
+            count, stall_s, usual_s, prompt if words == full else _scaled(prompt, full)
+        )
+
+    def _words_that_fit(self, short: PromptFigure) -> int:
+        room = FILLED * self._context * SHORT_WORDS / short.tokens
+        return max(1, min(PROMPT_WORDS, int(room)))
+
+    def _text(self, words: int) -> Prompt:
+        return Prompt(" ".join(self._random.choice(self._words) for _ in range(words)))
+
+    async def _first_token(self, words: int) -> PromptFigure:
+        sampling = replace(self._sampling, num_predict=1, seed=next(self._seeds))
+        started = time.monotonic()
+        stream = self._pool.submit(self._text(words), sampling)
+        seconds = 0.0
+        try:
+            while True:
+                for event in await stream.take():
+                    match event:
+                        case Token():
+                            seconds = time.monotonic() - started
+                        case Finished(usage=usage):
+                            return PromptFigure(words, usage.prompt_tokens, seconds)
+                        case Failed(message=message):
+                            raise ConfigurationError(f"a request failed: {message}")
+        finally:
+            self._pool.release(stream)
+
+    async def _window(self, running: list[_Stream]) -> None:
+        """Let the streams run, for longer where they bring little."""
+        for _ in range(LONGEST):
+            await asyncio.sleep(self._window_s)  # this is the measurement, nothing is waited for
+            if all(len(stream.times) > FEWEST_TOKENS for stream in running):
+                return
+
+    @asynccontextmanager
+    async def _running(self, count: int) -> AsyncIterator[list[_Stream]]:
+        """Within, so many streams run, as far as there are slots; each has begun."""
+        streams = [_Stream() for _ in range(count)]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._keep_running(stream)) for stream in streams]
+                for stream in streams[: self.slots]:
+                    await stream.has_begun.wait()
+                yield streams
+                for task in tasks:
+                    task.cancel()
+        except* ConfigurationError as failures:
+            raise ConfigurationError(str(failures.exceptions[0])) from None
+
+    async def _keep_running(self, running: _Stream) -> None:
+        while True:
+            sampling = replace(self._sampling, seed=next(self._seeds))
+            stream = self._pool.submit(self._text(STREAM_WORDS), sampling)
+            try:
+                is_over = False
+                while not is_over:
+                    for event in await stream.take():
+                        if isinstance(event, Token):
+                            running.times.append(time.monotonic())
+                            running.has_begun.set()
+                        elif isinstance(event, Failed):
+                            raise ConfigurationError(f"a request failed: {event.message}")
+                        else:
+                            is_over = True
+            finally:
+                self._pool.release(stream)
+
+
+@asynccontextmanager
+async def ready_pool(settings: PoolSettings) -> AsyncIterator[tuple[WorkerPool, float]]:
+    """A pool whose workers are all there, and how long that took in seconds.
+
+    Raises ConfigurationError when they will not be.
+    """
+    started = time.monotonic()
+    async with WorkerPool(settings) as pool:
+        failure = asyncio.ensure_future(pool.load_failure())
+        ready = asyncio.ensure_future(pool.until_ready(pool.places))
+        try:
+            await asyncio.wait({failure, ready}, return_when=asyncio.FIRST_COMPLETED)
+            if failure.done():
+                raise failure.result()
+            if (reason := ready.result()) is not None:
+                raise ConfigurationError(reason)
+            yield pool, time.monotonic() - started
+        finally:
+            failure.cancel()
+            ready.cancel()
+
+
+def _rate(times: list[float]) -> float:
+    """Tokens a second, from the times at which they came."""
+    if len(times) < 2 or times[-1] <= times[0]:
+        return 0.0
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def _scaled(short: PromptFigure, words: int) -> PromptFigure:
+    factor = words / short.words
+    return PromptFigure(words, round(short.tokens * factor), short.seconds * factor, factor != 1)
