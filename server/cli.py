@@ -86,7 +86,7 @@ def run(arguments: list[str]) -> int:
         return _fail(EXIT_CANNOT_LISTEN, f"cannot listen on {where}: {error.strerror or error}")
     except KeyboardInterrupt:  # as a long download may be
         return EXIT_OK
-    screen = StartScreen(settings) if is_wanted(settings.log_level) else None
+    screen = StartScreen(settings) if is_wanted(options.log_level, options.log_format) else None
     if screen is None:
         describe(settings)
     else:

@@ -37,9 +37,9 @@ LOOK_S = 0.1
 EXAMPLE = "Once upon a time"
 
 
-def is_wanted(log_level: str, stream: TextIO = sys.stderr) -> bool:
+def is_wanted(log_level: str, log_format: str, stream: TextIO = sys.stderr) -> bool:
     """On a terminal, unless its user wants to see the log, or only what is wrong."""
-    return log_level == "info" and stream.isatty()
+    return (log_level, log_format) == ("info", "text") and stream.isatty()
 
 
 class StartScreen:

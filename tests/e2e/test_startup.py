@@ -173,8 +173,9 @@ def test_several_models_are_named(llama_gguf: Path) -> None:
     assert ", for two" in shown
 
 
-def test_with_another_log_level_a_terminal_shows_the_log() -> None:
-    with terminal("--engine", "echo", "--log-level", "debug") as started:
+@pytest.mark.parametrize("flags", [("--log-level", "debug"), ("--log-format", "json")])
+def test_who_asks_for_the_log_gets_it_in_a_terminal_too(flags: tuple[str, ...]) -> None:
+    with terminal("--engine", "echo", *flags) as started:
         assert "curl" not in started.read_until("loaded echo")
 
 
