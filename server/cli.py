@@ -107,9 +107,11 @@ def build_settings(options: argparse.Namespace) -> Settings:
     """Check what the options mean together. Raises ConfigurationError."""
     machine, folder = read_machine(), folder_settings(options)
     specs: tuple[ModelSpec, ...] = ()
-    plan = make_plan(machine, batches=True, threads=options.num_threads, workers=options.workers)
     if folder is None:
         specs, plan = make_specs(given_files(options), options, machine)
+    else:
+        threads, workers = options.num_threads, options.workers
+        plan = make_plan(machine, batches=True, threads=threads, workers=workers)
     if options.restore_prompt and len(specs) > 1:
         raise ConfigurationError("--restore-prompt is one model's: give one -m")
     return Settings(

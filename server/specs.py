@@ -24,10 +24,10 @@ from shared.settings import (
     RestartPolicy,
     WorkerSettings,
 )
-from shared.split_gguf import parts_of
 from workers.engine import ENGINES, INSTALL_LLAMA_CPP, choose_engine, has_llama_cpp
 from workers.machine import Machine, node_of_cpus
 from workers.memory import available_memory
+from workers.model_card import file_size
 from workers.model_files import ModelFile as FoundModel
 from workers.model_files import list_model_files, memory_needed, model_name
 from workers.topology import Plan, make_plan, share_machine
@@ -60,7 +60,7 @@ class GivenModel:
         """Bytes of its weights; 0 where there are none."""
         if self.path is None or self.engine == "echo":
             return 0
-        return sum(Path(part).stat().st_size for part in parts_of(str(self.path)))
+        return file_size(self.path)
 
 
 def given_files(options: argparse.Namespace) -> list[GivenModel]:

@@ -69,7 +69,7 @@ OPERATIONS: Operations = {
                     {
                         "anyOf": [
                             INTEGER,
-                            record(id=INTEGER, piece={"anyOf": [STRING, array(INTEGER)]}),
+                            WITH_PIECE,
                         ]
                     }
                 )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from shared.messages import ModelCard
+from shared.split_gguf import parts_of
 from workers.gguf_header import GgufHeader
 
 MAX_TEMPLATE = 2**20
@@ -16,7 +16,6 @@ MAX_NAMES = 2 * 2**20
 """Bytes of the names of all control tokens together. A frame holds both."""
 MAX_NAME = 200
 """Characters of the model's name; what is longer is cut."""
-SPLIT = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
     11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S",
@@ -49,12 +48,11 @@ def gguf_card(
         # Without all names a message's text could be mistaken for a control token.
         logger.warning("the chat template is not used: the names of control tokens are too long")
         names, template, bos, eos = (), "", "", ""
-    file_type = header.metadata.get("general.file_type")
     return ModelCard(
         name=_text(header, "general.name")[:MAX_NAME],
         parameters=header.n_params if parameters is None else parameters,
         size=file_size(path),
-        quantization=FILE_TYPES.get(file_type, "") if isinstance(file_type, int) else "",
+        quantization=quantization(header),
         trained_context=max(0, header.architecture_value("context_length") or 0),
         chat_template=template,
         bos=bos,
@@ -63,14 +61,17 @@ def gguf_card(
     )
 
 
+def quantization(header: GgufHeader) -> str:
+    """What most of its weights are; empty where it does not say, or says what is not known."""
+    file_type = header.metadata.get("general.file_type")
+    return FILE_TYPES.get(file_type, "") if type(file_type) is int else ""
+
+
 def file_size(path: Path) -> int:
     """Bytes of a model's file; of one that is split, of all parts that are there."""
-    found = SPLIT.fullmatch(path.name)
-    if found is None:
+    if len(parts := parts_of(str(path))) == 1:
         return path.stat().st_size
-    stem, total = found.groups()
-    parts = (path.with_name(f"{stem}-{i:05}-of-{total}.gguf") for i in range(1, int(total) + 1))
-    return sum(part.stat().st_size for part in parts if part.is_file())
+    return sum(part.stat().st_size for part in map(Path, parts) if part.is_file())
 
 
 def _text(header: GgufHeader, key: str) -> str:

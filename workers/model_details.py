@@ -6,48 +6,10 @@ from dataclasses import dataclass
 
 from workers.engine import GGUF_MAGIC
 from workers.gguf_header import GgufHeader, read_gguf_header
+from workers.model_card import quantization
 from workers.model_files import ModelFile, read_magic
 from workers.model_identity import files_identity
 
-QUANTIZATIONS = {
-    0: "F32",
-    1: "F16",
-    2: "Q4_0",
-    3: "Q4_1",
-    7: "Q8_0",
-    8: "Q5_0",
-    9: "Q5_1",
-    10: "Q2_K",
-    11: "Q3_K_S",
-    12: "Q3_K_M",
-    13: "Q3_K_L",
-    14: "Q4_K_S",
-    15: "Q4_K_M",
-    16: "Q5_K_S",
-    17: "Q5_K_M",
-    18: "Q6_K",
-    19: "IQ2_XXS",
-    20: "IQ2_XS",
-    21: "Q2_K_S",
-    22: "IQ3_XS",
-    23: "IQ3_XXS",
-    24: "IQ1_S",
-    25: "IQ4_NL",
-    26: "IQ3_S",
-    27: "IQ3_M",
-    28: "IQ2_S",
-    29: "IQ2_M",
-    30: "IQ4_XS",
-    31: "IQ1_M",
-    32: "BF16",
-    36: "TQ1_0",
-    37: "TQ2_0",
-    38: "MXFP4_MOE",
-    39: "NVFP4",
-    40: "Q1_0",
-    41: "Q2_0",
-}
-"""llama.cpp's numbers of file types (`general.file_type`, llama.h's llama_ftype)."""
 UNKNOWN = "unknown"
 MAX_FAMILY = 80
 """Characters; no engine knows an architecture with a longer name."""
@@ -115,5 +77,4 @@ def parameter_size(parameters: int) -> str:
 
 def quantization_level(header: GgufHeader) -> str:
     """What most of its weights are."""
-    file_type = header.metadata.get("general.file_type")
-    return QUANTIZATIONS.get(file_type, UNKNOWN) if type(file_type) is int else UNKNOWN
+    return quantization(header) or UNKNOWN

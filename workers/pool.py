@@ -100,40 +100,40 @@ class WorkerPool:
         return model
 
     def _enqueue(self, request: Generate | Embed, client: str) -> RequestStream:
-        self._refuse_too_many(request)
         stream = RequestStream(request, client)
+        self._refuse_too_many(stream)
         self._open.add(stream)
         self._none_open.clear()
         self._waiting.add(stream)
         self._dispatch()
         return stream
 
-    def _refuse_too_many(self, request: Generate | Embed) -> None:
-        """Raises QueueFull, with the time that those who wait will take."""
-        waiting, free = len(self._waiting), self._free()
-        tokens = self._pace.tokens(self._waiting.characters + len(request.prompt.key))
-        if free or (waiting < self._settings.queue and not waiting):
+    def _refuse_too_many(self, stream: RequestStream) -> None:
+        """Raises QueueFull. A single prompt may wait however long it is."""
+        if self._free():
             return
+        waiting, settings = len(self._waiting), self._settings
+        if waiting >= settings.queue:
+            raise self._queue_full(f"{waiting} requests wait, as many as may")
+        tokens = self._pace.tokens(self._waiting.characters + len(stream.key))
+        if waiting and tokens > settings.queue_tokens:
+            raise self._queue_full(
+                f"the prompts that wait would have about {tokens} tokens, more than"
+                f" {settings.queue_tokens}"
+            )
+
+    def _queue_full(self, reason: str) -> QueueFull:
+        """With the time that those who wait will take."""
         slots = sum(handle.slots for handle in self._ready_handles())
-        retry_after_s = self._pace.wait_s(waiting + 1, slots)
-        if waiting >= self._settings.queue:
-            raise QueueFull(
-                f"every slot is taken, and {waiting} requests wait, as many as may",
-                retry_after_s=retry_after_s,
-            )
-        if tokens > self._settings.queue_tokens:
-            raise QueueFull(
-                f"every slot is taken, and the prompts that wait would have about {tokens} tokens,"
-                f" more than {self._settings.queue_tokens}",
-                retry_after_s=retry_after_s,
-            )
+        retry_after_s = self._pace.wait_s(len(self._waiting) + 1, slots)
+        return QueueFull(f"every slot is taken, and {reason}", retry_after_s=retry_after_s)
 
     def release(self, stream: RequestStream) -> None:
         """Nobody takes this stream's events any more; a request still running is cancelled."""
         stream.abandon()
         if stream.finished is not None:
-            self._router.learn(stream.request.prompt.key, stream.finished)
-            self._pace.learn(len(stream.request.prompt.key), stream.finished)
+            self._router.learn(stream.key, stream.finished)
+            self._pace.learn(len(stream.key), stream.finished)
         self._open.discard(stream)
         if not self._open:
             self._none_open.set()
@@ -291,15 +291,16 @@ class WorkerPool:
             self._change.set_result(None)
         while self._waiting and (free := self._free()):
             stream = self._waiting.take()
-            handle = self._choose(free, stream.request)
+            handle = self._choose(free, stream)
             self._at[stream.request.id] = handle
             stream.dispatched(handle.settings.index)
             handle.submit(stream)
         if self._waiting and self.is_lost:
             self._fail(self._waiting.take_all(), self.why_not_ready() or "")
 
-    def _choose(self, free: list[WorkerHandle], request: Generate | Embed) -> WorkerHandle:
+    def _choose(self, free: list[WorkerHandle], stream: RequestStream) -> WorkerHandle:
         """The worker that has the request's prompt, or the beginning of it, unless too busy."""
+        request = stream.request
         if isinstance(request, Embed):
             return min(free, key=lambda handle: handle.in_flight)
         self._router.keep_only(self._ready_handles())
@@ -307,8 +308,8 @@ class WorkerPool:
         for handle in having:
             handle.prompts[request.cache].used_at = time.time()
         busy = {handle: handle.in_flight for handle in having or free}
-        handle = self._router.choose(busy, request.prompt.key)
-        self._router.sent(handle, request.prompt.key)
+        handle = self._router.choose(busy, stream.key)
+        self._router.sent(handle, stream.key)
         return handle
 
     @staticmethod

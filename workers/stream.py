@@ -16,6 +16,8 @@ class RequestStream:
     def __init__(self, request: Generate | Embed, client: str = "") -> None:
         self.request = request
         self.client = client
+        self.key = request.prompt.key
+        """Of the prompt; made once, as tokens have to be written out for it."""
         self.is_abandoned = False
         self.finished: Finished | None = None
         self.queued_s = 0.0

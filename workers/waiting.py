@@ -52,4 +52,4 @@ class WaitingLine:
 
     def _count(self, stream: RequestStream, sign: int) -> None:
         self._length += sign
-        self.characters += sign * len(stream.request.prompt.key)
+        self.characters += sign * len(stream.key)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from shared.errors import ConfigurationError
+from workers.model_card import FILE_TYPES
 from workers.model_details import (
-    QUANTIZATIONS,
     DetailsCache,
     ModelDetails,
     parameter_size,
@@ -78,7 +78,7 @@ def test_the_numbers_of_quantizations_are_those_of_the_format() -> None:
     for kind in gguf.LlamaFileType:
         if kind is not gguf.LlamaFileType.GUESSED:
             name = kind.name.removeprefix("MOSTLY_").removeprefix("ALL_")
-            assert QUANTIZATIONS[kind.value] == name
+            assert FILE_TYPES[kind.value] == name
 
 
 @pytest.mark.parametrize(
