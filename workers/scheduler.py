@@ -147,9 +147,9 @@ class Scheduler:
         sequences = list(self._decoding.values())
         feeds = [sequence.next_token() for sequence in sequences]
         if self._cost is None:
-            return self._run("decode", sequences, feeds, None)
-        width = self._cost.width(len(feeds))
-        return self._run("decode", sequences, feeds, self._cost.decode, width=width)
+            return self._run("decode", sequences, feeds)
+        width, learn = self._cost.widths.width(len(feeds)), self._cost.observe_decode
+        return self._run("decode", sequences, feeds, learn, width=width)
 
     def _process_prompts(self) -> list[Message]:
         """Sequences and embeddings take turns, too."""
@@ -195,7 +195,8 @@ class Scheduler:
             room -= len(feed.tokens)
         # Not for ever: clients that leave one after the other would starve those who stay.
         interruptible = self._interruptions < MOST_INTERRUPTIONS
-        return self._run("prefill", sequences, feeds, curve, interruptible=interruptible)
+        learn = curve.observe if curve else None
+        return self._run("prefill", sequences, feeds, learn, interruptible=interruptible)
 
     def _room_for_prompts(self, curve: Curve | None) -> int:
         """Prompt tokens that the next step of prompts may carry. `curve`: what they take."""
@@ -212,12 +213,15 @@ class Scheduler:
         kind: StepKind,
         sequences: list[Sequence],
         feeds: list[Feed],
-        curve: Curve | None,
+        learn: Callable[[int, float], None] | None = None,
         *,
         interruptible: bool = False,
         width: int = 0,
     ) -> list[Message]:
-        """Feed the sequences, and sample where their prompts are done."""
+        """Feed the sequences, and sample where their prompts are done.
+
+        `learn`: what is told the step's tokens and seconds.
+        """
         started = self._clock()
         try:
             self._engine.decode(feeds, interruptible=interruptible, width=width)
@@ -231,8 +235,8 @@ class Scheduler:
         tokens, seconds = sum(len(feed.tokens) for feed in feeds), now - started
         if tokens:
             self.steps.observe(kind, tokens, seconds)
-        if curve is not None:
-            curve.observe(tokens, seconds)
+        if learn is not None:
+            learn(tokens, seconds)
         ready: list[Sequence] = []
         for sequence, feed in zip(sequences, feeds, strict=True):
             sequence.fed(feed)

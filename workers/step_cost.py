@@ -10,11 +10,12 @@ with the CPU's heat: each step that is observed corrects its curve.
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workers.engine import Engine, Feed
+from workers.lines import on_lines
+from workers.widths import Widths
 
 PREFILL_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 DECODE_SIZES = (1, 2, 4, 3, 8, 7, 16, 15, 32, 31, 64, 63, 128, 256)
@@ -71,7 +72,7 @@ class Curve:
         return low
 
     def _measured(self, size: int) -> float:
-        return _on_lines(self._sizes, self._seconds, size)
+        return on_lines(self._sizes, self._seconds, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,44 +83,26 @@ class StepCost:
     """By the sequences that get a token each."""
     prefill: Curve
     """By the prompt tokens of the chunk."""
-    widths: tuple[int, ...] = ()
-    """At n - 1: how many sequences a decode step of n is best computed with, idle ones included;
-    beyond the end, n."""
+    widths: Widths = field(default_factory=lambda: Widths({}))
+    """Of decode steps."""
 
     def __str__(self) -> str:
         return f"decode {self.decode}; prefill {self.prefill}"
 
-    def width(self, sequences: int) -> int:
-        """How many sequences a decode step of so many is best computed with."""
-        return self.widths[sequences - 1] if sequences <= len(self.widths) else sequences
+    def observe_decode(self, sequences: int, seconds: float) -> None:
+        """Such a step took so long, with the width that was asked for."""
+        self.decode.observe(sequences, seconds)
+        self.widths.observe(sequences, seconds)
 
 
-def decode_cost(measured: Mapping[int, float]) -> tuple[Curve, tuple[int, ...]]:
-    """The curve and the widths of decode steps that took so long for these numbers of sequences.
+def decode_cost(measured: Mapping[int, float]) -> Curve:
+    """Of decode steps that took so long for these numbers of sequences.
 
     16 sequences may take less time than 15: then 15 are computed as 16, and take as long.
     """
     sizes = sorted(measured)
     seconds = [measured[size] for size in sizes]
-    widths = []
-    for size in range(1, sizes[-1] + 1):
-        own = _on_lines(sizes, seconds, size)
-        least, width = min((measured[wider], wider) for wider in sizes if wider >= size)
-        widths.append(width if least < own else size)
-    best = {size: min(seconds[place:]) for place, size in enumerate(sizes)}
-    return Curve(best), tuple(widths)
-
-
-def _on_lines(sizes: Sequence[int], seconds: Sequence[float], size: int) -> float:
-    """Between two measured sizes on the line through them; beyond the last, in proportion."""
-    place = bisect_left(sizes, size)
-    if place == 0:
-        return seconds[0]
-    if place == len(sizes):
-        return seconds[-1] * size / sizes[-1]
-    low, high = sizes[place - 1 : place + 1]
-    share = (size - low) / (high - low)
-    return seconds[place - 1] * (1 - share) + seconds[place] * share
+    return Curve({size: min(seconds[place:]) for place, size in enumerate(sizes)})
 
 
 def _plausible(seconds: float, before: float, growth: float) -> float:
@@ -159,11 +142,11 @@ def measure(
                 break
         return measured
 
-    curve, widths = decode_cost(
-        times(decode, DECODE_SIZES, min(engine.info.slots, engine.max_batch), 2 * limit_s)
-    )
+    streams = min(engine.info.slots, engine.max_batch)
+    decoded = times(decode, DECODE_SIZES, streams, 2 * limit_s)
     most = min(engine.info.context, engine.max_batch)
-    return StepCost(curve, Curve(times(prefill, PREFILL_SIZES, most, limit_s)), widths)
+    prefilled = times(prefill, PREFILL_SIZES, most, limit_s)
+    return StepCost(decode_cost(decoded), Curve(prefilled), Widths(decoded))
 
 
 def _time_step(engine: Engine, clock: Callable[[], float], feeds: Sequence[Feed]) -> float:

@@ -26,6 +26,7 @@ from shared.sampling import SamplingParams
 from workers.engine import Feed, Interrupted
 from workers.scheduler import LONGEST_STEP_S, MOST_INTERRUPTIONS, Scheduler
 from workers.step_cost import Curve, StepCost, decode_cost
+from workers.widths import Widths
 
 END = 0
 ALL = SamplingParams(num_predict=1000)
@@ -571,8 +572,9 @@ def test_only_steps_of_prompts_may_be_interrupted() -> None:
 
 
 def test_a_decode_step_is_as_wide_as_is_fastest() -> None:
-    curve, widths = decode_cost({1: 0.04, 2: 0.06, 3: 0.09, 4: 0.07})
-    bench = Bench(StepCost(curve, curve, widths), slots=4)
+    measured = {1: 0.04, 2: 0.06, 3: 0.09, 4: 0.07}
+    curve = decode_cost(measured)
+    bench = Bench(StepCost(curve, curve, Widths(measured)), slots=4)
     for request_id in (1, 2, 3):
         bench.submit(request_id, "a")
     bench.step(3)
