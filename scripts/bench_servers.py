@@ -49,10 +49,11 @@ class ServerProcess:
 
     def __enter__(self) -> Self:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS)}
+        paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)  # this checkout's, from any folder
         try:
             self._process = subprocess.Popen(
                 self._command,
-                cwd=ROOT,
                 env=environment,
                 stdout=self._log,
                 stderr=self._log,

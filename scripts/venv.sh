@@ -1,5 +1,5 @@
 # Sourced by the other scripts: `use_venv EXTRAS` makes .venv ready with tokenflume[EXTRAS].
-# Does nothing when that has been done for this setup.cfg.
+# Does nothing when that has been done for this setup.cfg; without extras, with any.
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 
@@ -29,10 +29,19 @@ make_venv() {
     fi
 }
 
+is_ready() {
+    local extras=$1 stamp
+    for stamp in ".venv/ready${extras:+-$extras}"*; do  # of none: any
+        if cmp -s setup.cfg "$stamp"; then
+            return
+        fi
+    done
+    return 1
+}
+
 use_venv() {
-    local extras=$1 stamp python
-    stamp=".venv/ready${extras:+-$extras}"
-    if [ -x .venv/bin/python ] && cmp -s setup.cfg "$stamp"; then
+    local extras=$1 python
+    if [ -x .venv/bin/python ] && is_ready "$extras"; then
         return
     fi
     if [ ! -x .venv/bin/python ]; then
@@ -42,5 +51,5 @@ use_venv() {
     fi
     say "installing tokenflume${extras:+[$extras]} and what it needs"
     .venv/bin/python -m pip install --disable-pip-version-check --editable ".${extras:+[$extras]}" >&2
-    cp setup.cfg "$stamp"
+    cp setup.cfg ".venv/ready${extras:+-$extras}"
 }

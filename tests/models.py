@@ -86,6 +86,28 @@ def build_llama_gguf(
     return path
 
 
+def split_gguf(path: Path, folder: Path, parts: int) -> list[Path]:
+    """Write the model again as so many files, in `folder`, and return them in their order."""
+    whole = gguf.GGUFReader(path)
+    most = -(-len(whole.tensors) // parts)
+    architecture = whole.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(folder / path.name, architecture, split_max_tensors=most)
+    for field in whole.fields.values():
+        # The file's own counts are fields to the reader, too.
+        if not field.name.startswith(("GGUF.", "general.architecture")):
+            kind, *of = field.types
+            writer.add_key_value(field.name, field.contents(), kind, *of)
+    for tensor in whole.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    written = sorted(folder.glob(f"{path.stem}-*.gguf"))
+    assert len(written) == parts
+    return written
+
+
 def build_llama_ggjt(
     path: Path,
     *,

@@ -1,7 +1,7 @@
 """A real systemd as process 1 of namespaces of its own, on this machine's files and network.
 
-What it writes to /etc, /var, /opt and /tmp goes to a file system in memory; it knows no units but
-those here. It needs root, a cgroup tree of version 2, and the right to make namespaces.
+What it writes to /etc, /var, /opt, /srv and /tmp goes to a file system in memory; it knows no
+units but those here. It needs root, a cgroup tree of version 2, and the right to make namespaces.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ exec setpriv --pdeathsig KILL \
     unshare --mount --uts --ipc --cgroup --pid --fork --kill-child bash -ec '
     memory=$1
     mount -t tmpfs tmpfs "$memory"
-    for folder in etc var opt tmp; do
+    for folder in etc var opt srv tmp; do
         mkdir "$memory/$folder" "$memory/$folder.work"
         mount -t overlay overlay \
             -o "lowerdir=/$folder,upperdir=$memory/$folder,workdir=$memory/$folder.work" "/$folder"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import threading
 import time
@@ -17,12 +18,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from documentation import ROOT, Block, sections_of
 from hub_server import environment, hub_server
-from running import ROOT
+from reader import BUNDLED
 from systemd_machine import CannotBoot, SystemdMachine
 
 UNIT = "tokenflume.service"
-PREFIX = "/opt/tokenflume-test"
+PREFIX = "/opt/tokenflume"
+INSTALLING = ("python3 -m venv", "pip install")
+"""Commands in whose place `machine` has a program; scripts/check installs the real package."""
 PROBE = """
 import ctypes, ctypes.util, json, mmap, os, socket
 from workers.numa import prefer_node
@@ -80,7 +84,7 @@ def machine() -> Iterator[SystemdMachine]:
             pytest.skip(str(reason))
         with_python = f"PYTHONPATH={ROOT} exec {sys.executable} -m server"
         booted.write(f"{PREFIX}/bin/tokenflume", f'#!/bin/sh\n{with_python} "$@"\n', 0o755)
-        booted.run(sys.executable, str(ROOT / "scripts" / "install-service"), "--prefix", PREFIX)
+        booted.run(sys.executable, str(ROOT / "scripts" / "install-service"))
         seen = f"{ROOT} {sys.prefix} {sys.base_prefix}"
         drop_in(booted, "here", f"ProtectHome=tmpfs\nBindReadOnlyPaths={seen}")
         yield booted
@@ -126,14 +130,42 @@ def until_logged(machine: SystemdMachine, text: str) -> None:
 def start(machine: SystemdMachine) -> httpx.Client:
     """Returns when systemd says that it is ready."""
     machine.run("systemctl", "start", UNIT)
+    return httpx.Client(base_url=url_of(machine), timeout=40.0, trust_env=False)
+
+
+def url_of(machine: SystemdMachine) -> str:
+    """Of the service that runs."""
     invocation = machine.show(UNIT)["InvocationID"]
     said = log(machine, f"_SYSTEMD_INVOCATION_ID={invocation}")
-    url = re.findall(r"listening on (http://\S+)", said)[-1]
-    return httpx.Client(base_url=url, timeout=40.0, trust_env=False)
+    url: str = re.findall(r"listening on (http://\S+)", said)[-1]
+    return url
 
 
 def workers(machine: SystemdMachine) -> list[str]:
     return machine.run("pgrep", "-f", "spawn_main").split()
+
+
+def test_the_page_about_the_daemon_holds(service: SystemdMachine) -> None:
+    configure(service)
+    model = service.path("/srv/models/model.gguf")
+    model.parent.mkdir()
+    shutil.copy(BUNDLED, model)
+    service.write("/tmp/reader/keys", "alice 0123456789abcdef\n", 0o600)
+    service.run("ln", "-s", str(ROOT / "scripts"), "/tmp/reader/scripts")
+    install, keys = sections_of(ROOT / "OPERATIONS.md")["As a daemon"]
+
+    def obey(block: Block) -> str:
+        commands = [c for c in block.commands if not any(part in c for part in INSTALLING)]
+        said = [service.run("bash", "-c", f"cd /tmp/reader && {command}") for command in commands]
+        service.until(UNIT, SubState="running")
+        return said[-1]
+
+    assert re.search(r'Status: "\d streams, \d waiting, \d workers?"', obey(install))
+    obey(keys)
+    with httpx.Client(base_url=url_of(service), timeout=40.0, trust_env=False) as client:
+        assert status_with(client, "0") == 401
+        key = {"authorization": "Bearer 0123456789abcdef"}
+        assert client.get("/v1/models", headers=key).json()["data"][0]["id"] == "model"
 
 
 def test_the_sandbox_lets_through_what_workers_need_and_nothing_else(
@@ -196,7 +228,7 @@ def test_models_that_the_script_names_are_served(service: SystemdMachine) -> Non
     model = "/opt/my models/it's \\ $HOME.json"
     service.write(model, json.dumps({"slots": 3}))
     script = str(ROOT / "scripts" / "install-service")
-    service.run(sys.executable, script, "--prefix", PREFIX, "-m", f"tale={model}", "-m", model)
+    service.run(sys.executable, script, "-m", f"tale={model}", "-m", model)
     environment = service.path("/etc/tokenflume.env")
     environment.write_text(f"{environment.read_text()}TOKENFLUME_ENGINE=echo\n")
     with start(service) as client:
@@ -276,7 +308,7 @@ def test_keys_are_the_service_s_own_file_and_read_again(service: SystemdMachine)
 
 
 def give_keys(machine: SystemdMachine, keys: str) -> None:
-    """As README.md says."""
+    """As OPERATIONS.md says."""
     folder = "/var/lib/private/tokenflume"
     machine.write("/etc/keys", keys, 0o600)
     machine.run("install", "-m", "600", "/etc/keys", f"{folder}/keys")

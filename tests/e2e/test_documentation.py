@@ -1,0 +1,78 @@
+"""The documentation holds: what it says is done, as it stands there; links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from documentation import (
+    LANGUAGES,
+    PAGES,
+    ROOT,
+    Block,
+    anchors_of,
+    blocks_of,
+    links_of,
+    sections_of,
+)
+from hub_server import environment, hub_server
+from models import build_llama_gguf, split_gguf
+from reader import ADAPTED, BUNDLED, NOT_RUN, Reader
+
+WITH_SYSTEMD = "As a daemon"
+"""Commands that tests/e2e/test_systemd_machine.py runs, in a machine that has one."""
+READABLE = [
+    pytest.param(blocks, id=f"{page.stem}-{section}")
+    for page in PAGES
+    for section, blocks in sections_of(page).items()
+    if section != WITH_SYSTEMD and any(block.language in ("sh", "python") for block in blocks)
+]
+
+
+@pytest.fixture
+def hub_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A hub that has the files which the pages name."""
+    with hub_server() as stand_in:
+        stand_in.add("OWNER/REPO", "q4/model.gguf", BUNDLED.read_bytes())
+        for part in split_gguf(build_llama_gguf(tmp_path / "model.gguf"), tmp_path, parts=3):
+            stand_in.add("OWNER/REPO", part.name, part.read_bytes())
+        repository = stand_in.repositories["OWNER/REPO"]
+        repository.refs["REVISION"] = repository.refs["main"]
+        yield environment(stand_in, tmp_path / "hub")
+
+
+@pytest.mark.parametrize("blocks", READABLE)
+def test_a_reader_can_do_what_a_page_says(
+    blocks: list[Block], tmp_path: Path, hub_environment: dict[str, str]
+) -> None:
+    folder = tmp_path / "reader"
+    folder.mkdir()
+    with Reader(folder, hub_environment) as reader:
+        for block in blocks:
+            reader.read(block)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    for block in blocks_of(page):
+        assert block.language in LANGUAGES, f"{block.page}:{block.line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for link in links_of(page):
+        if re.match(r"https?:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = ROOT / file if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors_of(target), link
+
+
+def test_what_is_run_in_another_way_or_not_at_all_is_still_there() -> None:
+    commands = [c for page in PAGES for block in blocks_of(page) for c in block.commands]
+    for pattern in (*ADAPTED, *NOT_RUN):
+        assert any(re.search(pattern, command) for command in commands), pattern
