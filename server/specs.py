@@ -27,9 +27,10 @@ from shared.settings import (
 from workers.engine import ENGINES, INSTALL_LLAMA_CPP, choose_engine, has_llama_cpp
 from workers.machine import Machine, node_of_cpus
 from workers.memory import available_memory
+from workers.memory_plan import plan_memory
 from workers.model_card import file_size
 from workers.model_files import ModelFile as FoundModel
-from workers.model_files import list_model_files, memory_needed, model_name
+from workers.model_files import list_model_files, model_name
 from workers.topology import Plan, make_plan, share_machine
 
 CACHE_LIMIT = 2**30
@@ -215,14 +216,14 @@ class FolderModels:
             )
             workers = len(plan.workers)
             slots = options.slots or (FOLDER_SLOTS if batches else 1)
-            memory = memory_needed(
-                file.path, options.num_ctx_tokens, options.kv_type, slots * workers
+            maker = SpecMaker(
+                options, self._machine, workers, None, slots=slots, shares_folder=True
             )
+            spec = maker.spec(model, plan, itertools.count())
+            return replace(spec, memory=plan_memory(spec.model, workers).total)
         except ConfigurationError as error:
             logger.warning("%s is left out: %s", file.name, error)
             return None
-        maker = SpecMaker(options, self._machine, workers, None, slots=slots, shares_folder=True)
-        return replace(maker.spec(model, plan, itertools.count()), memory=memory)
 
 
 def folder_settings(options: argparse.Namespace) -> FolderSettings | None:

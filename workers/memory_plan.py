@@ -1,7 +1,8 @@
 """The memory that a model will take, said before it is loaded.
 
 Weights are mapped, so workers share them. Keys and values, rearranged weights and what a process
-needs for itself are each worker's own.
+needs for itself are each worker's own. What was rearranged is not read from the file any more, and
+the kernel drops its pages when it must (1.1 billion weights, Q4_K_M, 668 MB: 466 MB were copied).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.errors import ConfigurationError
 from shared.settings import ModelSettings
 from workers.engine import ENGINES, GGUF_MAGIC
 from workers.gguf_header import KV_ELEMENT_BYTES, GgufHeader, read_gguf_header
@@ -47,18 +49,22 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        return self.weights + self.repacked + self.keys_and_values + self.processes
+        return max(self.weights, self.repacked) + self.keys_and_values + self.processes
 
 
 def plan_memory(model: ModelSettings, workers: int) -> MemoryPlan:
-    """What so many workers of the model will take. ConfigurationError for a header that is broken.
+    """What so many workers of the model will take. ConfigurationError: its file cannot be read, or
+    its header is broken.
 
     Of a GGML file, whose header does not say its kind, keys and values are not counted.
     """
-    header = header_of(model)
+    try:
+        header = header_of(model)
+        weights = file_size(model.path) if model.path is not None and model.engine != "echo" else 0
+    except OSError as error:
+        raise ConfigurationError(f"{model.path} cannot be read: {error.strerror}") from None
     slot = slot_bytes(header, model)
     slots = model.slots or (slots_for(model.kv_memory, slot) if _batches(model) else 1)
-    weights = file_size(model.path) if model.path is not None and model.engine != "echo" else 0
     return MemoryPlan(
         weights=weights,
         repacked=weights * workers if model.repack and can_repack(model, header) else 0,

@@ -1,9 +1,8 @@
-"""The model files of a folder, their names, and the memory that they will take."""
+"""The model files of a folder, and their names."""
 
 from __future__ import annotations
 
 import logging
-import math
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import ConfigurationError
-from shared.settings import KvType
 from shared.split_gguf import parts_of, whole_name
 from workers.engine import GGML_MAGICS, GGUF_MAGIC
-from workers.gguf_header import KV_ELEMENT_BYTES, read_gguf_header
 
 SUFFIXES = (".gguf", ".ggml", ".bin")
 """What is no part of a model's name."""
@@ -80,25 +77,6 @@ def list_model_files(folder: Path) -> tuple[ModelFile, ...]:
         for name, model in zip(names, found, strict=True)
     )
     return tuple(sorted(models, key=lambda model: model.name))
-
-
-def memory_needed(path: Path, context: int, kv_type: KvType, slots: int) -> int:
-    """About how many bytes a model takes once it is loaded: its weights, its keys and values.
-
-    `context`: tokens of each slot; `slots`: of all workers together, which share the weights.
-    A copy of the weights that is rearranged for the CPU is not counted, nor what computing
-    needs. Of a GGML file, whose header does not say its kind, only the weights are. Raises
-    ConfigurationError for a file that cannot be read.
-    """
-    try:
-        size = sum(Path(part).stat().st_size for part in parts_of(str(path)))
-        magic = read_magic(path)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
-    if magic != GGUF_MAGIC:
-        return size
-    token = read_gguf_header(path).most_kv_bytes_per_token(KV_ELEMENT_BYTES[kv_type])
-    return size + math.ceil(token * context * slots)
 
 
 def _files_in(folder: Path) -> list[Path]:

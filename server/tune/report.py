@@ -25,7 +25,7 @@ def memory_lines(memory: MemoryPlan, available: int | None, style: Style) -> Ite
     yield style.bold("Memory") + f"  about {size_text(memory.total)}{left}"
     yield f"{INDENT}{size_text(memory.weights):>9}  weights, which workers share"
     if memory.repacked:
-        yield f"{INDENT}{size_text(memory.repacked):>9}  rearranged weights, at most"
+        yield f"{INDENT}{size_text(memory.repacked):>9}  rearranged, at most, instead of those"
     yield (
         f"{INDENT}{size_text(memory.keys_and_values):>9}  keys and values: {memory.slots} streams,"
         f" {size_text(memory.slot)} each"

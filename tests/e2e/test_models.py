@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from running import RunningServer, run_to_its_end, text_of
-from support import echo_options
+from support import echo_options, model_settings
+from workers.memory_plan import plan_memory
 
 two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="each model needs a core")
 
@@ -32,8 +33,10 @@ def folder(llama_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     for name in ("one", "two", "three"):
         shutil.copy(llama_gguf, path / f"{name}.gguf")
     (path / "notes.txt").write_text("no model")
-    limit = int(2.9 * llama_gguf.stat().st_size)
-    flags = ("--models-dir", str(path), "--memory-limit", str(limit), "-n", "64", "--slots", "1")
+    settings = model_settings("llama_cpp", llama_gguf, context=64, slots=1)
+    limit = int(2.9 * plan_memory(settings, workers=1).total)
+    flags = ("--models-dir", str(path), "--memory-limit", str(limit))
+    flags += ("-n", "64", "--slots", "1", "--workers", "1")
     with RunningServer(*flags) as running:
         yield running
 

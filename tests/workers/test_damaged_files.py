@@ -15,11 +15,13 @@ from gguf_damage import STRING, entry, text, with_entries, with_number, with_tex
 from shared.errors import ConfigurationError
 from shared.messages import ModelCard, ModelInfo, Ready
 from shared.wire import PROTOCOL, encode_frame
+from support import model_settings
 from workers.engine import choose_engine
 from workers.gguf_header import read_gguf_header
+from workers.memory_plan import plan_memory
 from workers.model_card import MAX_NAME, gguf_card
 from workers.model_details import MAX_FAMILY, read_details
-from workers.model_files import list_model_files, memory_needed
+from workers.model_files import list_model_files
 
 HEAD = 12_000
 """Bytes from the beginning of a file in which changes tell; the rest is weights."""
@@ -42,7 +44,7 @@ def looked_at(path: Path, model_type: str | None) -> int:
         for model in list_model_files(path.parent):
             for look in (
                 lambda: choose_engine(path, model_type),
-                lambda: memory_needed(path, 4096, "q8_0", 4),
+                lambda: plan_memory(model_settings("llama_cpp", path, context=4096, slots=4), 4),
                 lambda model=model: json.dumps(read_details(model).family),
                 lambda: card_of(path),
             ):

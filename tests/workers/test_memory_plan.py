@@ -6,11 +6,14 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import psutil
 import pytest
 
+from models import build_gemma3_gguf, build_llama_gguf, split_gguf
 from shared.errors import ConfigurationError
 from support import model_settings, pool_settings, run, until_ready
+from workers.gguf_header import read_gguf_header
 from workers.memory_plan import (
     MOST_SLOTS,
     WORKER_BYTES,
@@ -36,13 +39,51 @@ def test_weights_are_shared_and_all_else_is_each_workers_own() -> None:
     assert two.keys_and_values == 2 * one.keys_and_values == 32 * 2048 * KV_BYTES
     assert (one.processes, two.processes) == (WORKER_BYTES, 2 * WORKER_BYTES)
     assert one.total == one.weights + one.keys_and_values + WORKER_BYTES
+    assert two.total == two.weights + two.keys_and_values + 2 * WORKER_BYTES
     assert one.repacked == two.repacked == 0
 
 
 def test_rearranged_weights_are_a_copy_in_each_worker() -> None:
-    plan = plan_memory(replace(TALES, repack=True), 2)
+    one, two = (plan_memory(replace(TALES, repack=True), workers) for workers in (1, 2))
 
-    assert plan.repacked == 2 * plan.weights
+    assert (one.repacked, two.repacked) == (one.weights, 2 * one.weights)
+    # The file's own are not needed beside them.
+    assert one.total == plan_memory(TALES, 1).total
+    assert two.total == plan_memory(TALES, 2).total + one.weights
+
+
+def test_all_parts_of_a_split_model_are_counted(tmp_path: Path) -> None:
+    whole = build_llama_gguf(tmp_path / "m.gguf")
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    first, *others = split_gguf(whole, folder, parts=3)
+    sizes = [path.stat().st_size for path in (first, *others)]
+    assert plan_memory(model_settings("llama_cpp", first), 1).weights == sum(sizes)
+
+
+def test_layers_that_differ_are_counted_as_if_all_were_wide(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_embedding_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv([1, 2])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert plan_memory(model_settings("llama_cpp", path), 1).slot == 256 * 2 * 2 * 64 * 2
+
+
+def test_heads_may_have_widths_of_their_own(tmp_path: Path) -> None:
+    path = build_gemma3_gguf(tmp_path / "m.gguf")
+    token = read_gguf_header(path).kv_bytes_per_token(2)
+    assert plan_memory(model_settings("llama_cpp", path), 1).slot == 256 * (token or 0)
+
+
+def test_a_file_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.gguf", tmp_path):
+        with pytest.raises(ConfigurationError, match="cannot be read: "):
+            plan_memory(model_settings("llama_cpp", path), 1)
 
 
 def test_a_context_is_rounded_up_as_the_engine_does() -> None:

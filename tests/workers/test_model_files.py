@@ -6,13 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-import gguf
 import pytest
 
-from models import build_gemma3_gguf
 from shared.errors import ConfigurationError
-from workers.gguf_header import read_gguf_header
-from workers.model_files import ModelFile, list_model_files, memory_needed
+from workers.model_files import ModelFile, list_model_files
 
 MODEL = b"GGUF" + bytes(60)
 
@@ -145,51 +142,3 @@ def test_a_folder_that_is_none_is_a_sentence(tmp_path: Path, name: str) -> None:
     write(tmp_path, "file")
     with pytest.raises(ConfigurationError, match=rf"{name} cannot be read: N"):
         list_model_files(tmp_path / name)
-
-
-def test_memory_is_weights_and_keys_and_values(llama_gguf: Path) -> None:
-    token = read_gguf_header(llama_gguf).kv_bytes_per_token(1)
-    assert token is not None
-    size = llama_gguf.stat().st_size
-    assert memory_needed(llama_gguf, 2048, "f16", 3) == size + 2 * token * 2048 * 3
-    assert memory_needed(llama_gguf, 2048, "f32", 1) == size + 4 * token * 2048
-    assert memory_needed(llama_gguf, 32, "q8_0", 1) == size + token * 34
-
-
-def test_memory_counts_all_parts(tmp_path: Path, llama_gguf: Path) -> None:
-    first = tmp_path / "m-00001-of-00002.gguf"
-    shutil.copyfile(llama_gguf, first)
-    (tmp_path / "m-00002-of-00002.gguf").write_bytes(bytes(1000))
-    alone = memory_needed(llama_gguf, 64, "f16", 1)
-    assert memory_needed(first, 64, "f16", 1) == alone + 1000
-
-
-def test_memory_of_layers_that_differ_is_as_if_all_were_wide(tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(2)
-    writer.add_embedding_length(64)
-    writer.add_head_count(4)
-    writer.add_head_count_kv([1, 2])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    size = path.stat().st_size
-    assert memory_needed(path, 10, "f16", 1) == size + 10 * 2 * 2 * 64 * 2
-
-
-def test_memory_with_head_widths_of_their_own(tmp_path: Path) -> None:
-    path = build_gemma3_gguf(tmp_path / "m.gguf")
-    token = read_gguf_header(path).kv_bytes_per_token(2)
-    assert memory_needed(path, 1, "f16", 1) == path.stat().st_size + (token or 0)
-
-
-def test_memory_of_a_ggml_file_is_its_weights(gpt2_ggml: Path) -> None:
-    assert memory_needed(gpt2_ggml, 2048, "f16", 1) == gpt2_ggml.stat().st_size
-
-
-def test_memory_of_no_model_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
-        memory_needed(tmp_path / "missing.gguf", 1, "f16", 1)
-    with pytest.raises(ConfigurationError, match="is no usable GGUF file"):
-        memory_needed(write(tmp_path, "m.gguf", data=b"GGUF"), 1, "f16", 1)

@@ -43,7 +43,7 @@ def tuned() -> Tuned:
 def test_the_memory_is_said_in_its_parts(tuned: Tuned) -> None:
     text = "\n".join(memory_lines(tuned.memory, tuned.available, Style()))
 
-    assert "about 283.3 MB of 24.0 GB that are free" in text
+    assert "about 275.9 MB of 24.0 GB that are free" in text
     assert "23.7 GB  remain" in text
     assert "201.3 MB  keys and values: 16 streams, 12.6 MB each" in text
     assert "rearranged" in text
