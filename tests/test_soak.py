@@ -6,6 +6,8 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -370,13 +372,31 @@ SABOTAGE = {
 }
 
 
-@pytest.mark.parametrize("name", SABOTAGE)
-def test_a_server_that_misbehaves_is_found_out(name: str, tmp_path: Path) -> None:
-    sabotage, complaint = SABOTAGE[name]
-    program = tmp_path / "stand_in.py"
+def soaked_with(sabotage: str, program: Path) -> subprocess.CompletedProcess[str]:
     program.write_text(STAND_IN.format(root=str(ROOT), sabotage=sabotage))
-    found = soaked("--minutes", "0.12", "--kill-every", "0", "--clients", "40",
-                   "--command", f"{sys.executable} {program}")  # fmt: skip
+    return soaked("--minutes", "0.12", "--kill-every", "0", "--clients", "40",
+                  "--command", f"{sys.executable} {program}")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def misbehaving(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+    """Soaks of all of them, some at a time: each mostly waits."""
+    folder = tmp_path_factory.mktemp("stand_ins")
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        yield {
+            name: pool.submit(soaked_with, sabotage, folder / f"{place}.py")
+            for place, (name, (sabotage, _)) in enumerate(SABOTAGE.items())
+        }
+
+
+@pytest.mark.parametrize("name", SABOTAGE)
+def test_a_server_that_misbehaves_is_found_out(
+    name: str, misbehaving: dict[str, Future[subprocess.CompletedProcess[str]]]
+) -> None:
+    _, complaint = SABOTAGE[name]
+    found = misbehaving[name].result()
     assert found.returncode == 1, found.stdout + found.stderr
     assert "NOT CLEAN" in found.stdout
     assert complaint in found.stdout

@@ -92,6 +92,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
     with RunningServer("--engine", "echo", "-n", "256", "--request-timeout", "2") as running:
+        running.wait_for_log("has no chat template")  # all that is said of a start
         yield running
 
 
