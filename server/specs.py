@@ -27,8 +27,7 @@ from shared.settings import (
 from workers.engine import ENGINES, INSTALL_LLAMA_CPP, choose_engine, has_llama_cpp
 from workers.machine import Machine, node_of_cpus
 from workers.memory import available_memory
-from workers.memory_plan import plan_memory
-from workers.model_card import file_size
+from workers.memory_plan import plan_memory, weight_bytes
 from workers.model_files import ModelFile as FoundModel
 from workers.model_files import list_model_files, model_name
 from workers.topology import Plan, make_plan, share_machine
@@ -59,9 +58,7 @@ class GivenModel:
     @property
     def size(self) -> int:
         """Bytes of its weights; 0 where there are none."""
-        if self.path is None or self.engine == "echo":
-            return 0
-        return file_size(self.path)
+        return weight_bytes(self.engine, self.path)
 
 
 def given_files(options: argparse.Namespace) -> list[GivenModel]:

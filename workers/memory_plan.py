@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import ConfigurationError
-from shared.settings import ModelSettings
+from shared.settings import EngineName, ModelSettings
 from workers.engine import ENGINES, GGUF_MAGIC
 from workers.gguf_header import KV_ELEMENT_BYTES, GgufHeader, read_gguf_header
 from workers.model_card import file_size
@@ -60,7 +60,7 @@ def plan_memory(model: ModelSettings, workers: int) -> MemoryPlan:
     """
     try:
         header = header_of(model)
-        weights = file_size(model.path) if model.path is not None and model.engine != "echo" else 0
+        weights = weight_bytes(model.engine, model.path)
     except OSError as error:
         raise ConfigurationError(f"{model.path} cannot be read: {error.strerror}") from None
     slot = slot_bytes(header, model)
@@ -72,6 +72,11 @@ def plan_memory(model: ModelSettings, workers: int) -> MemoryPlan:
         slots=slots * workers,
         processes=WORKER_BYTES * workers,
     )
+
+
+def weight_bytes(engine: EngineName, path: Path | None) -> int:
+    """0 where there are none. Raises OSError."""
+    return 0 if path is None or engine == "echo" else file_size(path)
 
 
 def header_of(model: ModelSettings) -> GgufHeader | None:

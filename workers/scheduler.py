@@ -25,7 +25,6 @@ from shared.messages import (
     Finished,
     Generate,
     Message,
-    StepKind,
     Timings,
     Token,
     Tokens,
@@ -38,7 +37,7 @@ from workers.prompt_cache import PromptCache, SavedPrompt
 from workers.prompt_tokens import tokens_of
 from workers.reuse import Reuse
 from workers.sequence import Sequence
-from workers.step_cost import Curve, StepCost
+from workers.step_cost import Curve, SequenceStep, StepCost
 
 SMALLEST_CHUNK = 16
 """Prompt tokens that a prefill step carries in any case: a tile of the kernels. Half as many take
@@ -146,10 +145,8 @@ class Scheduler:
     def _decode(self) -> list[Message]:
         sequences = list(self._decoding.values())
         feeds = [sequence.next_token() for sequence in sequences]
-        if self._cost is None:
-            return self._run("decode", sequences, feeds)
-        width, learn = self._cost.widths.width(len(feeds)), self._cost.observe_decode
-        return self._run("decode", sequences, feeds, learn, width=width)
+        width = self._cost.widths.width(len(feeds)) if self._cost else 0
+        return self._run("decode", sequences, feeds, width=width)
 
     def _process_prompts(self) -> list[Message]:
         """Sequences and embeddings take turns, too."""
@@ -195,8 +192,7 @@ class Scheduler:
             room -= len(feed.tokens)
         # Not for ever: clients that leave one after the other would starve those who stay.
         interruptible = self._interruptions < MOST_INTERRUPTIONS
-        learn = curve.observe if curve else None
-        return self._run("prefill", sequences, feeds, learn, interruptible=interruptible)
+        return self._run("prefill", sequences, feeds, interruptible=interruptible)
 
     def _room_for_prompts(self, curve: Curve | None) -> int:
         """Prompt tokens that the next step of prompts may carry. `curve`: what they take."""
@@ -210,18 +206,14 @@ class Scheduler:
 
     def _run(
         self,
-        kind: StepKind,
+        kind: SequenceStep,
         sequences: list[Sequence],
         feeds: list[Feed],
-        learn: Callable[[int, float], None] | None = None,
         *,
         interruptible: bool = False,
         width: int = 0,
     ) -> list[Message]:
-        """Feed the sequences, and sample where their prompts are done.
-
-        `learn`: what is told the step's tokens and seconds.
-        """
+        """Feed the sequences, and sample where their prompts are done."""
         started = self._clock()
         try:
             self._engine.decode(feeds, interruptible=interruptible, width=width)
@@ -235,8 +227,8 @@ class Scheduler:
         tokens, seconds = sum(len(feed.tokens) for feed in feeds), now - started
         if tokens:
             self.steps.observe(kind, tokens, seconds)
-        if learn is not None:
-            learn(tokens, seconds)
+        if self._cost is not None:
+            self._cost.observe(kind, tokens, seconds)
         ready: list[Sequence] = []
         for sequence, feed in zip(sequences, feeds, strict=True):
             sequence.fed(feed)

@@ -12,11 +12,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from workers.engine import Engine, Feed
-from workers.lines import on_lines
+from workers.interpolation import interpolate
 from workers.widths import Widths
 
+SequenceStep = Literal["decode", "prefill"]
+"""The two kinds of steps that sequences take."""
 PREFILL_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 DECODE_SIZES = (1, 2, 4, 3, 8, 7, 16, 15, 32, 31, 64, 63, 128, 256)
 """Whole tiles, and one less: a tile that is not full is often computed row by row."""
@@ -72,7 +75,7 @@ class Curve:
         return low
 
     def _measured(self, size: int) -> float:
-        return on_lines(self._sizes, self._seconds, size)
+        return interpolate(self._sizes, self._seconds, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +92,13 @@ class StepCost:
     def __str__(self) -> str:
         return f"decode {self.decode}; prefill {self.prefill}"
 
-    def observe_decode(self, sequences: int, seconds: float) -> None:
-        """Such a step took so long, with the width that was asked for."""
-        self.decode.observe(sequences, seconds)
-        self.widths.observe(sequences, seconds)
+    def observe(self, kind: SequenceStep, tokens: int, seconds: float) -> None:
+        """Such a step took so long; one that decodes, with the width that was asked for."""
+        if kind == "prefill":
+            self.prefill.observe(tokens, seconds)
+        else:
+            self.decode.observe(tokens, seconds)
+            self.widths.observe(tokens, seconds)
 
 
 def decode_cost(measured: Mapping[int, float]) -> Curve:

@@ -8,9 +8,9 @@ long contexts now. So what was found worse is tried again now and then, beside w
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from workers.lines import on_lines
+from workers.interpolation import interpolate
 
 FIRST_TRIAL, LAST_GAP = 8, 256
 """Steps before the first trial; each one after it is twice as far away, up to the second."""
@@ -72,12 +72,12 @@ class _Choice:
 
 def _choices(measured: Mapping[int, float]) -> dict[int, _Choice]:
     """For each number of sequences that has a wider size: it, or the fastest of these."""
-    sizes: Sequence[int] = sorted(measured)
+    sizes = sorted(measured)
     seconds = [measured[size] for size in sizes]
     choices = {}
     for own in range(1, max(sizes, default=1)):
         least, wider = min((measured[size], size) for size in sizes if size > own)
-        alone = on_lines(sizes, seconds, own)
+        alone = interpolate(sizes, seconds, own)
         if least < alone:
             choices[own] = _Choice(wider, own, alone / least)
         else:

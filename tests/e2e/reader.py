@@ -21,16 +21,11 @@ import httpx
 
 from documentation import ROOT, Block
 from models import build_gpt2_ggml
+from server.options import BUNDLED_MODEL
 
 WITHIN_S = 90.0
 """For a command to end, and for a server to be ready."""
-BUNDLED = ROOT / "workers" / "bundled" / "fairy-tales.gguf"
-MODELS = (
-    "model.gguf",
-    "mistral.gguf",
-    "qwen.gguf",
-    "models/tales.gguf",
-)
+MODELS = ("model.gguf", "mistral.gguf", "qwen.gguf", "models/tales.gguf")
 """Files that the pages speak of as the reader's own."""
 TALE = "Once upon a time there was a fox who lived at the edge of a wood.\n"
 OPEN_PAGE = f"""#!{sys.executable}
@@ -113,11 +108,11 @@ class Reader:
 
     def read(self, block: Block) -> None:
         """Do what it says. AssertionError: that does not do what it says."""
-        text = block.text.replace("127.0.0.1:8080", f"127.0.0.1:{self._port}")
+        text = self._at_port(block.text)
         match block.language:
             case "sh":
                 self._printed = "\n".join(
-                    self._run(adapted(command).replace("127.0.0.1:8080", f"127.0.0.1:{self._port}"))
+                    self._run(self._at_port(adapted(command)))
                     for command in filter(is_run, block.commands)
                 )
             case "python":
@@ -130,6 +125,9 @@ class Reader:
                 (self._folder / name).write_text(text)
             case "json":
                 assert masked(self._printed) == masked(text)
+
+    def _at_port(self, text: str) -> str:
+        return text.replace("127.0.0.1:8080", f"127.0.0.1:{self._port}")
 
     def _run(self, command: str) -> str:
         if command.startswith("scripts/serve"):
@@ -240,7 +238,7 @@ def lay_out(folder: Path) -> None:
     (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\nmax-time = 60\n")
     (folder / "models").mkdir()
     for name in MODELS:
-        (folder / name).symlink_to(BUNDLED)
+        (folder / name).symlink_to(BUNDLED_MODEL)
     build_gpt2_ggml(folder / "ggml-model.bin")
     (folder / "tale.txt").write_text(TALE)
     (folder / "bin").mkdir()

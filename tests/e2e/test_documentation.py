@@ -20,7 +20,8 @@ from documentation import (
 )
 from hub_server import environment, hub_server
 from models import build_llama_gguf, split_gguf
-from reader import ADAPTED, BUNDLED, NOT_RUN, Reader
+from reader import ADAPTED, NOT_RUN, Reader
+from server.options import BUNDLED_MODEL
 
 WITH_SYSTEMD = "As a daemon"
 """Commands that tests/e2e/test_systemd_machine.py runs, in a machine that has one."""
@@ -36,7 +37,7 @@ READABLE = [
 def hub_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A hub that has the files which the pages name."""
     with hub_server() as stand_in:
-        stand_in.add("OWNER/REPO", "q4/model.gguf", BUNDLED.read_bytes())
+        stand_in.add("OWNER/REPO", "q4/model.gguf", BUNDLED_MODEL.read_bytes())
         for part in split_gguf(build_llama_gguf(tmp_path / "model.gguf"), tmp_path, parts=3):
             stand_in.add("OWNER/REPO", part.name, part.read_bytes())
         repository = stand_in.repositories["OWNER/REPO"]

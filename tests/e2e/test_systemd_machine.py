@@ -20,7 +20,7 @@ import pytest
 
 from documentation import ROOT, Block, sections_of
 from hub_server import environment, hub_server
-from reader import BUNDLED
+from server.options import BUNDLED_MODEL
 from systemd_machine import CannotBoot, SystemdMachine
 
 UNIT = "tokenflume.service"
@@ -149,7 +149,7 @@ def test_the_page_about_the_daemon_holds(service: SystemdMachine) -> None:
     configure(service)
     model = service.path("/srv/models/model.gguf")
     model.parent.mkdir()
-    shutil.copy(BUNDLED, model)
+    shutil.copy(BUNDLED_MODEL, model)
     service.write("/tmp/reader/keys", "alice 0123456789abcdef\n", 0o600)
     service.run("ln", "-s", str(ROOT / "scripts"), "/tmp/reader/scripts")
     install, keys = sections_of(ROOT / "OPERATIONS.md")["As a daemon"]

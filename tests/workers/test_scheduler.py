@@ -583,6 +583,15 @@ def test_a_decode_step_is_as_wide_as_is_fastest() -> None:
     assert bench.engine.widths == [0, 4, 4, 2]
 
 
+def test_a_width_that_turns_out_to_be_slower_is_given_up() -> None:
+    measured = {1: 0.2, 4: 0.06}
+    bench = Bench(StepCost(Curve(measured), Curve(measured), Widths(measured)), slots=4)
+    bench.engine.step_s = lambda _: 0.06 if bench.engine.widths[-1] == 4 else 0.04
+    bench.submit(1, "a")
+    bench.step(15)
+    assert bench.engine.widths == [0, *[4] * 8, *[1] * 6]
+
+
 def test_it_tells_which_streams_have_begun() -> None:
     bench = Bench(slots=2, batch=4)
     bench.submit(1, "a" * 4, replace(ALL, num_predict=2))

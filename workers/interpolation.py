@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 
-def on_lines(sizes: Sequence[int], seconds: Sequence[float], size: int) -> float:
+def interpolate(sizes: Sequence[int], seconds: Sequence[float], size: int) -> float:
     """Between two measured sizes on the line through them; beyond the last, in proportion."""
     place = bisect_left(sizes, size)
     if place == 0:
