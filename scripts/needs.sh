@@ -1,7 +1,7 @@
 # Sourced by scripts/test, after use_venv: `need PACKAGE TEST…` makes sure of what the tests use and
 # pip cannot install: where the command TEST fails, Debian's PACKAGE is installed.
 
-find_browser() { .venv/bin/python tests/e2e/browser.py; }
+find_browser() { .venv/bin/python -m tests.helpers.browser; }
 
 need() {
     local package=$1

@@ -16,17 +16,20 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Scope
 
-from server import cache, health, metrics, openapi, tokens
 from server.dialects import DIALECTS
-from server.errors import error_body, error_response
-from server.guard import Guard
-from server.keys import ApiKeys
-from server.middleware import PageSecurity, RequestIds
-from server.models import Models
-from server.relay import GenerationEndpoint
-from server.request_body import ClientLeft
-from server.request_record import Observer, RequestRecord
-from shared.errors import InvalidRequest, MethodNotAllowed, NotFound, ServingError
+from server.generation.models import Models
+from server.generation.record import Observer, RequestRecord
+from server.generation.relay import GenerationEndpoint
+from server.http import openapi
+from server.http.body import ClientLeft
+from server.http.error_response import error_body, error_response
+from server.http.errors import MethodNotAllowed, NotFound
+from server.http.guard import Guard
+from server.http.keys import ApiKeys
+from server.http.middleware import PageSecurity, RequestIds
+from server.observe import metrics
+from server.routes import cache, health, tokens
+from shared.errors import InvalidRequest, ServingError
 from shared.settings import AccessSettings
 
 UI = Path(__file__).parent / "ui"

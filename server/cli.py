@@ -12,35 +12,31 @@ from pathlib import Path
 
 from server.chat import chat_format
 from server.chat.system_prompts import system_prompts
+from server.config.options import build_parser, resolve_options
+from server.config.output import print_config
+from server.config.specs import FolderModels, folder_settings, given_files, make_specs
 from server.front import Front
-from server.keys import ApiKeys
-from server.options import build_parser, resolve_options
-from server.print_config import print_config
-from server.specs import FolderModels, folder_settings, given_files, make_specs
-from server.startup import StartScreen, is_wanted
+from server.http.keys import ApiKeys
+from server.http.listener import listen, watch_clients
+from server.terminal.screen import StartScreen, is_wanted
 from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.logs import configure_logging
-from shared.messages import ModelCard
 from shared.sampling import SamplingParams
 from shared.settings import AccessSettings, ChatSettings, ModelSpec, Settings
-from workers.catalog import Catalog, LoadedModels
-from workers.cpu_features import cpu_features, cpu_model
-from workers.machine import read_machine
-from workers.on_demand import ModelsOnDemand
-from workers.plan_text import explain
-from workers.prompt_files import clean
-from workers.save_prompt import process_and_save
-from workers.topology import make_plan
+from shared.values import ModelCard
+from workers.machine.cores import read_machine
+from workers.machine.cpu_features import cpu_features, cpu_model
+from workers.machine.plan_text import explain
+from workers.machine.topology import make_plan
+from workers.pool.catalog import Catalog, LoadedModels
+from workers.pool.on_demand import ModelsOnDemand
+from workers.prompts.files import clean
+from workers.prompts.restore import process_and_save
 
 EXIT_OK = 0
 EXIT_CONFIGURATION = 3
 EXIT_CANNOT_LISTEN = 4
-BACKLOG = 2048
-MOST_UNSENT = 128 * 1024
-"""Bytes that the kernel keeps of an answer before they are sent; else it would be megabytes."""
-KEEPALIVE_IDLE_S = 10
-KEEPALIVE_INTERVAL_S = 2
 
 logger = logging.getLogger("tokenflume")
 
@@ -165,24 +161,6 @@ def cache_prompt(settings: Settings, path: Path | None, text_file: Path | None) 
     return f"{tokens} tokens processed in {seconds:.1f} s; their state is in {path}"
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OSError."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except UnicodeError as error:  # a name that cannot be one, such as ".."
-        raise OSError(f"{host!r:.80} is no host name") from error
-    family, _, _, _, address = found[0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
 def _refuse_beyond_loopback(listener: socket.socket) -> None:
     """Raises ConfigurationError."""
     address = listener.getsockname()[0]
@@ -192,22 +170,6 @@ def _refuse_beyond_loopback(listener: socket.socket) -> None:
             f"{address} can be reached by others: give --api-key-file, or --insecure if all of them"
             " may use this server"
         )
-
-
-def watch_clients(listener: socket.socket, timeout_s: float) -> None:
-    """Let the kernel end connections whose other side does not answer, and keep little for one that
-    does not read.
-
-    A client whose machine or network is gone closes nothing. Accepted sockets inherit what is set
-    here: probes where there is nothing to send, and a limit for what is sent and for probes. It
-    is so much longer than `timeout_s` that a client that could read is SendDeadline's first.
-    """
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_UNSENT)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-    unanswered_ms = round((timeout_s + KEEPALIVE_INTERVAL_S) * 1000)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unanswered_ms)
 
 
 def describe(settings: Settings) -> None:

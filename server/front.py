@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from server.chat.system_prompts import SystemPrompts
-from server.keys import ApiKeys
-from server.startup import StartScreen
+from server.http.keys import ApiKeys
+from server.terminal.screen import StartScreen
 from shared.settings import Settings
-from workers.catalog import Catalog
+from workers.pool.catalog import Catalog
 
 
 @dataclass(frozen=True, slots=True)

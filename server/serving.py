@@ -15,19 +15,19 @@ from typing import Any, cast
 
 import uvicorn
 
-from server.announce import Announcer, announced
 from server.app import create_app
 from server.chat.system_prompts import system_prompts
 from server.front import Front
-from server.http_protocol import StrictProtocol
-from server.models import Models
-from server.notify import Notifier, take_notifier
-from server.reload import Reload
-from server.request_log import RequestLog
-from server.request_record import Observer
-from server.tracing import traced
+from server.generation.models import Models
+from server.generation.record import Observer
+from server.http.protocol import StrictProtocol
+from server.observe.request_log import RequestLog
+from server.observe.tracing import traced
+from server.service.announce import Announcer, announced
+from server.service.notify import Notifier, take_notifier
+from server.service.reload import Reload
 from shared.errors import ConfigurationError
-from workers.catalog import Catalog
+from workers.pool.catalog import Catalog
 
 EXIT_FORCED = 5
 CLOSE_GRACE_S = 2

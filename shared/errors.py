@@ -59,34 +59,6 @@ class Unsupported(ServingError):
     status = 400
 
 
-class ForeignHost(ServingError):
-    """400: the request is for a server of another name."""
-
-    code = "foreign_host"
-    status = 400
-
-
-class ForeignOrigin(ServingError):
-    """400: the page that asks is of an origin that may not."""
-
-    code = "foreign_origin"
-    status = 400
-
-
-class Unauthorized(ServingError):
-    """401: no API key, or one that is not known."""
-
-    code = "unauthorized"
-    status = 401
-
-
-class NotFound(ServingError):
-    """404: no such path."""
-
-    code = "not_found"
-    status = 404
-
-
 class ModelNotFound(ServingError):
     """404: there is no model of this name; the message lists those there are."""
 
@@ -101,33 +73,12 @@ class ModelUnavailable(ServingError):
     status = 500
 
 
-class MethodNotAllowed(ServingError):
-    """405: the path exists, with another method."""
-
-    code = "method_not_allowed"
-    status = 405
-
-
-class BodyTooLarge(ServingError):
-    """413: the request's body is over the limit."""
-
-    code = "body_too_large"
-    status = 413
-
-
 class QueueFull(ServingError):
     """429 with Retry-After: as many requests wait as are allowed to."""
 
     code = "queue_full"
     status = 429
     retry_after_s = 1
-
-
-class DeadlineExceeded(ServingError):
-    """504, or a cut stream: the time that the client gave its request is over."""
-
-    code = "deadline_exceeded"
-    status = 504
 
 
 class EngineFailed(ServingError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from shared.histogram import Histogram
-from shared.messages import Counts, StepKind, Steps
+from shared.messages import Steps
+from shared.values import Counts, StepKind
 
 SECONDS = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3,

@@ -21,7 +21,8 @@ import msgpack
 
 from shared import messages
 from shared.errors import FrameError
-from shared.messages import Candidate, Logprobs, Message, Token
+from shared.messages import Message, Token
+from shared.values import Candidate, Logprobs
 
 PROTOCOL = 4
 MAX_FRAME = 8 * 1024 * 1024

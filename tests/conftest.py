@@ -7,7 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-import models
+from tests.helpers import models
 
 hypothesis.settings.register_profile(
     "tokenflume", deadline=None, database=None, max_examples=50, derandomize=True

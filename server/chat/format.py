@@ -27,8 +27,8 @@ from server.chat.tool_calls import ToolFormat, tool_format
 from server.chat.tool_prompt import with_tools, with_written_calls
 from server.chat.traits import Renderer, Traits, traits, turn_end, working_renderer
 from shared.errors import ConfigurationError, InvalidRequest
-from shared.messages import ModelCard
 from shared.prompt import Prompt
+from shared.values import ModelCard
 
 MODEL_OWN = "the model's own"
 GUESS = "plain"

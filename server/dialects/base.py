@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import BaseRoute
 
-from server.openapi import ERROR, Operations
+from server.http.openapi import ERROR, Operations
 from shared.errors import ServingError
-from shared.messages import Finished, ModelInfo, Token
+from shared.messages import Finished, Token
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from shared.validation import Schema
+from shared.values import ModelInfo
 
 if TYPE_CHECKING:
     from server.chat import ChatFormat
     from server.chat.system_prompts import SystemPrompts
-    from server.models import Models
+    from server.generation.models import Models
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ from dataclasses import replace
 from typing import Any
 
 from server.dialects.base import Answer, Call, Dialect, Generation, Renderer, ServedModel
-from server.errors import error_body
-from server.fields import CACHE, MODEL, SAMPLING, TIMEOUT, Form, sampling_of
-from server.openapi import (
+from server.http.error_response import error_body
+from server.http.fields import CACHE, MODEL, SAMPLING, TIMEOUT, Form, sampling_of
+from server.http.openapi import (
     ERROR,
     GENERATION,
     INTEGER,
@@ -33,10 +33,11 @@ from server.openapi import (
     record,
 )
 from shared.errors import InvalidRequest, ServingError
-from shared.messages import Candidate, Finished, Token
+from shared.messages import Finished, Token
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from shared.validation import MAX_INTEGER, TEXT, nullable, or_none
+from shared.values import Candidate
 
 NDJSON = "application/x-ndjson"
 ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})

@@ -45,7 +45,7 @@ from server.hub.download import Source, download
 from server.hub.reference import DEFAULT_REVISION, HubReference
 from server.version import VERSION
 from shared.errors import ConfigurationError
-from shared.split_gguf import parts_of
+from workers.model_files.split_names import parts_of
 
 MAX_LISTED = 20
 """Files that an error names."""

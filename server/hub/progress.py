@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from huggingface_hub.utils import tqdm
 
-from server.notify import Notifier, notifier_of
+from server.service.notify import Notifier, notifier_of
 
 REPORT_S = 5.0
 """Between two lines of the log."""

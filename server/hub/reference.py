@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import ConfigurationError
-from shared.split_gguf import parts_of
+from workers.model_files.split_names import parts_of
 
 PREFIX = "hf:"
 SYNTAX = "hf:OWNER/REPO/FILE.gguf or hf:OWNER/REPO/FILE.gguf@REVISION"

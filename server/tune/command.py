@@ -14,17 +14,17 @@ from typing import Any
 
 import uvloop
 
-from server.config_file import MODEL_NAME
-from server.options import ResolvedOptions, build_parser, read_float, resolve_options
-from server.specs import GivenModel, given_files
-from server.terminal import LiveLine, bar, columns, style_for
+from server.config.file import MODEL_NAME
+from server.config.options import ResolvedOptions, build_parser, read_float, resolve_options
+from server.config.specs import GivenModel, given_files
+from server.terminal.style import LiveLine, bar, columns, style_for
 from server.tune.report import command_text, config_text, memory_lines, report_lines
 from server.tune.search import Tuned, Tuner
 from shared.errors import ConfigurationError, InvalidRequest
 from shared.logs import configure_logging
 from shared.validation import number
-from workers.cpu_features import cpu_model
-from workers.machine import counted, read_machine
+from workers.machine.cores import counted, read_machine
+from workers.machine.cpu_features import cpu_model
 
 SECONDS = 60.0
 BAR_WIDTH = 20

@@ -18,7 +18,7 @@ from shared.messages import Failed, Finished, Token
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from shared.settings import PoolSettings
-from workers.pool import WorkerPool
+from workers.pool.pool import WorkerPool
 
 PROMPT_WORDS = 500
 SHORT_WORDS = 40

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 
-from server.options import OPTIONS
-from server.print_config import setting
-from server.terminal import Style, bar, size_text
+from server.config.options import OPTIONS
+from server.config.output import setting
+from server.terminal.style import Style, bar, size_text
 from server.tune.measure import PromptFigure
 from server.tune.search import NOISE, Advice, Tuned, score
-from workers.machine import counted
-from workers.memory_plan import MemoryPlan
+from workers.engines.memory_plan import MemoryPlan
+from workers.machine.cores import counted
 
 INDENT = "  "
 CHART_WIDTH = 36

@@ -18,14 +18,14 @@ from typing import Any
 
 import psutil
 
-from server.specs import GivenModel, make_specs
+from server.config.specs import GivenModel, make_specs
 from server.tune.measure import Figures, Gauge, StallFigure, fastest, ready_pool
 from shared.errors import ConfigurationError
 from shared.settings import KvType, ModelSpec
-from workers.engine import ENGINES
-from workers.machine import Machine, counted
-from workers.memory import available_memory
-from workers.memory_plan import MOST_SLOTS, MemoryPlan, can_repack, header_of, plan_memory
+from workers.engines.memory_plan import MOST_SLOTS, MemoryPlan, can_repack, header_of, plan_memory
+from workers.engines.table import ENGINES
+from workers.machine.cores import Machine, counted
+from workers.machine.memory import available_memory
 
 STREAMS = (1, 4, 8, 16)
 NOISE = 1.05

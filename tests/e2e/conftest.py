@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from browser import chromium
+from tests.helpers.browser import chromium
 
 
 @pytest.fixture(scope="module")

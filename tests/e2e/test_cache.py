@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from running import RunningServer
-from support import echo_options
-from test_life import BUNDLED, run_to_its_end
-from workers.prompt_files import path_of
+from tests.helpers.paths import BUNDLED
+from tests.helpers.running import RunningServer, run_to_its_end
+from tests.helpers.support import echo_options
+from workers.prompts.files import path_of
 
 TALE = "Once upon a time there was a fox who lived at the edge of a dark wood. "
 LONG = TALE * 6

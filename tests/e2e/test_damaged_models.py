@@ -10,8 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from gguf_damage import FLOAT32, STRING, entry, text, with_entries, with_number, with_text
-from running import RunningServer
+from tests.helpers.gguf_damage import (
+    FLOAT32,
+    STRING,
+    entry,
+    text,
+    with_entries,
+    with_number,
+    with_text,
+)
+from tests.helpers.running import RunningServer
 
 pytest.importorskip("llama_cpp")
 ENDLESS = b"x" * (9 << 20)

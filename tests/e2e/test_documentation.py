@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from documentation import (
+from server.config.options import BUNDLED_MODEL
+from tests.helpers.documentation import (
     LANGUAGES,
     PAGES,
     ROOT,
@@ -18,10 +19,9 @@ from documentation import (
     links_of,
     sections_of,
 )
-from hub_server import environment, hub_server
-from models import build_llama_gguf, split_gguf
-from reader import ADAPTED, NOT_RUN, Reader
-from server.options import BUNDLED_MODEL
+from tests.helpers.hub_server import environment, hub_server
+from tests.helpers.models import build_llama_gguf, split_gguf
+from tests.helpers.reader import ADAPTED, NOT_RUN, Reader
 
 WITH_SYSTEMD = "As a daemon"
 """Commands that tests/e2e/test_systemd_machine.py runs, in a machine that has one."""

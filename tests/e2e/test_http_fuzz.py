@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from running import RunningServer
+from tests.helpers.running import RunningServer
 
 BODY = b'{"prompt": "hello", "num_predict": 5}'
 HOST = b"host: localhost\r\n"

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from hub_server import FIRST, StandIn, environment, hub_server, sha256
-from running import ROOT, RunningServer, run_to_its_end
+from tests.helpers.hub_server import FIRST, StandIn, environment, hub_server, sha256
+from tests.helpers.paths import ROOT
+from tests.helpers.running import RunningServer, run_to_its_end
 
 NAME = "hf:owner/tales/q8/tales.gguf"
 SECOND = "2" * 40

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import models
-from running import ROOT, RunningServer, run_to_its_end, text_of
-from support import echo_options
-
-BUNDLED = ROOT / "workers" / "bundled" / "fairy-tales.gguf"
+from tests.helpers import models
+from tests.helpers.running import RunningServer, run_to_its_end, text_of
+from tests.helpers.support import echo_options
 
 
 @pytest.fixture(scope="module")

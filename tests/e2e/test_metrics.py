@@ -14,11 +14,12 @@ import psutil
 import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 
-from running import RunningServer
-from scrape import Scrape, scrape, scrape_until
-from support import echo_options
+from tests.helpers.paths import ROOT
+from tests.helpers.running import RunningServer
+from tests.helpers.scrape import Scrape, scrape, scrape_until
+from tests.helpers.support import echo_options
 
-DASHBOARD = Path(__file__).parents[2] / "scripts" / "grafana-dashboard.json"
+DASHBOARD = ROOT / "scripts" / "grafana-dashboard.json"
 ENDLESS = "x[[sleep 60]]"
 
 

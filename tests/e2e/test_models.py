@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from running import RunningServer, run_to_its_end, text_of
-from support import echo_options, model_settings
-from workers.memory_plan import plan_memory
+from tests.helpers.running import RunningServer, run_to_its_end, text_of
+from tests.helpers.support import echo_options, model_settings
+from workers.engines.memory_plan import plan_memory
 
 two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="each model needs a core")
 

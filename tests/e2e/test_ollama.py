@@ -13,10 +13,10 @@ from pathlib import Path
 import ollama
 import pytest
 
-import models
-from running import RunningServer
-from support import echo_options
-from test_life import BUNDLED
+from tests.helpers import models
+from tests.helpers.paths import BUNDLED
+from tests.helpers.running import RunningServer
+from tests.helpers.support import echo_options
 
 TALES = ("-m", f"tales={BUNDLED}", "-t", "1", "--workers", "1", "-n", "512", "--slots", "2")
 SEEDED = {"seed": 3, "num_predict": 12}

@@ -20,9 +20,9 @@ from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
-from running import RunningServer
-from server.options import BUNDLED_MODEL
-from support import echo_options
+from server.config.options import BUNDLED_MODEL
+from tests.helpers.running import RunningServer
+from tests.helpers.support import echo_options
 
 HELLO: Any = [{"role": "user", "content": "Grüße aus 世界 🙂"}]
 ENDLESS = {"ignore_eos": True}

@@ -22,8 +22,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from running import RunningServer
 from server.app import description
+from tests.helpers.running import RunningServer
 
 CHECKS = [
     status_code_conformance,

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from browser import offer_models, opened
-from running import RunningServer
-from scripted import CUT, Script, chat, delta, ending, event, scripted
-from support import echo_options
+from tests.helpers.browser import offer_models, opened
+from tests.helpers.running import RunningServer
+from tests.helpers.scripted import CUT, Script, chat, delta, ending, event, scripted
+from tests.helpers.support import echo_options
 
 CHAT = "/v1/chat/completions"
 CODE = "Look:\n\n```py\nprint(1)\n```"

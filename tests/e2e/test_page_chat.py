@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from browser import opened
-from running import RunningServer
-from support import echo_options
+from tests.helpers.browser import opened
+from tests.helpers.running import RunningServer
+from tests.helpers.support import echo_options
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}<|eot|>\n{% endfor %}"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from browser import opened
-from running import RunningServer
+from tests.helpers.browser import opened
+from tests.helpers.running import RunningServer
 
 SIZE = 100_000
 WHOLE = """async (text) => {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from running import RunningServer
+from tests.helpers.running import RunningServer
 
 SECRET = "xyzzy-plugh"
 

@@ -23,8 +23,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from running import ROOT, START_S
-from support import echo_options
+from tests.helpers.paths import ROOT
+from tests.helpers.running import START_S
+from tests.helpers.support import echo_options
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 END = "Ctrl-C ends it"

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from running import RunningServer, address_of, text_of
-from support import echo_options
+from tests.helpers.running import RunningServer, address_of, text_of
+from tests.helpers.support import echo_options
 
 TEXT = "Grüße aus 世界 🙂,\nback\\slash \\n, return\r\nend"
 

@@ -19,9 +19,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from notify_socket import Fields, NotifySocket, notify_socket
-from running import ROOT, START_S, RunningServer, run_to_its_end
-from support import echo_options
+from tests.helpers.notify_socket import Fields, NotifySocket, notify_socket
+from tests.helpers.paths import ROOT
+from tests.helpers.running import START_S, RunningServer, run_to_its_end
+from tests.helpers.support import echo_options
 
 INSTALL = ROOT / "scripts" / "install-service"
 WATCHDOG_S = 1.0

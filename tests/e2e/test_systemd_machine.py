@@ -18,10 +18,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from documentation import ROOT, Block, sections_of
-from hub_server import environment, hub_server
-from server.options import BUNDLED_MODEL
-from systemd_machine import CannotBoot, SystemdMachine
+from server.config.options import BUNDLED_MODEL
+from tests.helpers.documentation import Block, sections_of
+from tests.helpers.hub_server import environment, hub_server
+from tests.helpers.paths import ROOT
+from tests.helpers.systemd_machine import CannotBoot, SystemdMachine
 
 UNIT = "tokenflume.service"
 PREFIX = "/opt/tokenflume"
@@ -29,7 +30,7 @@ INSTALLING = ("python3 -m venv", "pip install")
 """Commands in whose place `machine` has a program; scripts/check installs the real package."""
 PROBE = """
 import ctypes, ctypes.util, json, mmap, os, socket
-from workers.numa import prefer_node
+from workers.machine.numa import prefer_node
 
 def refused(call):
     try:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from running import RunningServer
-from support import echo_options
-from test_life import BUNDLED
+from tests.helpers.paths import BUNDLED
+from tests.helpers.running import RunningServer
+from tests.helpers.support import echo_options
 
 TALES = ("-m", f"tales={BUNDLED}", "-t", "1", "--workers", "1", "-n", "64", "--slots", "1")
 TEXT = "Once upon a time, 世界 🙂"

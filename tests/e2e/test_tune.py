@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from running import ROOT, RunningServer, run_to_its_end
+from tests.helpers.paths import ROOT
+from tests.helpers.running import RunningServer, run_to_its_end
 
 
 def tokenflume(*arguments: str) -> subprocess.CompletedProcess[str]:

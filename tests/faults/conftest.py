@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from table import PAGE, page
+from tests.faults.table import PAGE, page
 
 RESULTS: pytest.StashKey[dict[str, set[str]]] = pytest.StashKey()
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from rows import ROWS
+from tests.faults.rows import ROWS
+from tests.helpers.paths import ROOT
 
-PAGE = Path(__file__).parents[2] / "FAULTS.md"
+PAGE = ROOT / "FAULTS.md"
 TEST = re.compile(r"^def (test_fault_(\d+)_\w+)\(", re.MULTILINE)
 HEAD = """# Faults
 

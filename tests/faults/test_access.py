@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from running import RunningServer, run_to_its_end
+from tests.helpers.running import RunningServer, run_to_its_end
 
 ALICE, BOB = "alice-" + "k" * 30, "bob-" + "z" * 32
 

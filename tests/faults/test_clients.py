@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-import namespaces
-from running import RunningServer, address_of, open_request, send_request, text_of
-from server.options import BUNDLED_MODEL
-from streams import ENDLESS, Followed, fresh, rss
-from support import echo_options
+from server.config.options import BUNDLED_MODEL
+from tests.helpers import namespaces
+from tests.helpers.running import RunningServer, address_of, open_request, send_request, text_of
+from tests.helpers.streams import ENDLESS, Followed, fresh, rss
+from tests.helpers.support import echo_options
 
 STEP_S = 0.4
 SEND_S = 2

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-import models
-from running import RunningServer
-from server.options import BUNDLED_MODEL
-from workers.prompt_files import path_of
+from server.config.options import BUNDLED_MODEL
+from tests.helpers import models
+from tests.helpers.running import RunningServer
+from workers.prompts.files import path_of
 
 TALE = "Once upon a time there was a fox who lived at the edge of a dark wood. " * 6
 ASK = {"prompt": TALE, "cache": 7, "temp": 0, "num_predict": 12, "ignore_eos": True}

@@ -16,12 +16,13 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from running import RunningServer, text_of
-from shared.messages import Failed, Finished, Timings, Token, Tokens, Usage
+from shared.messages import Failed, Finished, Token, Tokens
+from shared.values import Timings, Usage
 from shared.wire import encode_frame
-from streams import ENDLESS, Followed, fresh, pids, rss, the_cut_one, until_replaced
-from support import echo_options
-from token_queue import token_queue_of, write_all
+from tests.helpers.running import RunningServer, text_of
+from tests.helpers.streams import ENDLESS, Followed, fresh, pids, rss, the_cut_one, until_replaced
+from tests.helpers.support import echo_options
+from tests.helpers.token_queue import token_queue_of, write_all
 
 FLAT = 16 * 2**20
 """Bytes by which the memory of a process may differ without a reason."""

@@ -10,9 +10,9 @@ import httpx
 import psutil
 import pytest
 
-from running import RunningServer
-from streams import ENDLESS, Followed
-from support import echo_options
+from tests.helpers.running import RunningServer
+from tests.helpers.streams import ENDLESS, Followed
+from tests.helpers.support import echo_options
 
 
 def gone_within(processes: list[psutil.Process], seconds: float) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from running import RunningServer, open_request
-from support import echo_options
+from tests.helpers.running import RunningServer, open_request
+from tests.helpers.support import echo_options
 
 CONTEXT = 4096
 REQUEST_S = 2.0

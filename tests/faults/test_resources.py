@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from running import RunningServer, address_of, text_of
+from tests.helpers.running import RunningServer, address_of, text_of
 
 FEW = 64
 """File descriptors."""

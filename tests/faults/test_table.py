@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from rows import ROWS
-from table import PAGE, by_row, page
+from tests.faults.rows import ROWS
+from tests.faults.table import PAGE, by_row, page
 
 
 def test_every_fault_has_a_test_and_every_test_a_fault() -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-import cgroups
-from running import RunningServer, run_to_its_end, text_of
-from streams import ENDLESS, Followed, fresh, pids, the_cut_one, until_replaced
-from support import echo_options
+from tests.helpers import cgroups
+from tests.helpers.running import RunningServer, run_to_its_end, text_of
+from tests.helpers.streams import ENDLESS, Followed, fresh, pids, the_cut_one, until_replaced
+from tests.helpers.support import echo_options
 
 STEP_S = 0.02
 PROGRESS_S = 2.0

@@ -10,9 +10,9 @@ from starlette.testclient import TestClient
 
 from server.app import create_app
 from server.chat.system_prompts import SystemPrompts
-from server.models import Models
+from server.generation.models import Models
 from shared.sampling import SamplingParams
-from workers.catalog import LoadedModels
+from workers.pool.catalog import LoadedModels
 
 
 class BrokenModels(LoadedModels):

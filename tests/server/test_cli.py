@@ -12,24 +12,16 @@ from pathlib import Path
 
 import pytest
 
-import server
-from server.cli import (
-    EXIT_CANNOT_LISTEN,
-    EXIT_CONFIGURATION,
-    EXIT_OK,
-    build_settings,
-    listen,
-    run,
-    watch_clients,
-)
-from server.options import BUNDLED_MODEL, EXIT_STATUS, read_options
+from server.cli import EXIT_CANNOT_LISTEN, EXIT_CONFIGURATION, EXIT_OK, build_settings, run
+from server.config.options import BUNDLED_MODEL, EXIT_STATUS, read_options
+from server.http.listener import listen, watch_clients
 from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.sampling import SamplingParams
 from shared.settings import Settings
-from workers.machine import Core, Machine
+from tests.helpers.paths import ROOT
+from workers.machine.cores import Core, Machine
 
-ROOT = Path(server.__file__).parent.parent
 TIMEOUT_S = 30.0
 GGML_MAGICS = [b"lmgg", b"tjgg", b"fmgg", b"algg"]
 
@@ -99,7 +91,7 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     assert run(["--version"]) == EXIT_OK
 
     assert capsys.readouterr() == (f"tokenflume {VERSION}\n", "")
-    setup = (Path(__file__).parents[2] / "setup.cfg").read_text()
+    setup = (ROOT / "setup.cfg").read_text()
     assert "version = attr: server.version.VERSION" in setup
 
 
@@ -427,7 +419,7 @@ def test_half_of_what_the_weights_leave_is_for_keys_and_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path / "model.gguf", b"GGUF" + bytes(996))
-    monkeypatch.setattr("server.specs.available_memory", lambda: 9000)
+    monkeypatch.setattr("server.config.specs.available_memory", lambda: 9000)
 
     assert kv_memory("--model", str(path)) == 4000
 
@@ -437,7 +429,7 @@ def test_workers_share_the_memory_for_keys_and_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path / "model.gguf", b"GGUF" + bytes(996))
-    monkeypatch.setattr("server.specs.available_memory", lambda: 9000)
+    monkeypatch.setattr("server.config.specs.available_memory", lambda: 9000)
 
     assert kv_memory("--model", str(path), "--num-threads", "2", "--workers", "2") == 2000
 
@@ -446,7 +438,7 @@ def test_a_model_larger_than_the_memory_leaves_none_for_keys_and_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path / "model.gguf", b"GGUF" + bytes(996))
-    monkeypatch.setattr("server.specs.available_memory", lambda: 999)
+    monkeypatch.setattr("server.config.specs.available_memory", lambda: 999)
 
     assert kv_memory("--model", str(path)) == 0
 
@@ -456,7 +448,7 @@ def test_where_memory_is_unknown_or_there_are_no_weights_nothing_is_said_of_it(
 ) -> None:
     assert kv_memory() is not None
     assert kv_memory("--engine", "echo") is None
-    monkeypatch.setattr("server.specs.available_memory", lambda: None)
+    monkeypatch.setattr("server.config.specs.available_memory", lambda: None)
     assert kv_memory() is None
 
 

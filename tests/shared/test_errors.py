@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from server.http import errors as http_errors
 from shared import errors
 from shared.errors import ServingError, error_from_code
 
@@ -17,7 +18,7 @@ def kinds(kind: type[ServingError] = ServingError) -> Iterator[type[ServingError
         yield from kinds(child)
 
 
-KINDS = [kind for kind in kinds() if kind.__module__ == errors.__name__]
+KINDS = [kind for kind in kinds() if kind.__module__ in (errors.__name__, http_errors.__name__)]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -47,16 +48,16 @@ def test_no_two_errors_share_a_code() -> None:
         (errors.InvalidRequest, "invalid_request", 400, None),
         (errors.ContextTooShort, "context_length", 400, None),
         (errors.Unsupported, "unsupported", 400, None),
-        (errors.ForeignHost, "foreign_host", 400, None),
-        (errors.ForeignOrigin, "foreign_origin", 400, None),
-        (errors.Unauthorized, "unauthorized", 401, None),
-        (errors.NotFound, "not_found", 404, None),
+        (http_errors.ForeignHost, "foreign_host", 400, None),
+        (http_errors.ForeignOrigin, "foreign_origin", 400, None),
+        (http_errors.Unauthorized, "unauthorized", 401, None),
+        (http_errors.NotFound, "not_found", 404, None),
         (errors.ModelNotFound, "model_not_found", 404, None),
         (errors.ModelUnavailable, "model_unavailable", 500, None),
-        (errors.MethodNotAllowed, "method_not_allowed", 405, None),
-        (errors.BodyTooLarge, "body_too_large", 413, None),
+        (http_errors.MethodNotAllowed, "method_not_allowed", 405, None),
+        (http_errors.BodyTooLarge, "body_too_large", 413, None),
         (errors.QueueFull, "queue_full", 429, 1),
-        (errors.DeadlineExceeded, "deadline_exceeded", 504, None),
+        (http_errors.DeadlineExceeded, "deadline_exceeded", 504, None),
         (errors.EngineFailed, "engine_failed", 500, None),
         (errors.NotReady, "not_ready", 503, 2),
         (errors.WorkerDied, "worker_died", 503, 1),

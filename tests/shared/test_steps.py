@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.histogram import Histogram
-from shared.messages import Counts, Steps
+from shared.messages import Steps
 from shared.steps import SECONDS, TOKENS, StepTally
+from shared.values import Counts
 
 STEP = st.tuples(
     st.sampled_from(["prefill", "decode", "embed"]), st.integers(1, 5000), st.floats(0, 100)

@@ -20,8 +20,6 @@ from shared import messages
 from shared.errors import FrameError
 from shared.messages import (
     Cancel,
-    Candidate,
-    Counts,
     DropPrompt,
     Embed,
     Embedded,
@@ -31,24 +29,20 @@ from shared.messages import (
     Heartbeat,
     LoadFailed,
     Loading,
-    Logprobs,
     Message,
-    ModelCard,
-    ModelInfo,
     PromptDropped,
     PromptSaved,
     Ready,
     Shutdown,
     Steps,
-    Timings,
     Token,
     Tokenize,
     Tokenized,
     Tokens,
-    Usage,
 )
 from shared.prompt import Prompt
 from shared.sampling import LogitBias, SamplingParams
+from shared.values import Candidate, Counts, Logprobs, ModelCard, ModelInfo, Timings, Usage
 from shared.wire import MAX_FRAME, MESSAGES, FrameParser, encode_frame
 
 HEADER = 4

@@ -1,1 +1,1 @@
-"""The engines, one a file. They never import each other; workers.engine has their table."""
+"""The engines, one a file. They never import each other; workers.engines.base has their table."""

@@ -20,14 +20,15 @@ from typing import Any
 from ctransformers.llm import LLM, Config
 
 from shared.errors import ConfigurationError, ContextTooShort, EngineFailed, InvalidRequest
-from shared.messages import Logprobs, ModelCard, ModelInfo
 from shared.sampling import SamplingParams
 from shared.settings import ModelSettings
-from workers.continued_text import continued
-from workers.cpu_features import cpu_features
-from workers.engine import GGUF_MAGIC, Feed
-from workers.gguf_header import read_gguf_header
-from workers.model_card import file_size, gguf_card
+from shared.values import Logprobs, ModelCard, ModelInfo
+from workers.engines.base import Feed
+from workers.engines.continued_text import continued
+from workers.machine.cpu_features import cpu_features
+from workers.model_files.card import file_size, gguf_card
+from workers.model_files.gguf_header import read_gguf_header
+from workers.model_files.magic import GGUF_MAGIC
 
 DEFAULT_BATCH = 8
 MAX_BATCH = 512

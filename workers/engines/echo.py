@@ -42,10 +42,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from shared.errors import ConfigurationError, EngineFailed, InvalidRequest
-from shared.messages import Logprobs, ModelCard, ModelInfo
 from shared.sampling import SamplingParams
 from shared.settings import ModelSettings
-from workers.engine import Feed, Interrupted
+from shared.values import Logprobs, ModelCard, ModelInfo
+from workers.engines.base import Feed, Interrupted
 
 END = 256
 CONTROL = 257

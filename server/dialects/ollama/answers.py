@@ -17,7 +17,8 @@ from typing import Any
 from server.dialects.base import Renderer
 from server.dialects.ollama.parts import Part, TextReader
 from shared.errors import ServingError
-from shared.messages import Finished, Logprobs, Token
+from shared.messages import Finished, Token
+from shared.values import Logprobs
 
 NDJSON = "application/x-ndjson"
 IMPOSSIBLE = -9999.0

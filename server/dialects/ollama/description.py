@@ -5,7 +5,7 @@ from __future__ import annotations
 from server.dialects.ollama.answers import NDJSON
 from server.dialects.ollama.listing import SHOW
 from server.dialects.ollama.requests import CHAT, EMBED, EMBEDDINGS, GENERATE
-from server.openapi import (
+from server.http.openapi import (
     BODY,
     FLAG,
     GENERATION,

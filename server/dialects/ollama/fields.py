@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from server.dialects.base import ServedModel
-from server.fields import MODEL, SAMPLING, Form
+from server.http.fields import MODEL, SAMPLING, Form
 from shared.errors import InvalidRequest
 from shared.sampling import MAX_GRAMMAR, SamplingParams
 from shared.validation import BOOLEAN, MAX_INTEGER, Check, Schema, integers, numbers

@@ -17,22 +17,22 @@ from starlette.routing import BaseRoute, Route
 
 from server.dialects.ollama.fields import THINKING, empty
 from server.dialects.ollama.parts import THOUGHT
-from server.fields import PLAIN_TEXT, Form
-from server.request_body import read_body
+from server.http.body import read_body
+from server.http.fields import PLAIN_TEXT, Form
 from server.version import VERSION
 from shared.errors import ConfigurationError, InvalidRequest, ModelUnavailable
 from shared.settings import ModelSpec
-from shared.split_gguf import parts_of
 from shared.validation import BOOLEAN
-from workers.catalog import ModelStatus, find
-from workers.engine import GGUF_MAGIC
-from workers.gguf_header import read_gguf_header
-from workers.model_details import UNKNOWN, DetailsCache, ModelDetails
-from workers.model_files import ModelFile, read_magic
-from workers.model_identity import files_identity
+from workers.model_files.details import UNKNOWN, DetailsCache, ModelDetails
+from workers.model_files.fingerprint import files_identity
+from workers.model_files.folder import ModelFile
+from workers.model_files.gguf_header import read_gguf_header
+from workers.model_files.magic import GGUF_MAGIC, read_magic
+from workers.model_files.split_names import parts_of
+from workers.pool.catalog import ModelStatus, find
 
 if TYPE_CHECKING:
-    from server.models import Models
+    from server.generation.models import Models
 
 CHAT_TEMPLATE = "tokenizer.chat_template"
 TEMPLATE_WORDS = {"tools": ("tools",), "thinking": (THINKING, THOUGHT)}

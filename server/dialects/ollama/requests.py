@@ -29,7 +29,7 @@ from server.dialects.ollama.fields import (
 )
 from server.dialects.ollama.messages import MESSAGES
 from server.dialects.ollama.parts import THINK, THOUGHT, CallReader, TextReader, ThinkingReader
-from server.fields import PLAIN_TEXT, Form
+from server.http.fields import PLAIN_TEXT, Form
 from shared.errors import InvalidRequest
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from server.dialects.base import Generation, Renderer
-from shared.errors import ContextTooShort, ServingError, Unauthorized
+from server.http.errors import Unauthorized
+from shared.errors import ContextTooShort, ServingError
 from shared.messages import Finished, Token
 from shared.sampling import MAX_SEED
 

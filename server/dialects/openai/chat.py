@@ -20,11 +20,12 @@ from server.dialects.openai.answers import (
 )
 from server.dialects.openai.fields import COMMON, Common, only, take_common
 from server.dialects.openai.tools import TOOLS, Reader, ToolUse, merged, take_tools
-from server.fields import PLAIN_TEXT, Form, about, json_object
+from server.http.fields import PLAIN_TEXT, Form, about, json_object
 from shared.errors import InvalidRequest
-from shared.messages import Candidate, Finished, Logprobs, Token
+from shared.messages import Finished, Token
 from shared.sampling import MAX_LOGPROBS
 from shared.validation import BOOLEAN, MAX_INTEGER, TEXT, Check, integers
+from shared.values import Candidate, Logprobs
 
 KIND = "chat.completion"
 CHUNK = "chat.completion.chunk"

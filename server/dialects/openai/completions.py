@@ -19,11 +19,12 @@ from server.dialects.openai.answers import (
 )
 from server.dialects.openai.fields import COMMON, MAX_CHOICES, Common, only, take_common
 from server.dialects.openai.prompts import PROMPTS, check_vocabulary
-from server.fields import Form
+from server.http.fields import Form
 from shared.errors import InvalidRequest
-from shared.messages import Candidate, Finished, Token
+from shared.messages import Finished, Token
 from shared.prompt import Prompt
 from shared.validation import BOOLEAN, integers
+from shared.values import Candidate
 
 KIND = "text_completion"
 DEFAULT_TOKENS = 16

@@ -8,7 +8,7 @@ from server.dialects.openai.chat import KIND as CHAT_KIND
 from server.dialects.openai.completions import COMPLETION
 from server.dialects.openai.completions import KIND as COMPLETION_KIND
 from server.dialects.openai.embeddings import EMBEDDING
-from server.openapi import (
+from server.http.openapi import (
     FLAG,
     GENERATION,
     INTEGER,

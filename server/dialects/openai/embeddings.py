@@ -10,7 +10,7 @@ from server.dialects.base import Answer, Call, Embedding, Renderer, ServedModel
 from server.dialects.openai.answers import Json, to_json
 from server.dialects.openai.fields import LABEL
 from server.dialects.openai.prompts import PROMPTS, check_vocabulary
-from server.fields import MODEL, TIMEOUT, Form, one_of
+from server.http.fields import MODEL, TIMEOUT, Form, one_of
 from shared.errors import InvalidRequest, Unsupported
 from shared.messages import Finished
 from shared.validation import integers

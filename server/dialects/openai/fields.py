@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.dialects.base import ServedModel
-from server.fields import (
+from server.http.fields import (
     CACHE,
     MODEL,
     SAMPLING,

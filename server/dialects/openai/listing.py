@@ -10,11 +10,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from server.dialects.openai.answers import Json
-from shared.messages import ModelInfo
-from workers.catalog import ModelStatus, find
+from shared.values import ModelInfo
+from workers.pool.catalog import ModelStatus, find
 
 if TYPE_CHECKING:
-    from server.models import Models
+    from server.generation.models import Models
 
 OWNER = "tokenflume"
 

@@ -18,7 +18,7 @@ from server.chat.tool_calls import (
 from server.chat.tool_schema import forced_call
 from server.dialects.openai.answers import Json
 from server.dialects.openai.fields import exclude
-from server.fields import Form, one_of
+from server.http.fields import Form, one_of
 from shared.errors import InvalidRequest
 from shared.validation import BOOLEAN, TEXT, Check
 

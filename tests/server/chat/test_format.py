@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from server.chat.format import GUESS, MODEL_OWN, built_in_names, chat_format
 from shared.errors import ConfigurationError, InvalidRequest
-from shared.messages import ModelCard
+from shared.values import ModelCard
 
 FOLDER = Path(__file__).parent / "templates"
 CONTROL = (

@@ -15,9 +15,10 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from server.chat.bounded_jinja import ChatTemplate, TemplateFailed
 from server.chat.format import MODEL_OWN, built_in_names, chat_format
 from server.chat.traits import Renderer
-from shared.messages import ModelCard
+from shared.values import ModelCard
+from tests.helpers.paths import ROOT
 
-OURS = Path(__file__).parents[3] / "server" / "chat" / "templates"
+OURS = ROOT / "server" / "chat" / "templates"
 FOLDERS = [
     Path(__file__).parent / "templates",
     OURS,

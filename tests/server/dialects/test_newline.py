@@ -24,11 +24,12 @@ from server.dialects.newline import (
     parse_stream,
     renderer_for,
 )
-from server.errors import error_body
+from server.http.error_response import error_body
 from shared.errors import EngineFailed, InvalidRequest, QueueFull
-from shared.messages import Candidate, Finished, Logprobs, Timings, Token, Usage
+from shared.messages import Finished, Token
 from shared.sampling import SamplingParams
-from support import served
+from shared.values import Candidate, Logprobs, Timings, Usage
+from tests.helpers.support import served
 
 DEFAULTS = SamplingParams()
 UNESCAPED = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}

@@ -26,12 +26,13 @@ from server.dialects.ollama.requests import (
     parse_embeddings,
     parse_generate,
 )
-from server.fields import Form
+from server.http.fields import Form
 from shared.errors import EngineFailed, InvalidRequest, QueueFull, ServingError
-from shared.messages import Candidate, Finished, Logprobs, ModelCard, Timings, Token, Usage
+from shared.messages import Finished, Token
 from shared.sampling import SamplingParams
 from shared.validation import MAX_INTEGER
-from support import served
+from shared.values import Candidate, Logprobs, ModelCard, Timings, Usage
+from tests.helpers.support import served
 
 PARSERS: dict[str, tuple[Parse, Form]] = {
     "generate": (parse_generate, GENERATE),

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openai_calls import CHAT, COMPLETIONS, EMBEDDINGS, TOOL, answer
 from server.dialects.base import Answer
 from shared.errors import WorkerDied
-from shared.messages import Candidate, Finished, FinishReason, Logprobs, Timings, Token, Usage
+from shared.messages import Finished, Token
+from shared.values import Candidate, FinishReason, Logprobs, Timings, Usage
+from tests.helpers.openai_calls import CHAT, COMPLETIONS, EMBEDDINGS, TOOL, answer
 
 Json = dict[str, Any]
 

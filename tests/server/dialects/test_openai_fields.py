@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openai_calls import (
+from server.dialects.base import Embedding, ServedModel
+from server.dialects.openai import DIALECT
+from server.dialects.openai.answers import error_object
+from server.http.errors import Unauthorized
+from shared.errors import ContextTooShort, InvalidRequest, QueueFull, ServingError, WorkerDied
+from shared.prompt import Prompt
+from shared.sampling import MAX_SEED, LogitBias, SamplingParams
+from shared.validation import MAX_INTEGER
+from tests.helpers.openai_calls import (
     ALL_SAMPLING,
     CHAT,
     COMPLETIONS,
@@ -24,21 +32,7 @@ from openai_calls import (
     model,
     sampling,
 )
-from server.dialects.base import Embedding, ServedModel
-from server.dialects.openai import DIALECT
-from server.dialects.openai.answers import error_object
-from shared.errors import (
-    ContextTooShort,
-    InvalidRequest,
-    QueueFull,
-    ServingError,
-    Unauthorized,
-    WorkerDied,
-)
-from shared.prompt import Prompt
-from shared.sampling import MAX_SEED, LogitBias, SamplingParams
-from shared.validation import MAX_INTEGER
-from support import served
+from tests.helpers.support import served
 
 
 def refusal(path: str, **body: Any) -> ServingError:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from server.options import read_options
-from server.specs import given_files, make_specs
-from server.terminal import Style
+from server.config.options import read_options
+from server.config.specs import given_files, make_specs
+from server.terminal.style import Style
 from server.tune.measure import Figures, PromptFigure, StallFigure
 from server.tune.report import command_text, config_text, memory_lines, report_lines
 from server.tune.search import Advice, Trial, Tuned
-from workers.machine import read_machine
-from workers.memory_plan import MemoryPlan
+from workers.engines.memory_plan import MemoryPlan
+from workers.machine.cores import read_machine
 
 PROMPT = PromptFigure(500, 612, 12.34, is_estimate=True)
 FIGURES = Figures(1.0, {1: 1234.5, 4: 40.25, 8: 0.0, 16: 12.0}, PROMPT)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from server.options import read_options
-from server.specs import given_files
+from server.config.options import read_options
+from server.config.specs import given_files
 from server.tune.measure import Figures, Gauge, PromptFigure, fastest, ready_pool
 from server.tune.search import Tuned, Tuner, check_memory, score
 from shared.errors import ConfigurationError
-from support import echo_options, model_settings, pool_settings, run, until
-from workers.machine import Core, Machine, read_machine
+from tests.helpers.support import echo_options, model_settings, pool_settings, run, until
+from workers.machine.cores import Core, Machine, read_machine
 
 
 def figures(rate: float, prompt_s: float, load_s: float = 1.0) -> Figures:

@@ -1,0 +1,8 @@
+"""The benchmark: see command.py."""
+
+import sys
+
+from scripts.bench.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

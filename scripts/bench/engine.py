@@ -1,0 +1,128 @@
+"""llama.cpp alone, in three settings: the measured reasons for those that tokenflume has."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from scripts.bench.job import Job, LlamaSizes
+from scripts.load.errors import BenchError, Skipped
+from scripts.report.figures import Figure, Series, count
+from shared.errors import ConfigurationError
+from shared.settings import ModelSettings
+from workers.engines.base import Feed
+from workers.machine.topology import make_plan
+
+KINDS: dict[str, dict[str, Any]] = {
+    "as we run it": {},
+    "flash attention": {"flash_attn_type": 1},  # LLAMA_FLASH_ATTN_TYPE_ENABLED
+    "one cache for all": {"flash_attn_type": 1, "kv_unified": True},
+}
+"""Of llama_context_params, what differs from ours. Without flash attention one cache for all
+would need scores for all cells."""
+
+
+def measure_engine(job: Job) -> Figure:
+    """Milliseconds of steps of the three settings."""
+    sizes = job.sizes.llama
+    model = job.model(sizes.shape, sizes.kind)
+    try:
+        threads = job.threads or sizes.threads
+        (cpus,) = make_plan(job.machine, batches=True, threads=threads, workers=1).workers
+    except ConfigurationError as error:
+        raise Skipped(str(error)) from None
+    series = []
+    for kind, changes in KINDS.items():
+        for step, seconds in _in_a_process(model, cpus, sizes, job.sizes.runs, changes).items():
+            name = f"{step}: {kind}"
+            series.append(Series(name, "ms", [value * 1000 for value in seconds], 1))
+    return Figure(
+        title=f"engine: {model.name}, {count(len(cpus), 'thread')}",
+        series=sorted(series, key=lambda series: series.name.split(":")[0]),
+        tokens=0,
+    )
+
+
+def _in_a_process(
+    model: Path, cpus: Sequence[int], sizes: LlamaSizes, runs: int, changes: dict[str, Any]
+) -> dict[str, list[float]]:
+    """Seconds of each step, in a process of its own: the engine takes its CPUs for good."""
+    spawn = multiprocessing.get_context("spawn")
+    result, remote = spawn.Pipe(duplex=False)
+    child = spawn.Process(
+        target=_measure, args=(remote, model, tuple(cpus), sizes, runs, changes), daemon=True
+    )
+    child.start()
+    remote.close()
+    try:
+        steps: dict[str, list[float]] = result.recv()
+    except EOFError:
+        raise BenchError("the process of the engine has died") from None
+    finally:
+        child.kill()
+        child.join()
+    return steps
+
+
+def _measure(
+    result: Connection,
+    model: Path,
+    cpus: tuple[int, ...],
+    sizes: LlamaSizes,
+    runs: int,
+    changes: dict[str, Any],
+) -> None:
+    os.dup2(2, 1)  # native code may print
+    os.sched_setaffinity(0, cpus)
+    os.environ["GOMP_CPU_AFFINITY"] = " ".join(map(str, cpus))
+    import workers.engines.llama_cpp.engine as llama  # after that: it loads the OpenMP library
+
+    slots = max(sizes.streams)
+    settings = ModelSettings(model, "llama_cpp", None, sizes.long_context, None, "f16", slots)
+    log = llama.NativeLog()
+    llama.lib.llama_backend_init()
+    loaded = llama.load_model(settings, log)
+    params = llama.context_params(loaded, settings, slots, len(cpus))
+    for name, value in changes.items():
+        setattr(params, name, value)
+    context = llama.make_context(loaded, params, log)
+    engine = llama.LlamaCppEngine(loaded, context, settings, slots, log)
+    text = engine.tokenize("a")
+
+    def fill(slot: int, depth: int) -> None:
+        for start in range(0, depth, llama.BATCH):
+            size = min(llama.BATCH, depth - start)
+            engine.decode([Feed(slot, text[-1:] * size, start, wants_logits=False)])
+
+    def timed(feeds: list[Feed]) -> Callable[[], float]:
+        def step() -> float:
+            started = time.perf_counter()
+            engine.decode(feeds)
+            seconds = time.perf_counter() - started
+            for feed in feeds:
+                engine.keep(feed.slot, feed.position)
+            return seconds
+
+        return step
+
+    steps: dict[str, list[float]] = {}
+    for depth in sizes.depths:
+        # Deep ones take long to fill: of these one sequence tells enough.
+        numbers = sizes.streams if depth == sizes.depths[0] else (1,)
+        for slot in range(max(numbers)):
+            engine.keep(slot, 0)
+            fill(slot, depth)
+        for streams in numbers:
+            feeds = [Feed(slot, text[-1:], depth, wants_logits=True) for slot in range(streams)]
+            run = timed(feeds)
+            steps[f"{depth} deep, {count(streams, 'sequence')}"] = [run() for _ in range(runs + 1)][
+                1:
+            ]
+        chunk = timed([Feed(0, text[-1:] * sizes.chunk, depth, wants_logits=False)])
+        steps[f"{depth} deep, a chunk of {sizes.chunk}"] = [chunk() for _ in range(runs + 1)][1:]
+    result.send(steps)

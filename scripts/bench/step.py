@@ -1,0 +1,172 @@
+"""What our own Python adds to each decode step of a worker, beside llama.cpp's computing.
+
+A worker process as the server has it serves some endless streams. In it, the functions of
+llama.cpp that decode and sample are timed; what a turn of the worker's loop takes beyond them is
+ours: scheduling, the batch, text, the frame and its sending.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+from unittest import mock
+
+import workers.child.process
+from scripts.bench.dialects import SAMPLING, Asks
+from scripts.bench.job import Job
+from scripts.bench.models import make_model
+from scripts.load.errors import BenchError, Skipped
+from scripts.report.figures import Aim, Figure, Series, count
+from shared.errors import ConfigurationError
+from shared.messages import Finished, Generate, Message, Ready, Tokens
+from shared.prompt import Prompt
+from shared.queues import TokenSender
+from shared.sampling import SamplingParams
+from shared.settings import ModelSettings, WorkerSettings
+from shared.wire import FrameParser, encode_frame
+from workers.machine.topology import make_plan
+
+CONTEXT = 512
+READ_SIZE = 1 << 16
+
+
+class Step(NamedTuple):
+    """Where the time of a step went, in seconds."""
+
+    decode: float
+    sample: float
+    ours: float
+
+
+def measure_step(job: Job) -> Figure:
+    """Milliseconds of our Python in a step of 16 sequences."""
+    sizes = job.sizes.llama
+    model = make_model(job.models, sizes.small_shape, "F16")
+    try:
+        (cpus,) = make_plan(job.machine, batches=True, threads=1, workers=1).workers
+    except ConfigurationError as error:
+        raise Skipped(str(error)) from None
+    runs = [
+        run_worker(model, cpus, sizes.small_streams, sizes.tokens) for _ in range(job.sizes.runs)
+    ]
+    return Figure(
+        title=f"step: {count(sizes.small_streams, 'sequence')} of {model.name}, 1 thread",
+        series=[
+            Series("llama.cpp decodes", "ms", [step.decode * 1000 for step in runs], 2),
+            Series("llama.cpp samples", "ms", [step.sample * 1000 for step in runs], 2),
+            Series(
+                "our Python",
+                "ms",
+                [step.ours * 1000 for step in runs],
+                3,
+                Aim("at most", 0.1),
+            ),
+        ],
+        tokens=job.sizes.runs * sizes.small_streams * sizes.tokens,
+    )
+
+
+def run_worker(model: Path, cpus: Sequence[int], streams: int, tokens: int) -> Step:
+    """The median of each, over the steps that carry all streams. BenchError."""
+    settings = WorkerSettings(
+        index=0,
+        cpus=tuple(cpus),
+        model=ModelSettings(model, "llama_cpp", None, CONTEXT, None, "f16", slots=streams),
+        log_level="warning",
+    )
+    spawn = multiprocessing.get_context("spawn")
+    requests_out, requests_in = spawn.Pipe(duplex=False)
+    tokens_out, tokens_in = spawn.Pipe(duplex=False)
+    report_out, report_in = spawn.Pipe(duplex=False)
+    worker = spawn.Process(
+        target=timed_worker, args=(settings, requests_out, tokens_in, report_in), daemon=True
+    )
+    worker.start()
+    for end in (requests_out, tokens_in, report_in):
+        end.close()
+    try:
+        _run_streams(requests_in, tokens_out, streams, tokens)
+        requests_in.close()  # ends the worker's loop
+        steps: list[Step] = report_out.recv()
+    except EOFError:
+        raise BenchError("the worker has died") from None
+    finally:
+        worker.kill()
+        worker.join()
+    return Step(*map(statistics.median, zip(*steps, strict=True)))
+
+
+def _run_streams(requests: Connection, tokens_out: Connection, streams: int, tokens: int) -> None:
+    """Ask for the streams once the worker is ready, and read them to their ends. EOFError."""
+    asks = Asks(seed=1)
+    fields = {**SAMPLING, "num_predict": tokens, "ignore_eos": True}
+    batch = [
+        Generate(
+            request_id,
+            Prompt(asks.draw(10, tokens).prompt),
+            SamplingParams().from_fields({**fields, "seed": request_id}),
+        )
+        for request_id in range(streams)
+    ]
+    parser = FrameParser()
+    over = 0
+    while over < streams:
+        data = os.read(tokens_out.fileno(), READ_SIZE)
+        if not data:
+            raise EOFError
+        for message in parser.feed(data):
+            over += isinstance(message, Finished)
+            if isinstance(message, Ready):
+                os.write(requests.fileno(), encode_frame(batch))
+
+
+class TimedSender(TokenSender):
+    """A TokenSender that notes what the time since its last sending was spent on."""
+
+    steps: ClassVar[list[tuple[int, Step]]] = []  # a process has one sender
+    """Tokens sent, and where the time went."""
+    spent: ClassVar[dict[str, float]] = {"llama_decode": 0.0, "llama_sampler_sample": 0.0}
+    """Seconds in functions of llama.cpp since the last sending."""
+    last: ClassVar[float] = 0.0
+
+    def send(self, batch: Sequence[Message]) -> None:
+        super().send(batch)
+        tokens = sum(len(message.tokens) for message in batch if isinstance(message, Tokens))
+        decode, sample = self.spent.values()
+        whole = time.perf_counter() - TimedSender.last
+        self.steps.append((tokens, Step(decode, sample, whole - decode - sample)))
+        self.spent.update(dict.fromkeys(self.spent, 0.0))
+        TimedSender.last = time.perf_counter()
+
+    @classmethod
+    def time(cls, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its time counted under `name`."""
+
+        def timed(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                cls.spent[name] += time.perf_counter() - started
+
+        return timed
+
+
+def timed_worker(
+    settings: WorkerSettings, requests: Connection, tokens: Connection, report: Connection
+) -> None:
+    """run_worker, which at its end reports all steps that carried as many tokens as any."""
+    import workers.engines.llama_cpp.engine as engine  # here: only the worker has the engine
+
+    for name in TimedSender.spent:
+        setattr(engine.lib, name, TimedSender.time(name, getattr(engine.lib, name)))
+    with mock.patch.object(workers.child.process, "TokenSender", TimedSender):
+        workers.child.process.run(settings, requests, tokens)
+    most = max(sent for sent, _ in TimedSender.steps)
+    report.send([step for sent, step in TimedSender.steps if sent == most])

@@ -1,0 +1,1 @@
+"""What the bench, the load test and the soak test share: an HTTP client, bodies, answers."""

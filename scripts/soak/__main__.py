@@ -1,0 +1,8 @@
+"""The soak test: see command.py."""
+
+import sys
+
+from scripts.soak.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Options: the command line, environment, files; what they mean together."""

@@ -1,0 +1,1 @@
+"""The path of a generation through the front."""

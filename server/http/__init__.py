@@ -1,0 +1,1 @@
+"""HTTP: the listener, the protocol's strictness, bodies, keys, errors."""

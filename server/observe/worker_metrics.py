@@ -1,0 +1,173 @@
+"""The workers' part of the metrics: their state, their steps, and what they take of the machine."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.utils import floatToGoString
+
+from shared.histogram import Histogram
+from workers.machine.process_use import ProcessUse, Throttling, process_use, read_throttling
+from workers.pool.catalog import ModelStatus
+from workers.pool.status import State, WorkerStatus
+
+PREFIX = "tokenflume_"
+MODEL = "model_name"
+WORKER = [MODEL, "worker"]
+Buckets = list[tuple[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the kernel says, at one time."""
+
+    processes: Mapping[int, ProcessUse] = field(default_factory=dict)
+    """By their ids."""
+    throttling: Throttling | None = None
+
+    @classmethod
+    def read(cls, pids: Sequence[int]) -> Machine:
+        """Ask it; may take some milliseconds."""
+        uses = {pid: process_use(pid) for pid in pids}
+        known = {pid: use for pid, use in uses.items() if use is not None}
+        return cls(known, read_throttling(Path("/")))
+
+
+def worker_families(statuses: Sequence[ModelStatus], machine: Machine) -> Iterator[Metric]:
+    """All of them."""
+    places = [(status.spec.name, place) for status in statuses for place in status.places]
+    yield from _load(statuses)
+    yield from _tokens(places)
+    yield from _steps(places)
+    yield from _lives(places)
+    yield from _use(places, machine.processes)
+    if machine.throttling is not None:
+        yield from _throttling(machine.throttling)
+
+
+def histogram_buckets(histogram: Histogram) -> Buckets:
+    """As Prometheus has them: each with all below it."""
+    bounds = [*map(floatToGoString, histogram.bounds), "+Inf"]
+    return list(zip(bounds, itertools.accumulate(map(float, histogram.counts)), strict=True))
+
+
+Places = Sequence[tuple[str, WorkerStatus]]
+"""Each with its model's name."""
+
+
+def _load(statuses: Sequence[ModelStatus]) -> Iterator[Metric]:
+    running = _gauge("num_requests_running", "Requests that have a slot.", [MODEL])
+    waiting = _gauge(
+        "num_requests_waiting", "Requests that wait for a slot, or for their model.", [MODEL]
+    )
+    slots = _gauge("slots", "Requests that can run at a time.", [MODEL])
+    loaded = _gauge("model_loaded_ratio", "The share of the model that is loaded.", [MODEL])
+    for status in statuses:
+        labels = [status.spec.name]
+        running.add_metric(labels, status.active)
+        waiting.add_metric(labels, status.waiting)
+        slots.add_metric(labels, sum(p.slots for p in status.places if p.state == "ready"))
+        loaded.add_metric(labels, status.loaded)
+    yield from (running, waiting, slots, loaded)
+
+
+def _tokens(places: Places) -> Iterator[Metric]:
+    prompts = _counter("prompt_tokens", "Prompt tokens of requests that are over.", WORKER)
+    cached = _counter(
+        "prompt_tokens_cached", "Of those, the ones that had been processed before.", WORKER
+    )
+    generated = _counter("generation_tokens", "Tokens that were generated.", WORKER)
+    for model, place in places:
+        labels, counters = [model, str(place.index)], place.counters
+        prompts.add_metric(labels, counters.prompt_tokens)
+        cached.add_metric(labels, counters.cached_tokens)
+        generated.add_metric(labels, counters.generated_tokens)
+    yield from (prompts, cached, generated)
+
+
+def _steps(places: Places) -> Iterator[Metric]:
+    labels = [*WORKER, "kind"]
+    seconds = HistogramMetricFamily(
+        PREFIX + "iteration_time_seconds",
+        "The engine's computing in a step, by what it is for.",
+        labels=labels,
+    )
+    tokens = HistogramMetricFamily(
+        PREFIX + "iteration_tokens",
+        "Tokens that a step is fed; of a decode step that is the sequences of its batch.",
+        labels=labels,
+    )
+    for model, place in places:
+        for family, histograms in (
+            (seconds, place.counters.steps.seconds),
+            (tokens, place.counters.steps.tokens),
+        ):
+            for kind, histogram in histograms.items():
+                names = [model, str(place.index), kind]
+                family.add_metric(names, histogram_buckets(histogram), histogram.total)
+    yield from (seconds, tokens)
+
+
+def _lives(places: Places) -> Iterator[Metric]:
+    states = _gauge("worker_state", "1 for the state that the worker is in.", [*WORKER, "state"])
+    active = _gauge("worker_requests_running", "Requests that have a slot in it.", WORKER)
+    deaths = _counter(
+        "worker_deaths", "Workers that ended unasked; each is replaced, or given up.",
+        [*WORKER, "cause"],
+    )  # fmt: skip
+    for model, place in places:
+        labels = [model, str(place.index)]
+        for state in get_args(State):
+            states.add_metric([*labels, state], place.state == state)
+        active.add_metric(labels, place.active)
+        for cause, count in place.counters.deaths.items():
+            deaths.add_metric([*labels, cause], count)
+    yield from (states, active, deaths)
+
+
+def _use(places: Places, processes: Mapping[int, ProcessUse]) -> Iterator[Metric]:
+    resident = _gauge(
+        "worker_resident_memory_bytes", "Memory of a worker, all that it shares included (RSS).",
+        WORKER,
+    )  # fmt: skip
+    proportional = _gauge(
+        "worker_proportional_memory_bytes", "The same, but its part of what is shared (PSS).",
+        WORKER,
+    )  # fmt: skip
+    cpu = _counter("worker_cpu_seconds", "CPU time of the worker's process.", WORKER)
+    for model, place in places:
+        use = processes.get(place.pid or 0)
+        if use is None:
+            continue
+        labels = [model, str(place.index)]
+        resident.add_metric(labels, use.resident)
+        cpu.add_metric(labels, use.cpu_s)
+        if use.proportional is not None:
+            proportional.add_metric(labels, use.proportional)
+    yield from (resident, proportional, cpu)
+
+
+def _throttling(throttling: Throttling) -> Iterator[Metric]:
+    periods = _counter("cgroup_throttled_periods", "Periods in which a CPU quota stopped us.", [])
+    periods.add_metric([], throttling.periods)
+    seconds = _counter("cgroup_throttled_seconds", "How long CPU quotas stopped us.", [])
+    seconds.add_metric([], throttling.seconds)
+    yield from (periods, seconds)
+
+
+def _gauge(name: str, text: str, labels: Sequence[str]) -> GaugeMetricFamily:
+    return GaugeMetricFamily(PREFIX + name, text, labels=labels)
+
+
+def _counter(name: str, text: str, labels: Sequence[str]) -> CounterMetricFamily:
+    return CounterMetricFamily(PREFIX + name, text, labels=labels)

@@ -1,0 +1,79 @@
+"""GET /health: the process lives. GET /ready: it can serve now, or why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from server.http.error_response import error_body, error_response
+from server.http.openapi import FLAG, INTEGER, NUMBER, STRING, Operation, Operations, array, record
+from shared.errors import NotReady
+from workers.pool.catalog import Catalog, ModelStatus
+
+COUNTS = {"workers": INTEGER, "active": INTEGER, "waiting": INTEGER}
+STATE = record(
+    {"engine": STRING, "architecture": STRING}
+    | dict.fromkeys(("context", "vocabulary", "slots"), INTEGER),
+    name=STRING,
+    is_loaded=FLAG,
+    loaded=NUMBER,
+    **COUNTS,
+)
+OPERATIONS: Operations = {
+    ("GET", "/health"): Operation(
+        "The process lives.",
+        {"application/json": record(status={"const": "ok"})},
+        is_open=True,
+    ),
+    ("GET", "/ready"): Operation(
+        "It can serve now, or why not.",
+        {"application/json": record(status={"const": "ready"}, models=array(STATE), **COUNTS)},
+        errors=(NotReady,),
+    ),
+}
+
+
+def routes(catalog: Catalog) -> list[Route]:
+    """The two routes."""
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(_: Request) -> Response:
+        reason = catalog.why_not_ready()
+        if reason is not None:
+            error = NotReady(reason)
+            return error_response(error, error_body(error))
+        models = [describe(status) for status in catalog.statuses()]
+        totals = {
+            name: sum(model[name] for model in models) for name in ("workers", "active", "waiting")
+        }
+        return JSONResponse({"status": "ready", "models": models} | totals)
+
+    return [Route("/health", health), Route("/ready", ready)]
+
+
+def describe(status: ModelStatus) -> dict[str, Any]:
+    """A model, its state and its load."""
+    info = status.info
+    known = {}
+    if info is not None:
+        known = {
+            "engine": info.engine,
+            "architecture": info.architecture,
+            "context": info.context,
+            "vocabulary": info.vocabulary,
+            "slots": info.slots,
+        }
+    return {
+        "name": status.spec.name,
+        "is_loaded": info is not None,
+        "loaded": round(status.loaded, 3),
+        **known,
+        "workers": status.workers,
+        "active": status.active,
+        "waiting": status.waiting,
+    }

@@ -1,0 +1,148 @@
+"""What a model reads: POST /tokenize, /detokenize and /apply-template.
+
+They take no slot, so they are answered between two steps while all are busy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from server.chat.messages import MESSAGES, TOOL_LIST
+from server.generation.models import Models
+from server.http.body import read_body
+from server.http.fields import MODEL, PLAIN_TEXT, Form, as_given
+from server.http.openapi import INTEGER, QUESTION, STRING, Operation, Operations, array, record
+from shared.errors import InvalidRequest
+from shared.prompt import Prompt
+from shared.validation import BOOLEAN, Check, integer, integers, or_none
+
+
+def _list_of_tokens(name: str, value: Any) -> list[Any]:
+    """Which ids there are only the model knows."""
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{name} must be a list of token ids")
+    return value
+
+
+TEXT_NAMES = ("content", "text", "prompt")
+"""What clients of other servers call it."""
+TOKENIZE = Form(
+    {
+        **dict.fromkeys(TEXT_NAMES, PLAIN_TEXT.saying("The text, under one of its three names.")),
+        "model": MODEL,
+        "add_special": BOOLEAN.saying("The text begins a prompt."),
+        "with_pieces": BOOLEAN.saying("Show the tokens' texts, too."),
+    },
+    one_needed=TEXT_NAMES,
+    is_null_absent=False,
+)
+DETOKENIZE = Form(
+    {
+        "tokens": Check({"type": "array", "items": integers(0).schema}, _list_of_tokens),
+        "model": MODEL,
+    },
+    needed=("tokens",),
+    is_null_absent=False,
+)
+TEMPLATE = Form(
+    {
+        "messages": as_given(MESSAGES),
+        "tools": or_none(as_given(TOOL_LIST)),
+        "model": MODEL,
+        "add_generation_prompt": BOOLEAN.saying("The assistant's message comes next."),
+    },
+    needed=("messages",),
+    is_null_absent=False,
+)
+
+WITH_PIECE = record(id=INTEGER, piece={"anyOf": [STRING, array(INTEGER)]})
+OPERATIONS: Operations = {
+    ("POST", "/tokenize"): Operation(
+        "The tokens of a text.",
+        {
+            "application/json": record(
+                tokens=array(
+                    {
+                        "anyOf": [
+                            INTEGER,
+                            WITH_PIECE,
+                        ]
+                    }
+                )
+            )
+        },
+        TOKENIZE,
+        QUESTION,
+    ),
+    ("POST", "/detokenize"): Operation(
+        "The text of tokens.",
+        {"application/json": record(content=STRING)},
+        DETOKENIZE,
+        QUESTION,
+    ),
+    ("POST", "/apply-template"): Operation(
+        "A chat as the prompt that the model reads.",
+        {"application/json": record(prompt=STRING)},
+        TEMPLATE,
+        QUESTION,
+    ),
+}
+
+
+def routes(models: Models) -> list[Route]:
+    """The three routes."""
+
+    async def tokenize(request: Request) -> Response:
+        fields = await _read(TOKENIZE, request)
+        content = next(fields[name] for name in TEXT_NAMES if name in fields)
+        add_special = fields.get("add_special", False)
+        async with models.use(fields.get("model")) as (_, pool):
+            if not content and not add_special:
+                return JSONResponse({"tokens": []})
+            found = await pool.tokenize(Prompt(content), is_start=add_special)
+        if not fields.get("with_pieces", False):
+            return JSONResponse({"tokens": found.tokens})
+        pairs = zip(found.tokens, found.pieces, strict=True)
+        return JSONResponse({"tokens": [{"id": id_, "piece": shown(p)} for id_, p in pairs]})
+
+    async def detokenize(request: Request) -> Response:
+        fields = await _read(DETOKENIZE, request)
+        async with models.use(fields.get("model")) as (served, pool):
+            last = served.info.vocabulary - 1
+            tokens = enumerate(fields["tokens"])
+            ids = tuple(integer(f"tokens[{place}]", token, 0, last) for place, token in tokens)
+            if not ids:
+                return JSONResponse({"content": ""})
+            found = await pool.tokenize(Prompt(tokens=ids), is_start=False)
+        return JSONResponse({"content": b"".join(found.pieces).decode(errors="replace")})
+
+    async def apply_template(request: Request) -> Response:
+        fields = await _read(TEMPLATE, request)
+        is_open = fields.get("add_generation_prompt", True)
+        async with models.use(fields.get("model")) as (served, _):
+            prompt = served.chat.render(
+                fields["messages"], tools=fields.get("tools"), is_open=is_open
+            )
+        return JSONResponse({"prompt": prompt.text})
+
+    return [
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/detokenize", detokenize, methods=["POST"]),
+        Route("/apply-template", apply_template, methods=["POST"]),
+    ]
+
+
+def shown(piece: bytes) -> str | list[int]:
+    """The piece as a text; one that begins or ends within a character as its bytes."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return list(piece)
+
+
+async def _read(form: Form, request: Request) -> dict[str, Any]:
+    return form.read(await read_body(request.headers, request.receive))

@@ -1,0 +1,1 @@
+"""What a service manager such as systemd is told, and reloading."""

@@ -1,0 +1,151 @@
+"""Tells the service manager how the server is: ready, loading, busy, ailing, reloading, stopping.
+
+    Catalog ─▶ status_line ─▶ Announcer ─▶ Notifier ─▶ the manager's socket
+
+The manager's watchdog is fed only while the front's loop runs and the workers make progress, so a
+server that only looks alive is restarted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+
+from server.service.notify import Notifier, monotonic_us
+from server.service.reload import Reload, reload_all
+from workers.pool.catalog import Catalog
+from workers.pool.pool import WorkerPool
+
+LOOK_S = 0.5
+"""Between two looks at how things are."""
+EXTENSION_US = 30_000_000
+"""How much longer the manager is to wait, from each look on, while models load or streams end."""
+
+
+class Announcer:
+    """Speaks for the catalog, which may not be entered yet."""
+
+    def __init__(self, notifier: Notifier, catalog: Catalog) -> None:
+        self._notifier = notifier
+        self._catalog = catalog
+        self._was_ready = False
+        self._owes_ready = True
+        """READY=1 is to be said: at the start, and after reloading."""
+        self._is_stopping = False
+        self._why_stopping = ""
+        self._reload_failures: list[str] = []
+        self._last_status = ""
+
+    def stop(self, why: str = "") -> None:
+        """The server is about to end: after its streams, or at once and why."""
+        self._is_stopping = True
+        self._why_stopping = why
+        self._say(STOPPING=1, EXTEND_TIMEOUT_USEC=EXTENSION_US)
+
+    def reload(self, on_reload: Sequence[Reload]) -> None:
+        """Read again what can be, and say when it is done."""
+        if self._was_ready and not self._is_stopping:  # else READY=1 would not be true
+            self._owes_ready = True
+            self._notifier.send(RELOADING=1, MONOTONIC_USEC=monotonic_us())
+        self._reload_failures = reload_all(on_reload)
+        self._look()
+
+    async def watch(self) -> None:
+        """Say what is new, for ever."""
+        while True:
+            self._look()
+            await asyncio.sleep(LOOK_S)
+
+    async def feed(self, interval_s: float) -> None:
+        """Feed the watchdog twice in each interval, while there is progress."""
+        while True:
+            if self._makes_progress(interval_s):
+                self._notifier.send(WATCHDOG=1)
+            await asyncio.sleep(interval_s / 2)
+
+    def _look(self) -> None:
+        if self._is_stopping:
+            self._say(EXTEND_TIMEOUT_USEC=EXTENSION_US)
+        elif not self._owes_ready:
+            self._say()
+        elif self._was_ready or self._catalog.why_not_ready() is None:
+            self._was_ready = True
+            self._owes_ready = not self._say(READY=1)
+        elif self._makes_progress(math.inf):
+            self._say(EXTEND_TIMEOUT_USEC=EXTENSION_US)
+        else:
+            self._say()
+
+    def _pools(self) -> dict[str, WorkerPool]:
+        return {spec.name: pool for spec, pool in self._catalog.loaded()}
+
+    def _makes_progress(self, silence_s: float) -> bool:
+        return all(pool.makes_progress(silence_s) for pool in self._pools().values())
+
+    def _say(self, **fields: str | int) -> bool:
+        """The fields, and the status if it is another than before. Whether they were taken."""
+        status = self._status()
+        if status != self._last_status:
+            fields["STATUS"] = status
+        is_taken = self._notifier.send(**fields)
+        if is_taken:
+            self._last_status = status
+        return is_taken
+
+    def _status(self) -> str:
+        pools = self._pools()
+        if self._is_stopping:
+            return self._why_stopping or f"draining: {load_of(pools.values())}"
+        failures = (f"reloading failed: {failure}" for failure in self._reload_failures)
+        return "; ".join([status_of(pools), *failures])
+
+
+@contextlib.asynccontextmanager
+async def announced(notifier: Notifier, catalog: Catalog) -> AsyncIterator[Announcer]:
+    """Within, the manager is told of the catalog, and its watchdog is fed."""
+    announcer = Announcer(notifier, catalog)
+    tasks = []
+    if notifier.is_heard:
+        tasks.append(asyncio.create_task(announcer.watch()))
+    if notifier.is_heard and notifier.watchdog_s is not None:
+        tasks.append(asyncio.create_task(announcer.feed(notifier.watchdog_s)))
+    try:
+        yield announcer
+    finally:
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        for end in ends:
+            if isinstance(end, Exception):  # not that it was cancelled
+                raise end
+
+
+def status_of(pools: Mapping[str, WorkerPool]) -> str:
+    """What goes on, in a line: the load, what is being loaded, what is wrong."""
+    ready = sum(pool.ready_workers for pool in pools.values())
+    places = sum(pool.places for pool in pools.values())
+    parts = []
+    if ready or not pools:
+        workers = counted(ready, "worker") if ready == places else f"{ready} of {places} workers"
+        parts.append(f"{load_of(pools.values())}, {workers}")
+    for name, pool in pools.items():
+        if not pool.ready_workers and not pool.is_lost:
+            what = f"loading {name}" if len(pools) > 1 else "loading"
+            parts.append(f"{what} {100 * pool.loading:.0f} %")
+        parts += pool.troubles
+    return "; ".join(parts)
+
+
+def load_of(pools: Iterable[WorkerPool]) -> str:
+    """Streams that run and requests that wait."""
+    active = waiting = 0
+    for pool in pools:
+        active, waiting = active + pool.active, waiting + pool.waiting
+    return f"{counted(active, 'stream')}, {waiting} waiting"
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as "1 worker" and "2 workers"."""
+    return f"{number} {noun}{'s' * (number != 1)}"

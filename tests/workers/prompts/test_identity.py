@@ -1,0 +1,176 @@
+"""What a saved prompt fits to: another name for every other model, engine or setting."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.settings import ModelSettings
+from tests.helpers.support import model_settings
+from workers.engines.table import load_engine
+from workers.model_files.fingerprint import BEGINNING, SAMPLE, SAMPLES
+from workers.prompts.files import Identity
+from workers.prompts.identity import model_identity
+
+SIZE = 3 * BEGINNING + 12345
+"""Bytes of a model file here."""
+STRETCH = SIZE // SAMPLES + SAMPLE
+"""Bytes, fewer than the weights of any model that was trained again."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavingEngine:
+    """All that is asked of an engine here."""
+
+    state_format: str = "a format"
+
+
+def identity(path: Path | None, state_format: str = "a format", **settings: Any) -> Identity:
+    engine = SavingEngine(state_format)
+    return model_identity(model_settings(path=path, **settings), engine)  # type: ignore[arg-type]
+
+
+def write_model(path: Path, size: int = SIZE) -> Path:
+    """A file in which no two places are alike, as far as samples can see."""
+    block = bytes(range(251)) * 1000
+    with path.open("wb") as file:
+        for _ in range(size // len(block) + 1):
+            file.write(block)
+        file.truncate(size)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "model.gguf")
+
+
+@contextmanager
+def changed(path: Path, place: int, length: int = 1) -> Iterator[None]:
+    """The file with other bytes from that place on, as long as it lasts."""
+    with path.open("r+b", buffering=0) as file:
+        file.seek(place)
+        before = file.read(length)
+        file.seek(place)
+        file.write(bytes(byte ^ 0xFF for byte in before))
+        try:
+            yield
+        finally:
+            file.seek(place)
+            file.write(before)
+
+
+def test_the_same_file_has_the_same_identity(model: Path) -> None:
+    assert identity(model) == identity(model)
+
+
+def test_a_copy_has_the_same_identity_whatever_its_name(model: Path, tmp_path: Path) -> None:
+    copy = shutil.copyfile(model, tmp_path / "copy.bin")
+    assert identity(copy) == identity(model)
+
+
+@pytest.mark.parametrize("place", [0, 1, 4096, BEGINNING - 1, SIZE - 1])
+def test_a_byte_of_the_beginning_or_the_last_one_makes_another_model(
+    model: Path, place: int
+) -> None:
+    before = identity(model)
+    with changed(model, place):
+        assert identity(model).model != before.model
+    assert identity(model) == before
+
+
+@given(st.integers(0, SIZE - STRETCH))
+@settings(max_examples=25)
+def test_other_weights_make_another_model_wherever_they_are(model: Path, place: int) -> None:
+    before = identity(model)
+    with changed(model, place, STRETCH):
+        assert identity(model).model != before.model
+
+
+def test_a_byte_more_or_less_makes_another_model(tmp_path: Path) -> None:
+    """Also where all that is read of them is the same."""
+    found = set()
+    for size in (SIZE - 1, SIZE, SIZE + 1):
+        path = tmp_path / "model.gguf"
+        with path.open("wb") as file:
+            file.truncate(size)  # zeros
+        found.add(identity(path).model)
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("size", [1, 100, SAMPLE - 1, SAMPLE, SAMPLE + 1, 3 * SAMPLE])
+def test_of_a_small_file_every_byte_counts(tmp_path: Path, size: int) -> None:
+    path = write_model(tmp_path / "small.gguf", size)
+    before = identity(path)
+    assert before == identity(path)
+    for place in {0, size // 2, size - 1}:
+        with changed(path, place):
+            assert identity(path).model != before.model
+
+
+def test_files_of_any_small_size_are_told_apart(tmp_path: Path) -> None:
+    sizes = [0, 1, 2, SAMPLE - 1, SAMPLE, SAMPLE + 1, BEGINNING - 1, BEGINNING, BEGINNING + 1]
+    found = {identity(write_model(tmp_path / "x.gguf", size)).model for size in sizes}
+    assert len(found) == len(sizes)
+
+
+def test_an_empty_file_is_not_the_same_as_none(tmp_path: Path) -> None:
+    assert identity(write_model(tmp_path / "empty", 0)) != identity(None)
+
+
+# ---------------------------------------------------------------- engines and settings
+
+
+def test_another_state_format_changes_what_states_fit_to_but_not_the_model(model: Path) -> None:
+    one, other = identity(model, "a format"), identity(model, "another format")
+    assert one.model == other.model
+    assert (one.state, other.state) == ("a format", "another format")
+
+
+@pytest.mark.parametrize("path_is_given", [True, False])
+def test_another_model_type_is_another_model(model: Path, path_is_given: bool) -> None:
+    path = model if path_is_given else None
+    kinds = [None, "gpt2", "gptj", "llama"]
+    assert len({identity(path, model_type=kind).model for kind in kinds}) == len(kinds)
+
+
+def test_another_engine_is_another_model_to_its_tokens(model: Path) -> None:
+    engines = ["llama_cpp", "ctransformers", "echo"]
+    assert len({identity(model, engine=engine).model for engine in engines}) == len(engines)
+
+
+def test_an_engine_and_a_model_type_are_not_taken_for_each_other() -> None:
+    names = [("ab", "c"), ("a", "bc"), ("abc", "")]
+    found = {identity(None, engine=engine, model_type=kind).model for engine, kind in names}
+    assert len(found) == len(names)
+
+
+def test_how_a_model_is_run_does_not_matter(model: Path) -> None:
+    first: ModelSettings = model_settings(path=model, context=256, slots=1)
+    then = replace(first, context=512, slots=4, batch=32, kv_memory=10**9, mlock=True)
+    one, other = (model_identity(each, SavingEngine()) for each in (first, then))  # type: ignore[arg-type]
+    assert one == other
+
+
+def test_without_a_file_the_engine_alone_counts() -> None:
+    assert identity(None) == identity(None)
+
+
+def test_a_real_engine_has_an_identity() -> None:
+    found = model_identity(model_settings("echo"), load_engine(model_settings("echo"), threads=1))
+    assert found == identity(None, "echo, characters")
+
+
+def test_a_file_that_cannot_be_read_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        identity(tmp_path / "missing.gguf")
+    with pytest.raises(IsADirectoryError):
+        identity(tmp_path)

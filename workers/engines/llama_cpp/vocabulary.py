@@ -1,0 +1,109 @@
+"""A model's vocabulary: texts to tokens and back, and what its control tokens are called."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import llama_cpp as lib
+
+from shared.errors import ContextTooShort, InvalidRequest
+from workers.engines.continued_text import continued
+
+SPARE_ROOM = 16
+"""Tokens for a BOS, an EOS and what stands before a continued text."""
+
+
+class Vocabulary:
+    """See the module's docstring. `context`: tokens that a sequence may have."""
+
+    def __init__(self, model: Any, context: int) -> None:
+        self.vocab = lib.llama_model_get_vocab(model)
+        self.size: int = lib.llama_vocab_n_tokens(self.vocab)
+        self._context = context
+        self.ends = frozenset(
+            token for token in range(self.size) if lib.llama_vocab_is_eog(self.vocab, token)
+        )
+        hidden = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        self.control = {
+            token: self._name(token)
+            for token in range(self.size)
+            if lib.llama_vocab_get_attr(self.vocab, token) & hidden
+        }
+        """The names of the tokens that have no text."""
+        self.bos: int = lib.llama_vocab_bos(self.vocab)
+        self.eos: int = lib.llama_vocab_eos(self.vocab)
+        self._pieces: list[bytes | None] = [None] * self.size
+        self._adds_space = self._text(self._tokenize(b"a", is_start=False)).startswith(b" ")
+
+    def name(self, token: int) -> str:
+        """Of a control token; "" for none that there is."""
+        return self.control.get(token, b"").decode(errors="replace")
+
+    def tokenize(self, text: str, *, is_start: bool, continues: bool) -> list[int]:
+        """As Engine.tokenize."""
+        data = text.encode()
+        if continues:
+            if self._adds_space:
+                tokens = continued(lambda part: self._tokenize(part, is_start=False), data)
+            else:
+                tokens = self._tokenize(data, is_start=False)
+        else:
+            tokens = self._begin(data) if is_start else self._tokenize(data, is_start=False)
+            if not tokens:
+                raise InvalidRequest("the prompt has no tokens in this model's vocabulary")
+        if len(tokens) > self._context:
+            raise self._too_long(len(tokens))
+        return tokens
+
+    def piece(self, token: int, *, shows_control: bool) -> bytes:
+        """As Engine.piece."""
+        if shows_control and token in self.control:
+            return self.control[token]
+        piece = self._pieces[token]
+        if piece is None:
+            piece = self._pieces[token] = self._render(token)
+        return piece
+
+    def _begin(self, data: bytes) -> list[int]:
+        """With a BOS where the model wants one, unless the text brings its own."""
+        bos = self.control.get(self.bos)
+        if bos and data.startswith(bos):
+            tokens = self._tokenize(data, is_start=False)
+            if tokens[:1] == [self.bos]:
+                return tokens
+        return self._tokenize(data, is_start=True)
+
+    def _tokenize(self, data: bytes, *, is_start: bool) -> list[int]:
+        # A text that has more tokens than the context holds is refused: no room for them needed.
+        room = min(len(data), self._context) + SPARE_ROOM
+        tokens = (ctypes.c_int32 * room)()
+        count: int = lib.llama_tokenize(self.vocab, data, len(data), tokens, room, is_start, True)
+        if count < 0:
+            raise self._too_long(-count)
+        return tokens[:count]
+
+    def _too_long(self, count: int) -> ContextTooShort:
+        return ContextTooShort(f"the prompt has {count} tokens; the context holds {self._context}")
+
+    def _text(self, tokens: list[int]) -> bytes:
+        return b"".join(map(self._render, tokens))
+
+    def _name(self, token: int) -> bytes:
+        name: bytes | None = lib.llama_vocab_get_text(self.vocab, token)
+        return name or b""
+
+    def _render(self, token: int) -> bytes:
+        buffer = ctypes.create_string_buffer(64)
+        size = lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+        if size < 0:
+            buffer = ctypes.create_string_buffer(-size)
+            size = lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+        return buffer.raw[:size]
+
+
+def metadata(model: Any, key: str) -> str:
+    """A value of the model's GGUF metadata as text; "unknown" where it has none."""
+    buffer = ctypes.create_string_buffer(256)
+    size = lib.llama_model_meta_val_str(model, key.encode(), buffer, len(buffer))
+    return buffer.value.decode(errors="replace") if size >= 0 else "unknown"

@@ -1,0 +1,1 @@
+"""What constrains an answer: GBNF grammars, and JSON Schemas translated to them."""

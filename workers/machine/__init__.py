@@ -1,0 +1,1 @@
+"""The machine: CPUs, limits, memory, NUMA nodes, and the plan of workers on them."""

@@ -1,0 +1,149 @@
+"""The models that can be served, by name: all loaded from the start, each on cores of its own.
+
+See workers.pool.on_demand for a folder of models that share their cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from shared.errors import ConfigurationError, InvalidRequest, ModelNotFound
+from shared.settings import ModelSpec
+from shared.values import ModelInfo
+from workers.pool.pool import WorkerPool
+from workers.pool.status import WorkerStatus
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """A model, and what has become of it."""
+
+    spec: ModelSpec
+    loaded: float
+    """The share of it that is in memory, in [0, 1]."""
+    info: ModelInfo | None
+    """None while no worker has it."""
+    workers: int = 0
+    """That are ready."""
+    active: int = 0
+    """Requests that a worker has."""
+    waiting: int = 0
+    """Requests that wait for a slot, or for the model's turn on the cores."""
+    places: Sequence[WorkerStatus] = ()
+    """Each worker's, also of those that are not ready."""
+
+
+class Catalog(Protocol):
+    """The door for the front. An asynchronous context: inside it the workers live."""
+
+    async def __aenter__(self) -> Catalog: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    def statuses(self) -> list[ModelStatus]:
+        """Of all models; the default one, if there is one, is the first."""
+
+    def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
+        """The models that are in memory, or on their way there."""
+
+    def use(self, name: str | None) -> AbstractAsyncContextManager[tuple[ModelSpec, WorkerPool]]:
+        """Within, the model's workers are there, which may first have to load it.
+
+        None: the default model. Raises ServingError.
+        """
+
+    def why_not_ready(self) -> str | None:
+        """Why no request can be served now, in a sentence; None if some can."""
+
+    async def load_failure(self) -> ConfigurationError:
+        """Returns when a model turns out not to be loadable at start: it is not to go on then."""
+
+    async def drain(self, timeout_s: float) -> None:
+        """As WorkerPool.drain, for all."""
+
+    def kill_workers(self) -> None:
+        """End all workers at once; their streams are cut."""
+
+
+class LoadedModels:
+    """Models that are always there. The first is the default."""
+
+    def __init__(self, specs: Sequence[ModelSpec]) -> None:
+        self._specs = {spec.name: spec for spec in specs}
+        self._pools: dict[str, WorkerPool] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> LoadedModels:
+        for spec in self._specs.values():
+            self._pools[spec.name] = await self._stack.enter_async_context(WorkerPool(spec.pool))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def statuses(self) -> list[ModelStatus]:
+        return [status_of(spec, self._pools.get(spec.name)) for spec in self._specs.values()]
+
+    def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
+        return [(self._specs[name], pool) for name, pool in self._pools.items()]
+
+    @asynccontextmanager
+    async def use(self, name: str | None) -> AsyncIterator[tuple[ModelSpec, WorkerPool]]:
+        spec = find(next(iter(self._specs)) if name is None else name, self._specs)
+        yield spec, self._pools[spec.name]
+
+    def why_not_ready(self) -> str | None:
+        reasons = [pool.why_not_ready() for pool in self._pools.values()]
+        return None if None in reasons else next(iter(reasons), "no worker is ready yet")
+
+    async def load_failure(self) -> ConfigurationError:
+        waiters = [asyncio.ensure_future(pool.load_failure()) for pool in self._pools.values()]
+        try:
+            done, _ = await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+            return done.pop().result()
+        finally:
+            for waiter in waiters:
+                waiter.cancel()
+
+    async def drain(self, timeout_s: float) -> None:
+        await asyncio.gather(*(pool.drain(timeout_s) for pool in self._pools.values()))
+
+    def kill_workers(self) -> None:
+        for pool in self._pools.values():
+            pool.kill_workers()
+
+
+def status_of(spec: ModelSpec, pool: WorkerPool | None) -> ModelStatus:
+    """`pool`: None if the model is not loaded, and is not being."""
+    if pool is None:
+        return ModelStatus(spec, 0.0, None)
+    info = pool.model
+    loaded = 1.0 if info else pool.loading
+    load = pool.ready_workers, pool.active, pool.waiting, pool.workers
+    return ModelStatus(spec, loaded, info, *load)
+
+
+def find(name: str, specs: dict[str, ModelSpec]) -> ModelSpec:
+    """NAME:latest, as Ollama's clients say, is NAME where nothing else is called so.
+
+    Raises ModelNotFound, which lists those there are.
+    """
+    spec = specs.get(name) or specs.get(name.removesuffix(":latest"))
+    if spec is None:
+        sentence = f"there is no model {name!r:.100}; there are: {listed(specs)}"
+        raise ModelNotFound(sentence, field="model")
+    return spec
+
+
+def name_is_missing(specs: dict[str, ModelSpec]) -> InvalidRequest:
+    """The error of a request that names no model where there is no default."""
+    return InvalidRequest(f"model is missing; there are: {listed(specs)}", field="model")
+
+
+def listed(specs: dict[str, ModelSpec]) -> str:
+    """Their names, for a sentence."""
+    return ", ".join(specs) or "none"

@@ -1,0 +1,51 @@
+"""How fast requests go through, learned from those that have: for waits, and for prompts whose
+tokens nobody has counted yet."""
+
+from __future__ import annotations
+
+import math
+
+from shared.messages import Finished
+
+TOKENS_PER_CHARACTER = 0.3
+"""Before the first request: of English text with usual vocabularies."""
+LONGEST_WAIT_S = 600
+LEARNING_RATE = 0.1
+
+
+class Average:
+    """A mean in which newer values count more; 0 before the first."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self._rate = 1.0
+
+    def add(self, value: float) -> None:
+        self.value += self._rate * (value - self.value)
+        self._rate = LEARNING_RATE
+
+
+class Pace:
+    """Averages in which newer requests count more."""
+
+    def __init__(self) -> None:
+        self._request_s = Average()
+        self._tokens = Average()
+        self._tokens.add(TOKENS_PER_CHARACTER)
+
+    def learn(self, characters: int, finished: Finished) -> None:
+        """A request of a prompt of so many characters is over."""
+        timings, tokens = finished.timings, finished.usage.prompt_tokens
+        if tokens:
+            self._request_s.add(timings.prefill_s + timings.decode_s)
+        if tokens and characters:
+            self._tokens.add(tokens / characters)
+
+    def tokens(self, characters: int) -> int:
+        """About how many a prompt of so many characters has."""
+        return math.ceil(characters * self._tokens.value)
+
+    def wait_s(self, requests: int, slots: int) -> int:
+        """Whole seconds until so many requests have gone through so many slots, from 1 on."""
+        seconds = self._request_s.value * requests / max(1, slots)
+        return max(1, min(LONGEST_WAIT_S, math.ceil(seconds)))

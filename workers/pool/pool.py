@@ -1,0 +1,319 @@
+"""The pool of workers: the one door for the front.
+
+    submit ─▶ waiting (bounded, first come first served) ─▶ a worker: see workers.pool.routing
+
+A request waits here, in the front, until a worker has a free slot: a waiting
+request survives any worker's death, and one whose client leaves never reaches
+a worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from pathlib import Path
+
+from shared.errors import ConfigurationError, NotReady, QueueFull, Unsupported
+from shared.messages import Embed, Failed, Generate, Tokenize, Tokenized
+from shared.prompt import Prompt
+from shared.sampling import SamplingParams
+from shared.settings import PoolSettings
+from shared.values import ModelInfo
+from workers.pool.estimates import Pace
+from workers.pool.handle import WorkerHandle
+from workers.pool.routing import Router
+from workers.pool.status import WorkerStatus
+from workers.pool.stream import RequestStream
+from workers.pool.supervisor import Supervisor
+from workers.pool.waiting import WaitingLine
+from workers.prompts.files import SavedPromptInfo, delete_prompt, prompts_in
+
+STOP_GRACE_S = 2.0
+"""From asking a worker to end to killing it."""
+CUT_GRACE_S = 2.0
+"""For telling the clients of cut streams."""
+
+
+class WorkerPool:
+    """An asynchronous context: inside it the workers live, after it none is left."""
+
+    def __init__(self, settings: PoolSettings) -> None:
+        self._settings = settings
+        self._waiting = WaitingLine()
+        self._pace = Pace()
+        self._at: dict[int, WorkerHandle] = {}  # request id to the worker that has it
+        self._open: set[RequestStream] = set()
+        self._none_open = asyncio.Event()
+        self._none_open.set()
+        self._ids = itertools.count(1)
+        self._supervisor: Supervisor
+        self._is_draining = False
+        self._router: Router[WorkerHandle] = Router()
+        self._change: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> WorkerPool:
+        self._supervisor = Supervisor(self._settings, self._dispatch)
+        self._supervisor.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._supervisor.stop(STOP_GRACE_S)
+
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        cache: int = 0,
+        *,
+        shows_control: bool = False,
+        client: str = "",
+    ) -> RequestStream:
+        """Take a request, or raise before anything is done: NotReady, Unsupported, QueueFull.
+
+        `client`: who asks; those that wait are served in turn. Whoever takes the stream's events
+        calls `release` at the end, however it came.
+        """
+        model = self._model_or_why_not()
+        if beyond := sampling.beyond(model.sampling):
+            raise Unsupported(f"the {model.engine} engine cannot honour {', '.join(beyond)}")
+        request = Generate(next(self._ids), prompt, sampling, cache, shows_control)
+        return self._enqueue(request, client)
+
+    def embed(self, prompt: Prompt, client: str = "") -> RequestStream:
+        """As `submit`, for the prompt's vector in the place of a continuation."""
+        model = self._model_or_why_not()
+        if not model.embedding:
+            raise Unsupported(f"the {model.engine} engine makes no embeddings")
+        return self._enqueue(Embed(next(self._ids), prompt), client)
+
+    async def tokenize(self, prompt: Prompt, *, is_start: bool) -> Tokenized:
+        """The prompt's tokens and their bytes. Raises ServingError."""
+        self._model_or_why_not()
+        handle = min(self._ready_handles(), key=lambda handle: handle.in_flight)
+        return await handle.ask(Tokenize(next(self._ids), prompt, is_start))
+
+    def _model_or_why_not(self) -> ModelInfo:
+        """Raises NotReady."""
+        reason, model = self.why_not_ready(), self.model
+        if reason is not None or model is None:
+            raise NotReady(reason or "no worker is ready yet")
+        return model
+
+    def _enqueue(self, request: Generate | Embed, client: str) -> RequestStream:
+        stream = RequestStream(request, client)
+        self._refuse_too_many(stream)
+        self._open.add(stream)
+        self._none_open.clear()
+        self._waiting.add(stream)
+        self._dispatch()
+        return stream
+
+    def _refuse_too_many(self, stream: RequestStream) -> None:
+        """Raises QueueFull. A single prompt may wait however long it is."""
+        if self._free():
+            return
+        waiting, settings = len(self._waiting), self._settings
+        if waiting >= settings.queue:
+            raise self._queue_full(f"{waiting} requests wait, as many as may")
+        tokens = self._pace.tokens(self._waiting.characters + len(stream.key))
+        if waiting and tokens > settings.queue_tokens:
+            raise self._queue_full(
+                f"the prompts that wait would have about {tokens} tokens, more than"
+                f" {settings.queue_tokens}"
+            )
+
+    def _queue_full(self, reason: str) -> QueueFull:
+        """With the time that those who wait will take."""
+        slots = sum(handle.slots for handle in self._ready_handles())
+        retry_after_s = self._pace.wait_s(len(self._waiting) + 1, slots)
+        return QueueFull(f"every slot is taken, and {reason}", retry_after_s=retry_after_s)
+
+    def release(self, stream: RequestStream) -> None:
+        """Nobody takes this stream's events any more; a request still running is cancelled."""
+        stream.abandon()
+        if stream.finished is not None:
+            self._router.learn(stream.key, stream.finished)
+            self._pace.learn(len(stream.key), stream.finished)
+        self._open.discard(stream)
+        if not self._open:
+            self._none_open.set()
+        handle = self._at.pop(stream.request.id, None)
+        if handle is not None:
+            handle.cancel(stream.request.id)
+        else:
+            self._waiting.remove(stream)
+
+    def why_not_ready(self) -> str | None:
+        """Why requests are refused, in a sentence; None when they are not."""
+        if self._is_draining:
+            return "the server is shutting down"
+        if self._ready_handles():
+            return None
+        if self.is_lost:
+            return "no worker is left; the server's log says why"
+        return "no worker is ready yet"
+
+    @property
+    def model(self) -> ModelInfo | None:
+        """What the workers have loaded; None before the first is ready."""
+        handles = self._ready_handles()
+        return handles[0].ready.result().info if handles else None
+
+    @property
+    def ready_workers(self) -> int:
+        return len(self._ready_handles())
+
+    @property
+    def active(self) -> int:
+        """Requests that a worker has."""
+        return sum(handle.in_flight for handle in self._ready_handles())
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._waiting)
+
+    async def saved_prompts(self) -> list[SavedPromptInfo]:
+        """What clients have saved under ids, in memory and in files; by id."""
+        found: dict[int, SavedPromptInfo] = {}
+        if self._folder is not None:
+            found = await asyncio.to_thread(prompts_in, self._folder)
+        in_memory: dict[int, list[WorkerHandle]] = {}
+        for handle in self._ready_handles():
+            for prompt_id in handle.prompts:
+                in_memory.setdefault(prompt_id, []).append(handle)
+        for prompt_id, handles in in_memory.items():
+            held = max((h.prompts[prompt_id] for h in handles), key=lambda held: held.used_at)
+            found[prompt_id] = SavedPromptInfo(
+                prompt_id, held.tokens, held.size, held.used_at, len(handles), prompt_id in found
+            )
+        return [found[prompt_id] for prompt_id in sorted(found)]
+
+    async def drop_prompt(self, prompt_id: int) -> bool:
+        """Forget what was saved under the id, everywhere; whether there was something."""
+        handles = self._ready_handles()
+        is_known = any(prompt_id in handle.prompts for handle in handles)
+        for handle in handles:
+            handle.prompts.pop(prompt_id, None)
+            handle.drop_prompt(prompt_id)
+        if self._folder is not None:
+            is_known |= await asyncio.to_thread(delete_prompt, self._folder, prompt_id)
+        return is_known
+
+    @property
+    def _folder(self) -> Path | None:
+        return self._settings.workers[0].cache.folder
+
+    @property
+    def is_lost(self) -> bool:
+        """No worker is left, and none will come."""
+        return all(place.given_up for place in self._supervisor.places)
+
+    @property
+    def given_up(self) -> str:
+        """Why no worker will be started again, in words; empty while one is."""
+        return self._supervisor.places[0].given_up
+
+    def makes_progress(self, silence_s: float) -> bool:
+        """A worker is being loaded, or one that is ready was heard from within `silence_s` seconds
+        and within its own progress limit.
+        """
+        limit = min(silence_s, self._settings.progress_timeout_s)
+        handles = (place.handle for place in self._supervisor.places)
+        return any(handle is not None and handle.makes_progress(limit) for handle in handles)
+
+    @property
+    def troubles(self) -> list[str]:
+        """What is wrong with workers' places, a sentence for each that is not as it should be."""
+        return [place.trouble for place in self._supervisor.places if place.trouble]
+
+    @property
+    def workers(self) -> list[WorkerStatus]:
+        """Of all places."""
+        return [place.status for place in self._supervisor.places]
+
+    @property
+    def places(self) -> int:
+        """Workers that there are when all are well."""
+        return len(self._supervisor.places)
+
+    @property
+    def loading(self) -> float:
+        """The share of the model that the furthest worker has loaded, in [0, 1]."""
+        handles = (place.handle for place in self._supervisor.places)
+        return max((handle.loading for handle in handles if handle is not None), default=0.0)
+
+    async def until_ready(self, workers: int = 1) -> str | None:
+        """Returns None when so many workers are ready, or why none will be."""
+        while len(self._ready_handles()) < workers and not self.is_lost:
+            if self._change is None or self._change.done():
+                self._change = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._change)
+        return self.why_not_ready()
+
+    async def load_failure(self) -> ConfigurationError:
+        """Returns when a model turns out not to be loadable at start: there is nothing to serve."""
+        return await asyncio.shield(self._supervisor.load_failure)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no more requests; return when none is left, or after `timeout_s` seconds.
+
+        Those that are left then have failed, with the reason.
+        """
+        self._is_draining = True
+        if await self._until_none_open(timeout_s):
+            return
+        self._fail(list(self._open), "the server is shutting down")
+        await self._until_none_open(CUT_GRACE_S)
+
+    async def _until_none_open(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._none_open.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def kill_workers(self) -> None:
+        """End all workers at once; their streams are cut."""
+        self._supervisor.kill_all()
+
+    def _ready_handles(self) -> list[WorkerHandle]:
+        handles = (place.handle for place in self._supervisor.places)
+        return [handle for handle in handles if handle is not None and handle.is_ready]
+
+    def _free(self) -> list[WorkerHandle]:
+        return [handle for handle in self._ready_handles() if handle.has_free_slot]
+
+    def _dispatch(self) -> None:
+        """Give waiting requests to free slots; called whenever either may have appeared."""
+        if self._change is not None and not self._change.done():
+            self._change.set_result(None)
+        while self._waiting and (free := self._free()):
+            stream = self._waiting.take()
+            handle = self._choose(free, stream)
+            self._at[stream.request.id] = handle
+            stream.dispatched(handle.settings.index)
+            handle.submit(stream)
+        if self._waiting and self.is_lost:
+            self._fail(self._waiting.take_all(), self.why_not_ready() or "")
+
+    def _choose(self, free: list[WorkerHandle], stream: RequestStream) -> WorkerHandle:
+        """The worker that has the request's prompt, or the beginning of it, unless too busy."""
+        request = stream.request
+        if isinstance(request, Embed):
+            return min(free, key=lambda handle: handle.in_flight)
+        self._router.keep_only(self._ready_handles())
+        having = [handle for handle in free if request.cache in handle.prompts]
+        for handle in having:
+            handle.prompts[request.cache].used_at = time.time()
+        busy = {handle: handle.in_flight for handle in having or free}
+        handle = self._router.choose(busy, stream.key)
+        self._router.sent(handle, stream.key)
+        return handle
+
+    @staticmethod
+    def _fail(streams: list[RequestStream], reason: str) -> None:
+        for stream in streams:
+            stream.put(Failed(stream.request.id, NotReady.code, reason))

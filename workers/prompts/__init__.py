@@ -1,0 +1,1 @@
+"""Saved prompts: KV states of processed prompts, in memory and in files."""
