@@ -27,7 +27,7 @@ class Generate:
     id: int
     prompt: Prompt
     sampling: SamplingParams
-    cache: int = 0
+    prompt_id: int = 0
     """The client's name for the prompt, under which its state is saved; 0: it is not."""
     shows_control: bool = False
     """The answer's control tokens are in its text, by their names; else they have no text."""
@@ -60,9 +60,9 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class DropPrompt:
-    """Forget what was saved under `cache`."""
+    """Forget what was saved under `prompt_id`."""
 
-    cache: int
+    prompt_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +152,9 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class PromptSaved:
-    """The state of a prompt of so many tokens is in the worker's memory, under `cache`."""
+    """The state of a prompt of so many tokens is in the worker's memory, under `prompt_id`."""
 
-    cache: int
+    prompt_id: int
     tokens: int
     size: int
     """Bytes."""
@@ -162,9 +162,9 @@ class PromptSaved:
 
 @dataclass(frozen=True, slots=True)
 class PromptDropped:
-    """What was saved under `cache` is no more in the worker's memory."""
+    """What was saved under `prompt_id` is no more in the worker's memory."""
 
-    cache: int
+    prompt_id: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ def _measure(
             engine.decode(feeds)
             seconds = time.perf_counter() - started
             for feed in feeds:
-                engine.keep(feed.slot, feed.position)
+                engine.truncate(feed.slot, feed.position)
             return seconds
 
         return step
@@ -115,7 +115,7 @@ def _measure(
         # Deep ones take long to fill: of these one sequence tells enough.
         numbers = sizes.streams if depth == sizes.depths[0] else (1,)
         for slot in range(max(numbers)):
-            engine.keep(slot, 0)
+            engine.truncate(slot, 0)
             fill(slot, depth)
         for streams in numbers:
             feeds = [Feed(slot, text[-1:], depth, wants_logits=True) for slot in range(streams)]

@@ -66,7 +66,7 @@ class Generation:
 
     prompt: Prompt
     sampling: SamplingParams
-    cache: int = 0
+    prompt_id: int = 0
     """The client's name for the prompt, to save its state under; 0: none."""
     shows_control: bool = False
     """The text has the names of the control tokens that the model writes."""

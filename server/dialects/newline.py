@@ -54,7 +54,7 @@ TOKEN_STREAM = Form({"query": TEXT, **COMMON}, needed=("query",), is_null_absent
 def parse_stream(body: bytes, headers: Mapping[str, str]) -> Call:
     """A /stream body. Raises InvalidRequest, naming the field."""
     given = STREAM.read(body)
-    prompt, cache, system = given["prompt"], given.get("cache", 0), given.get("system")
+    prompt, prompt_id, system = given["prompt"], given.get("cache", 0), given.get("system")
     fields = sampling_of(given)  # what is wrong in any case is said before a model loads
     renderer = renderer_for(headers.get("accept", ""))
 
@@ -63,8 +63,8 @@ def parse_stream(body: bytes, headers: Mapping[str, str]) -> Call:
         if sampling.logprobs is not None and not isinstance(renderer, NdjsonRenderer):
             raise InvalidRequest(f"logprobs: plain text cannot show them; send `Accept: {NDJSON}`")
         if system is None:
-            return Answer((Generation(Prompt(prompt), sampling, cache),), renderer)
-        return Answer((_chat(served, system, prompt, sampling, cache),), renderer)
+            return Answer((Generation(Prompt(prompt), sampling, prompt_id),), renderer)
+        return Answer((_chat(served, system, prompt, sampling, prompt_id),), renderer)
 
     return Call(given.get("model"), answer, given.get("timeout_s"))
 
@@ -72,7 +72,7 @@ def parse_stream(body: bytes, headers: Mapping[str, str]) -> Call:
 def parse_token_stream(body: bytes, headers: Mapping[str, str]) -> Call:
     """A /token_stream body. Raises InvalidRequest, naming the field."""
     given = TOKEN_STREAM.read(body)
-    query, cache, system = given["query"], given.get("cache", 0), given.get("system")
+    query, prompt_id, system = given["query"], given.get("cache", 0), given.get("system")
     fields = sampling_of(given)
 
     def answer(served: ServedModel) -> Answer:
@@ -80,17 +80,17 @@ def parse_token_stream(body: bytes, headers: Mapping[str, str]) -> Call:
         sampling = defaults.from_fields(fields)
         if sampling.logprobs is not None:
             raise InvalidRequest("logprobs: raw text cannot show them; POST /stream can")
-        return Answer((_chat(served, system, query, sampling, cache),), RawTextRenderer())
+        return Answer((_chat(served, system, query, sampling, prompt_id),), RawTextRenderer())
 
     return Call(given.get("model"), answer, given.get("timeout_s"))
 
 
 def _chat(
-    served: ServedModel, system: str | None, query: str, sampling: SamplingParams, cache: int
+    served: ServedModel, system: str | None, query: str, sampling: SamplingParams, prompt_id: int
 ) -> Generation:
     """A single question, in the model's own format, behind the system prompt."""
     messages = served.with_system([{"role": "user", "content": query}], system)
-    return replace(served.reply(messages, sampling), cache=cache)
+    return replace(served.reply(messages, sampling), prompt_id=prompt_id)
 
 
 def renderer_for(accept: str) -> Renderer:

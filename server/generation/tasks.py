@@ -94,7 +94,7 @@ class Work:
         return self._pool.submit(
             task.prompt,
             task.sampling,
-            task.cache,
+            task.prompt_id,
             shows_control=task.shows_control,
             client=self._client,
         )

@@ -98,11 +98,13 @@ TOKEN = st.builds(
 )
 COUNTS = st.builds(Counts, buckets=INTEGER_TUPLES, total=NUMBERS)
 BY_KIND: dict[type, st.SearchStrategy[Any]] = {
-    Generate: st.builds(Generate, id=INTEGERS, prompt=PROMPT, sampling=SAMPLING, cache=INTEGERS),
+    Generate: st.builds(
+        Generate, id=INTEGERS, prompt=PROMPT, sampling=SAMPLING, prompt_id=INTEGERS
+    ),
     Embed: st.builds(Embed, id=INTEGERS, prompt=PROMPT),
     Tokenize: st.builds(Tokenize, id=INTEGERS, prompt=PROMPT, is_start=st.booleans()),
     Cancel: st.builds(Cancel, id=INTEGERS),
-    DropPrompt: st.builds(DropPrompt, cache=INTEGERS),
+    DropPrompt: st.builds(DropPrompt, prompt_id=INTEGERS),
     Shutdown: st.just(Shutdown()),
     Ready: st.builds(Ready, protocol=INTEGERS, info=INFO, load_s=NUMBERS),
     Loading: st.builds(Loading, progress=NUMBERS),
@@ -125,8 +127,8 @@ BY_KIND: dict[type, st.SearchStrategy[Any]] = {
         timings=st.builds(Timings, prefill_s=NUMBERS, decode_s=NUMBERS),
     ),
     Failed: st.builds(Failed, id=INTEGERS, code=TEXTS, message=TEXTS),
-    PromptSaved: st.builds(PromptSaved, cache=INTEGERS, tokens=INTEGERS, size=INTEGERS),
-    PromptDropped: st.builds(PromptDropped, cache=INTEGERS),
+    PromptSaved: st.builds(PromptSaved, prompt_id=INTEGERS, tokens=INTEGERS, size=INTEGERS),
+    PromptDropped: st.builds(PromptDropped, prompt_id=INTEGERS),
     Steps: st.builds(
         Steps,
         kind=st.sampled_from(get_args(messages.StepKind)),

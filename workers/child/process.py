@@ -157,7 +157,7 @@ def serve(
         events: list[Message] = []
         for message in inbox.take(HEARTBEAT_S if scheduler.is_idle else 0):
             match message:
-                case Generate(cache=prompt_id):
+                case Generate(prompt_id=prompt_id):
                     if store and (saved := store.fetched(prompt_id)):
                         scheduler.remember(saved)
                     scheduler.submit(message)
@@ -167,7 +167,7 @@ def serve(
                     sender.send([answer(message, engine)])  # alone: it may fill a frame
                 case Cancel(id=request_id):
                     events += scheduler.cancel(request_id)
-                case DropPrompt(cache=prompt_id):
+                case DropPrompt(prompt_id=prompt_id):
                     scheduler.drop(prompt_id)
                     if store:
                         store.delete(prompt_id)

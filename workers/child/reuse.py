@@ -57,7 +57,7 @@ class Reuse:
         if self._can_save:
             others = list(others)
             found = self._in_slots(sequence, others)
-            length, saved = self._cache.longest(prompt[:most], self._engine.stays)
+            length, saved = self._cache.longest(prompt[:most], self._engine.usable_prefix)
             if length > found.tokens:
                 found = Found(length, saved=saved)
             if self._coming(sequence, others) >= max(own, found.tokens) + WORTH:
@@ -65,22 +65,22 @@ class Reuse:
         self._give_up(sequence.slot, own)
         is_copied = found.tokens >= own + WORTH and self._load(sequence.slot, found)
         best = found.tokens if is_copied else own
-        sequence.begin(self._engine.keep(sequence.slot, best))
+        sequence.begin(self._engine.truncate(sequence.slot, best))
         return True
 
     def save(self, sequence: Sequence) -> SavedPrompt | None:
         """Keep the prompt, just processed, under its client's id. None: that is known already."""
         tokens = sequence.tokens[: sequence.position]
-        known = self._cache.get(sequence.cache)
+        known = self._cache.get(sequence.prompt_id)
         if known is not None and known.tokens == tokens:
             self._cache.used(known)
             return None
         try:
             state = self._engine.save(sequence.slot) if self._can_save else bytearray()
         except EngineFailed as error:
-            logger.warning("prompt %d is not saved: %s", sequence.cache, error)
+            logger.warning("prompt %d is not saved: %s", sequence.prompt_id, error)
             return None
-        saved = SavedPrompt(tokens, state, sequence.cache)
+        saved = SavedPrompt(tokens, state, sequence.prompt_id)
         if not self._cache.has_room_for(saved.size):
             logger.warning(
                 "prompt %d is not saved: it has %d bytes, more than --cache-limit has for a worker",
@@ -109,7 +109,7 @@ class Reuse:
     def release(self, sequence: Sequence, *, is_intact: bool) -> None:
         """The sequence is over. Its slot keeps its tokens, if the engine has not failed."""
         if not is_intact:
-            self._engine.keep(sequence.slot, 0)
+            self._engine.truncate(sequence.slot, 0)
             self.slots.release(sequence.slot, [])
         elif sequence.has_begun:
             self.slots.release(sequence.slot, sequence.tokens[: sequence.position])
@@ -133,7 +133,7 @@ class Reuse:
     def _shared(self, sequence: Sequence, tokens: list[int]) -> int:
         """How many tokens the sequence could begin behind, from a state of these."""
         common = min(common_prefix(tokens, sequence.tokens), len(sequence.tokens) - 1)
-        return self._engine.stays(len(tokens), common)
+        return self._engine.usable_prefix(len(tokens), common)
 
     def _load(self, slot: int, found: Found) -> bool:
         """Put what was found into the slot; False, with a warning, if that fails."""

@@ -231,7 +231,7 @@ class Scheduler:
     def _save(self, sequences: Iterable[Sequence]) -> None:
         """Keep the prompts that are done and have a name."""
         for sequence in sequences:
-            if sequence.cache and sequence.is_prefilling:
+            if sequence.prompt_id and sequence.is_prefilling:
                 saved = self._reuse.save(sequence)
                 if saved is not None:
                     self._saved.append(saved)

@@ -15,7 +15,7 @@ class Sequence:
         self, request: Generate, slot: int, prompt: list[int], sampler: Sampler, now: float
     ) -> None:
         self.id = request.id
-        self.cache = request.cache
+        self.prompt_id = request.prompt_id
         self.slot = slot
         self.tokens = prompt
         """Of the prompt, then of the answer."""

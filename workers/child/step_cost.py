@@ -163,5 +163,5 @@ def _time_step(engine: Engine, clock: Callable[[], float], feeds: Sequence[Feed]
         engine.decode(feeds)
         times.append(clock() - started)
         for feed in feeds:
-            engine.keep(feed.slot, 0)
+            engine.truncate(feed.slot, 0)
     return max(min(times), SHORTEST_S)

@@ -88,15 +88,15 @@ class Engine(Protocol):
         Only asked of an engine whose `info.sampling` names "logprobs".
         """
 
-    def keep(self, slot: int, length: int) -> int:
-        """Cut the slot's sequence to so many tokens, or fewer; return how many it has now.
+    def truncate(self, slot: int, length: int) -> int:
+        """Cut the slot's sequence to `length` tokens, or fewer; return how many it has now.
 
         What follows is fed at that position. 0: the slot is empty, and has no sequence.
         """
 
-    def stays(self, held: int, length: int) -> int:
-        """How many of the first `length` tokens stay when a saved state of `held` tokens is loaded
-        and cut to them: all, none, or as many as it has."""
+    def usable_prefix(self, held: int, length: int) -> int:
+        """Usable prefix length after loading a state of `held` tokens and truncating it to
+        `length`: 0, `length` or `held`."""
 
     def save(self, slot: int) -> bytearray:
         """The state behind the slot's tokens, for any slot. Raises EngineFailed."""

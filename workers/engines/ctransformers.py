@@ -247,12 +247,12 @@ class CtransformersEngine:
     def resume(self) -> None:
         """Nothing to take back."""
 
-    def keep(self, slot: int, length: int) -> int:
+    def truncate(self, slot: int, length: int) -> int:
         """What is fed next overwrites the context from its position on."""
         self._length = min(length, self._length)
         return self._length
 
-    def stays(self, held: int, length: int) -> int:
+    def usable_prefix(self, held: int, length: int) -> int:
         return min(held, length)
 
     def save(self, slot: int) -> bytearray:

@@ -206,12 +206,12 @@ class EchoEngine:
     def resume(self) -> None:
         self._interruption.clear()
 
-    def keep(self, slot: int, length: int) -> int:
+    def truncate(self, slot: int, length: int) -> int:
         self._generates[slot] = False
         self._fed[slot] = self._fed[slot][:length]
         return len(self._fed[slot])
 
-    def stays(self, held: int, length: int) -> int:
+    def usable_prefix(self, held: int, length: int) -> int:
         return min(held, length)
 
     def save(self, slot: int) -> bytearray:

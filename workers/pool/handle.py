@@ -210,9 +210,9 @@ class WorkerHandle:
                     self._deliver(request_id, message)
                 case Tokenized(id=question_id):
                     self._answer(question_id, message)
-                case PromptSaved(cache=prompt_id, tokens=tokens_saved, size=size):
+                case PromptSaved(prompt_id=prompt_id, tokens=tokens_saved, size=size):
                     self.prompts[prompt_id] = HeldPrompt(tokens_saved, size, time.time())
-                case PromptDropped(cache=prompt_id):
+                case PromptDropped(prompt_id=prompt_id):
                     self.prompts.pop(prompt_id, None)
                 case Steps():
                     self._count(message)

@@ -64,7 +64,7 @@ class WorkerPool:
         self,
         prompt: Prompt,
         sampling: SamplingParams,
-        cache: int = 0,
+        prompt_id: int = 0,
         *,
         shows_control: bool = False,
         client: str = "",
@@ -77,7 +77,7 @@ class WorkerPool:
         model = self._model_or_why_not()
         if beyond := sampling.beyond(model.sampling):
             raise Unsupported(f"the {model.engine} engine cannot honour {', '.join(beyond)}")
-        request = Generate(next(self._ids), prompt, sampling, cache, shows_control)
+        request = Generate(next(self._ids), prompt, sampling, prompt_id, shows_control)
         return self._enqueue(request, client)
 
     def embed(self, prompt: Prompt, client: str = "") -> RequestStream:
@@ -305,9 +305,9 @@ class WorkerPool:
         if isinstance(request, Embed):
             return min(free, key=lambda handle: handle.in_flight)
         self._router.keep_only(self._ready_handles())
-        having = [handle for handle in free if request.cache in handle.prompts]
+        having = [handle for handle in free if request.prompt_id in handle.prompts]
         for handle in having:
-            handle.prompts[request.cache].used_at = time.time()
+            handle.prompts[request.prompt_id].used_at = time.time()
         busy = {handle: handle.in_flight for handle in having or free}
         handle = self._router.choose(busy, stream.key)
         self._router.sent(handle, stream.key)

@@ -100,14 +100,16 @@ class PromptCache:
             self._remove(saved)
 
     def longest(
-        self, prompt: Sequence[int], stays: Callable[[int, int], int] = min
+        self, prompt: Sequence[int], usable_prefix: Callable[[int, int], int] = min
     ) -> tuple[int, SavedPrompt | None]:
-        """How many tokens of the prompt the best state covers, and that state. `stays`: how many
-        of so many stay of a state of so many, see Engine."""
+        """How many tokens of the prompt the best state covers, and that state.
+
+        `usable_prefix`: see Engine.usable_prefix.
+        """
         best, found = 0, None
         for saved in (*self._saved.values(), *((self._root,) if self._root else ())):
             if saved.state and len(saved.tokens) > best and saved.tokens[:1] == prompt[:1]:
-                length = stays(len(saved.tokens), common_prefix(saved.tokens, prompt))
+                length = usable_prefix(len(saved.tokens), common_prefix(saved.tokens, prompt))
                 if length > best:
                     best, found = length, saved
         return best, found

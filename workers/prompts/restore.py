@@ -90,7 +90,7 @@ def process(tokens: list[int], engine: Engine) -> SavedPrompt:
         state = engine.save(SLOT)
     except EngineFailed as error:
         raise ConfigurationError(f"the prompt to begin from: {error.message}") from None
-    engine.keep(SLOT, 0)
+    engine.truncate(SLOT, 0)
     return SavedPrompt(tokens, state)
 
 

@@ -55,13 +55,13 @@ class PromptStore:
 
     def prepare(self, message: Message) -> None:
         """Read what the request will want. In the thread that receives it, before the loop."""
-        if not isinstance(message, Generate) or not message.cache:
+        if not isinstance(message, Generate) or not message.prompt_id:
             return
-        path = path_of(self._folder, message.cache)
-        if message.cache in self.in_memory:
+        path = path_of(self._folder, message.prompt_id)
+        if message.prompt_id in self.in_memory:
             self._work.put(lambda: mark_used(path))
-        elif (saved := self._read(path, message.cache)) is not None:
-            self._fetched[message.cache] = saved
+        elif (saved := self._read(path, message.prompt_id)) is not None:
+            self._fetched[message.prompt_id] = saved
 
     def fetched(self, prompt_id: int) -> SavedPrompt | None:
         """What `prepare` has read for a request of this id, once."""
@@ -71,9 +71,9 @@ class PromptStore:
         """Have the new ones written; learn what is in memory, and what is not any more."""
         for event in events:
             if isinstance(event, PromptSaved):
-                self.in_memory.add(event.cache)
+                self.in_memory.add(event.prompt_id)
             elif isinstance(event, PromptDropped):
-                self.in_memory.discard(event.cache)
+                self.in_memory.discard(event.prompt_id)
         for prompt in saved:
             self._write_soon(prompt)
 

@@ -81,7 +81,7 @@ def repeated(task: Generation, times: int) -> tuple[Generation, ...]:
     seed = task.sampling.seed
     for index in range(1, times):
         own = None if seed is None else (seed + index) % (MAX_SEED + 1)
-        tasks.append(replace(task, sampling=replace(task.sampling, seed=own), cache=0))
+        tasks.append(replace(task, sampling=replace(task.sampling, seed=own), prompt_id=0))
     return tuple(tasks)
 
 

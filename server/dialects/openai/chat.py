@@ -82,7 +82,7 @@ class ChatRequest:
         if self.tools is not None:
             shows_control = self.tools.format(served.chat.tool_format).shows_control
             task = replace(task, shows_control=shows_control)
-        tasks = repeated(replace(task, cache=common.cache), common.n)
+        tasks = repeated(replace(task, prompt_id=common.prompt_id), common.n)
         choices = [ChatChoice(index, self._reader(served)) for index in range(common.n)]
         head, totals = Head.of(served.name, "chatcmpl-"), Totals(common.n)
         if common.is_stream:

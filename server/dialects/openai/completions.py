@@ -79,7 +79,7 @@ class CompletionRequest:
             )
         if self.echoes and any(prompt.tokens is not None for prompt in self.prompts):
             raise InvalidRequest("echo: only prompts that are texts can be echoed", field="echo")
-        if common.cache and len(self.prompts) > 1:
+        if common.prompt_id and len(self.prompts) > 1:
             raise InvalidRequest("cache names one prompt, and there are several", field="cache")
 
     def answer(self, served: ServedModel) -> Answer:
@@ -96,7 +96,7 @@ class CompletionRequest:
         choices: list[CompletionChoice] = []
         for prompt in self.prompts:
             echo = prompt.text if self.echoes else ""
-            for task in repeated(Generation(prompt, params, common.cache), self.tries):
+            for task in repeated(Generation(prompt, params, common.prompt_id), self.tries):
                 choices.append(CompletionChoice(len(tasks), echo, shows_logprobs=shows_logprobs))
                 tasks.append(task)
         head, totals = Head.of(served.name, "cmpl-"), Totals(self.tries)

@@ -46,7 +46,7 @@ class Common:
     is_stream: bool
     has_usage: bool
     """A stream ends with its counts."""
-    cache: int
+    prompt_id: int
     sampling: Mapping[str, Any]
     """Fields for SamplingParams.from_fields, which takes them."""
     names: dict[str, str]

@@ -77,7 +77,7 @@ def call(fields: Mapping[str, Any], defaults: SamplingParams = DEFAULTS, accept:
     answer = made.answer(served(defaults))
     (task,) = answer.tasks
     assert isinstance(task, Generation)
-    return Made(task.prompt.text, task.sampling, task.cache, answer.renderer, made.model)
+    return Made(task.prompt.text, task.sampling, task.prompt_id, answer.renderer, made.model)
 
 
 def call_or_error(fields: Mapping[str, Any]) -> Made | InvalidRequest:

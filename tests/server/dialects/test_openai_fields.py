@@ -327,7 +327,7 @@ def test_a_chats_logprobs_are_a_switch_and_a_number(body: dict[str, int], top: i
 def test_choices_have_seeds_of_their_own_and_the_first_saves_the_prompt() -> None:
     tasks = generations(CHAT, n=3, seed=MAX_SEED, cache=7)
     assert [task.sampling.seed for task in tasks] == [MAX_SEED, 0, 1]
-    assert [task.cache for task in tasks] == [7, 0, 0]
+    assert [task.prompt_id for task in tasks] == [7, 0, 0]
     assert len({task.prompt for task in tasks}) == 1
     assert [task.sampling.seed for task in generations(COMPLETIONS, n=2)] == [None, None]
 

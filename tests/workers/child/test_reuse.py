@@ -63,11 +63,11 @@ class HashEngine:
     def logprobs(self, slot: int, token: int, top: int) -> Logprobs:
         raise AssertionError("nobody asked")
 
-    def keep(self, slot: int, length: int) -> int:
+    def truncate(self, slot: int, length: int) -> int:
         del self.memory[slot][length:]
         return len(self.memory[slot])
 
-    def stays(self, held: int, length: int) -> int:
+    def usable_prefix(self, held: int, length: int) -> int:
         return min(held, length)
 
     def save(self, slot: int) -> bytearray:
@@ -326,10 +326,10 @@ def test_a_state_that_failed_to_load_is_not_tried_again() -> None:
 class StiffEngine(HashEngine):
     """Cannot take tokens back, as models with a recurrent state."""
 
-    def stays(self, held: int, length: int) -> int:
+    def usable_prefix(self, held: int, length: int) -> int:
         return held if length >= held else 0
 
-    def keep(self, slot: int, length: int) -> int:
+    def truncate(self, slot: int, length: int) -> int:
         if length < len(self.memory[slot]):
             self.memory[slot].clear()
         return len(self.memory[slot])
@@ -395,7 +395,7 @@ def test_a_prompt_that_is_too_large_is_not_saved_and_pushes_nothing_out() -> Non
     bench.ask("x" * 30, cache=8)
     bench.ask(SYSTEM * 3, cache=7)
     assert [saved.id for saved in bench.scheduler.take_saved()] == [8]
-    assert [event.cache for event in bench.news()] == [8]  # type: ignore[union-attr]
+    assert [event.prompt_id for event in bench.news()] == [8]  # type: ignore[union-attr]
 
 
 def test_an_id_that_must_go_for_others_is_told() -> None:

@@ -50,7 +50,7 @@ class Worker:
 
     def __init__(self, engine: Engine, memory: int) -> None:
         for slot in range(engine.info.slots):
-            engine.keep(slot, 0)
+            engine.truncate(slot, 0)
         self.scheduler = Scheduler(engine, lambda: 0.0, None, 1.0, PromptCache(memory))
         has_logprobs = "logprobs" in engine.info.sampling
         self._params = SamplingParams(

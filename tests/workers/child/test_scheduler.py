@@ -94,11 +94,11 @@ class CountingEngine:
     def logprobs(self, slot: int, token: int, top: int) -> Logprobs:
         return Logprobs(-1.0, (Candidate(token, b"x", -1.0),) * top)
 
-    def keep(self, slot: int, length: int) -> int:
+    def truncate(self, slot: int, length: int) -> int:
         del self.memory[slot][length:]
         return len(self.memory[slot])
 
-    def stays(self, held: int, length: int) -> int:
+    def usable_prefix(self, held: int, length: int) -> int:
         return min(held, length)
 
     def save(self, slot: int) -> bytearray:

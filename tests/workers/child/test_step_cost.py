@@ -159,7 +159,7 @@ class TimedEngine:
         self.now += 0.010 * step[1] + 0.005 * step[0] + (0.007 if step not in self.steps else 0)
         self.steps.append(step)
 
-    def keep(self, slot: int, length: int) -> int:
+    def truncate(self, slot: int, length: int) -> int:
         assert length == 0
         self.held.discard(slot)
         return 0

@@ -73,7 +73,7 @@ def generate(
             break
         tokens.append(token)
         engine.decode([Feed(0, [token], len(prompt) + len(tokens) - 1, True)])
-    engine.keep(0, 0)
+    engine.truncate(0, 0)
     return tokens
 
 
@@ -113,7 +113,7 @@ def test_a_sequence_that_is_forgotten_half_way_leaves_no_trace(engine: Engine) -
     expected = generate(engine, PROMPT, GREEDY)
     prompt = engine.tokenize("a prompt that is cancelled while it is processed")
     engine.decode([Feed(0, prompt[:5], 0, False)])
-    engine.keep(0, 0)
+    engine.truncate(0, 0)
     assert generate(engine, PROMPT, GREEDY) == expected
 
 
@@ -123,12 +123,12 @@ def test_a_sequence_may_go_on_behind_a_part_of_another_one(engine: Engine) -> No
     prompt = engine.tokenize(PROMPT)
     other = [*prompt[:9], *prompt[2:12]]
     prefill(engine, other, 8)
-    assert engine.keep(0, 9) == 9
+    assert engine.truncate(0, 9) == 9
     sampler = engine.sampler(GREEDY, prompt)
     engine.decode([Feed(0, prompt[9:], 9, True)])
     assert engine.sample(0, sampler) == expected[0]
-    assert engine.keep(0, 10**6) == len(prompt)
-    assert engine.keep(0, 0) == 0
+    assert engine.truncate(0, 10**6) == len(prompt)
+    assert engine.truncate(0, 0) == 0
 
 
 def test_a_saved_state_goes_on_in_any_slot(engine: Engine) -> None:
@@ -142,7 +142,7 @@ def test_a_saved_state_goes_on_in_any_slot(engine: Engine) -> None:
     prompt = engine.tokenize(PROMPT)
     engine.decode([Feed(0, prompt[:-1], 0, False)])
     state = engine.save(0)
-    engine.keep(0, 0)
+    engine.truncate(0, 0)
     last = engine.info.slots - 1
     for slot in {0, last}:
         engine.decode([Feed(slot, prompt[3:8], 0, False)])  # which the state replaces
@@ -150,8 +150,8 @@ def test_a_saved_state_goes_on_in_any_slot(engine: Engine) -> None:
         sampler = engine.sampler(GREEDY, prompt)
         engine.decode([Feed(slot, prompt[-1:], len(prompt) - 1, True)])
         assert engine.sample(slot, sampler) == expected[0]
-        assert engine.keep(slot, 5) == 5
-        engine.keep(slot, 0)
+        assert engine.truncate(slot, 5) == 5
+        engine.truncate(slot, 0)
 
 
 def test_only_the_start_of_a_sequence_has_the_token_of_a_start(engine: Engine) -> None:
@@ -240,7 +240,7 @@ def test_a_vector_is_that_of_its_text_whatever_the_chunks_and_touches_no_slot(
     sampler = engine.sampler(GREEDY, tokens)
     engine.decode([Feed(0, tokens[-1:], len(tokens) - 1, True)])
     assert engine.sample(0, sampler) == expected[0]
-    engine.keep(0, 0)
+    engine.truncate(0, 0)
 
 
 def test_the_card_says_what_the_file_is(engine: Engine, settings: ModelSettings) -> None:
@@ -306,7 +306,7 @@ def test_each_token_has_a_draw_of_its_own(model: Engine) -> None:
     prefill(model, prompt, 8)
     sampler = model.sampler(params, prompt)
     draws = {model.sample(0, sampler) for _ in range(50)}  # of one distribution
-    model.keep(0, 0)
+    model.truncate(0, 0)
     assert len(draws) > 5
 
 
@@ -355,7 +355,7 @@ def test_the_penalty_sees_the_prompt(model: Engine) -> None:
     penalised = replace(GREEDY, repeat_penalty=1000.0, repeat_last_n=64)
     sampler = model.sampler(penalised, [*prompt, favourite])
     assert model.sample(0, sampler) != favourite
-    model.keep(0, 0)
+    model.truncate(0, 0)
 
 
 def test_a_model_that_ends_at_once_ends(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def generate(
     run = Run(engine, 0, text, params)
     while len(run.tokens) < count:
         step(engine, [run])
-    engine.keep(0, 0)
+    engine.truncate(0, 0)
     return run.tokens
 
 
@@ -105,7 +105,7 @@ def test_sequences_that_share_their_steps_have_the_text_that_each_has_alone(
     while min(len(run.tokens) for run in runs) < 40:
         step(tales, runs, size=7)
     for run in runs:
-        tales.keep(run.slot, 0)
+        tales.truncate(run.slot, 0)
     same = 0
     for single, shared, gap in zip(alone, runs, gaps, strict=True):
         pairs = list(zip(single.tokens, shared.tokens, strict=False))
@@ -124,7 +124,7 @@ def run_to(engine: Engine, run: Run, count: int) -> list[float]:
         if len(run.tokens) > before:
             first, second = engine.logprobs(run.slot, run.tokens[-1], 2).top
             gaps.append(first.logprob - second.logprob)
-    engine.keep(run.slot, 0)
+    engine.truncate(run.slot, 0)
     return gaps
 
 
@@ -201,7 +201,7 @@ def test_a_running_decode_can_be_interrupted_and_leaves_no_trace(
                 interrupted += 1
             else:
                 for run in runs:
-                    engine.keep(run.slot, 0)
+                    engine.truncate(run.slot, 0)
     finally:
         stop.set()
         thread.join()
@@ -220,7 +220,7 @@ def test_an_interrupt_before_a_decode_meets_it_until_it_is_taken_back(engine: En
             engine.decode([run.feed()], interruptible=True)
     engine.resume()
     engine.decode([run.feed()], interruptible=True)
-    engine.keep(0, 0)
+    engine.truncate(0, 0)
 
 
 def test_a_decode_that_may_not_be_interrupted_is_not(engine: Engine) -> None:
@@ -243,17 +243,17 @@ def test_a_state_of_another_context_or_rubbish_is_refused_and_leaves_an_empty_sl
         engine.decode([Feed(0, engine.tokenize(PROMPT), 0, False)])
         with pytest.raises(EngineFailed, match="could not load"):
             engine.load(0, state)
-        assert engine.keep(0, 10) == 0
+        assert engine.truncate(0, 10) == 0
         assert generate(engine, GREEDY) == expected
 
 
 def test_a_cut_state_is_refused(engine: Engine) -> None:
     engine.decode([Feed(0, engine.tokenize(PROMPT), 0, False)])
     state = engine.save(0)
-    engine.keep(0, 0)
+    engine.truncate(0, 0)
     with pytest.raises(EngineFailed, match="could not load"):
         engine.load(0, state[: len(state) // 2])
-    assert engine.keep(0, 10) == 0
+    assert engine.truncate(0, 10) == 0
 
 
 def test_a_decode_that_fails_leaves_nothing_of_itself_behind(
@@ -271,7 +271,7 @@ def test_a_decode_that_fails_leaves_nothing_of_itself_behind(
     with pytest.raises(EngineFailed, match="status -3"):
         engine.decode([Feed(0, engine.tokenize(PROMPT), 0, True)])
     monkeypatch.undo()
-    assert engine.keep(0, 0) == 0
+    assert engine.truncate(0, 0) == 0
     assert generate(engine, GREEDY) == expected
 
 
@@ -295,7 +295,7 @@ def test_slots_with_gaps_between_them_have_the_text_of_slots_without(
     while len(half_fed.tokens) < len(expected):
         step(engine, [half_fed])
     for run in (*runs, half_fed):
-        engine.keep(run.slot, 0)
+        engine.truncate(run.slot, 0)
         assert run.tokens == expected
 
 
@@ -313,7 +313,7 @@ def test_idle_slots_that_widen_a_step_leave_no_trace(
             break
         engine.decode([run.feed() for run in runs], width=16)
     for run in runs:
-        engine.keep(run.slot, 0)
+        engine.truncate(run.slot, 0)
         assert run.tokens == expected
     assert generate(engine, GREEDY) == expected
 
@@ -350,7 +350,7 @@ def test_log_probabilities_are_those_of_the_whole_vocabulary(engine: Engine) -> 
     run = Run(engine, 0, PROMPT, SAMPLED)
     step(engine, [run])
     everything = engine.logprobs(0, run.tokens[0], engine.info.vocabulary)
-    engine.keep(0, 0)
+    engine.truncate(0, 0)
     assert sum(math.exp(c.logprob) for c in everything.top) == pytest.approx(1.0, abs=1e-6)
     values = [candidate.logprob for candidate in everything.top]
     assert values == sorted(values, reverse=True)
@@ -362,7 +362,7 @@ def test_the_likeliest_token_is_the_one_that_greedy_chooses(engine: Engine) -> N
     step(engine, [run])
     (best,) = engine.logprobs(0, run.tokens[0], 1).top
     none = engine.logprobs(0, run.tokens[0], 0)
-    engine.keep(0, 0)
+    engine.truncate(0, 0)
     assert (best.id, best.piece) == (run.tokens[0], engine.piece(run.tokens[0]))
     assert none.top == ()
     assert none.logprob == best.logprob

@@ -91,7 +91,7 @@ def finish(engine: Engine, runs: Sequence[Run]) -> None:
         for run, feed in zip(unfinished, feeds, strict=True):
             run.fed(feed)
     for run in runs:
-        engine.keep(run.slot, 0)
+        engine.truncate(run.slot, 0)
 
 
 def finished(engine: Engine, text: str, chunk: int = 64) -> Run:
@@ -155,7 +155,7 @@ def test_sequences_decoded_together_have_the_text_that_each_has_alone(
 def test_a_forgotten_sequence_leaves_no_trace(engine: Engine) -> None:
     expected = generate(engine, PROMPT)
     engine.decode([Feed(0, engine.tokenize(OTHER * 4), 0, False)])
-    engine.keep(0, 0)
+    engine.truncate(0, 0)
     assert generate(engine, PROMPT) == expected
 
 
@@ -165,7 +165,7 @@ def test_forgetting_one_sequence_leaves_the_other_as_it_is(engine: Engine) -> No
     feed = run.feed()
     engine.decode([Feed(0, engine.tokenize(OTHER), 0, False), feed])
     run.fed(feed)
-    engine.keep(0, 0)
+    engine.truncate(0, 0)
     finish(engine, [run])
     assert_same(run, alone)
 

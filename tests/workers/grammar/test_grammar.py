@@ -65,7 +65,7 @@ def answer(engine: Engine, params: SamplingParams) -> tuple[str, bool]:
             tokens.append(token)
             engine.decode([Feed(0, [token], len(prompt) + len(tokens) - 1, True)])
     finally:
-        engine.keep(0, 0)
+        engine.truncate(0, 0)
     return b"".join(map(engine.piece, tokens)).decode(errors="replace"), is_ended
 
 
@@ -156,7 +156,7 @@ def test_the_likeliest_allowed_token_is_chosen_where_the_likeliest_is_asked_for(
     )
     free = engine.sample(0, engine.sampler(greedy, prompt))
     assert engine.sample(0, engine.sampler(replace(greedy, grammar="root ::= .*"), prompt)) == free
-    engine.keep(0, 0)
+    engine.truncate(0, 0)
 
 
 def test_penalties_and_biases_count_under_a_grammar(engine: Engine) -> None:
@@ -200,7 +200,7 @@ def test_log_probabilities_come_with_a_grammar_too(engine: Engine) -> None:
     engine.decode([Feed(0, prompt, 0, True)])
     token = engine.sample(0, sampler)
     assert engine.logprobs(0, token, 2).logprob < 0
-    engine.keep(0, 0)
+    engine.truncate(0, 0)
 
 
 # Grammars that are none, or none for us.
@@ -295,7 +295,7 @@ for seed in range(int(sys.argv[3])):
         refused += 1
     except EngineFailed:
         pass
-    engine.keep(0, 0)
+    engine.truncate(0, 0)
 print(taken, refused)
 """
 

@@ -316,7 +316,7 @@ class LlamaCppEngine:
             tuple(Candidate(int(i), self.piece(int(i)), float(logits[i])) for i in likeliest),
         )
 
-    def keep(self, slot: int, length: int) -> int:
+    def truncate(self, slot: int, length: int) -> int:
         if length < self._lengths[slot]:
             if not self._can_take_back:
                 length = 0
@@ -327,7 +327,7 @@ class LlamaCppEngine:
             self._lengths[slot] = length
         return self._lengths[slot]
 
-    def stays(self, held: int, length: int) -> int:
+    def usable_prefix(self, held: int, length: int) -> int:
         if length >= held:
             return held
         return length if self._can_take_back and held <= (self._window or held) else 0
@@ -343,7 +343,7 @@ class LlamaCppEngine:
         return state
 
     def load(self, slot: int, state: bytearray) -> None:
-        self.keep(slot, 0)
+        self.truncate(slot, 0)
         size = len(state)
         read = lib.llama_state_seq_set_data(self._context, _bytes_of(state), size, slot)
         if read != size or not size:
@@ -369,7 +369,7 @@ class LlamaCppEngine:
         logits = self._logits(self._batch.logits_at[0])
         if not np.isfinite(logits.sum()) or logits.min() == logits.max():
             raise ConfigurationError(f"{self._name} is damaged: the model computes no numbers")
-        self.keep(0, 0)
+        self.truncate(0, 0)
 
     def _fillers(self, feeds: Sequence[Feed], width: int) -> list[Feed]:
         """Tokens of idle slots to compute along, and to take back.
