@@ -16,7 +16,7 @@ from shared.sampling import SamplingParams
 from shared.validation import integer, number
 
 SAMPLING = SamplingParams()
-BUNDLED_MODEL = Path(__file__).parent.parent / "workers" / "bundled" / "fairy-tales.gguf"
+BUNDLED_MODEL = Path(__file__).parents[2] / "workers" / "bundled" / "fairy-tales.gguf"
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
