@@ -25,11 +25,13 @@ from shared.logs import configure_logging
 from shared.sampling import SamplingParams
 from shared.settings import AccessSettings, ChatSettings, ModelSpec, Settings
 from shared.values import ModelCard
+from workers.entry import run_worker
 from workers.machine.cores import read_machine
 from workers.machine.cpu_features import cpu_features, cpu_model
 from workers.machine.plan_text import explain
 from workers.machine.topology import make_plan
 from workers.pool.catalog import Catalog, LoadedModels
+from workers.pool.child_process import Target
 from workers.pool.on_demand import ModelsOnDemand
 from workers.prompts.files import clean
 from workers.prompts.restore import process_and_save
@@ -41,8 +43,11 @@ EXIT_CANNOT_LISTEN = 4
 logger = logging.getLogger("tokenflume")
 
 
-def run(arguments: list[str]) -> int:
-    """Do what the command line says; return the exit status (see options.EXIT_STATUS)."""
+def run(arguments: list[str], target: Target = run_worker) -> int:
+    """Do what the command line says; return the exit status (see options.EXIT_STATUS).
+
+    `target`: what worker processes run.
+    """
     if arguments[:1] == ["tune"]:
         from server.tune.command import tune
 
@@ -87,16 +92,19 @@ def run(arguments: list[str]) -> int:
         describe(settings)
     else:
         screen.begin()
-    front = Front(settings, catalog_of(settings, options), system, keys, screen)
+    front = Front(settings, catalog_of(settings, options, target), system, keys, screen)
     return _serve(front, listener)
 
 
-def catalog_of(settings: Settings, options: argparse.Namespace) -> Catalog:
+def catalog_of(
+    settings: Settings, options: argparse.Namespace, target: Target = run_worker
+) -> Catalog:
     """The models that are to be served."""
     if settings.folder is None:
-        return LoadedModels(settings.models)
+        return LoadedModels(settings.models, target)
     find_models = FolderModels(options, read_machine())
-    return ModelsOnDemand(find_models, settings.folder.memory_limit, settings.folder.queue)
+    folder = settings.folder
+    return ModelsOnDemand(find_models, folder.memory_limit, folder.queue, target)
 
 
 def build_settings(options: argparse.Namespace) -> Settings:

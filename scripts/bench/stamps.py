@@ -17,7 +17,6 @@ from typing import ClassVar
 from unittest import mock
 
 import workers.child.process
-import workers.pool.handle
 from scripts.load.errors import BenchError
 from server.cli import run
 from shared.messages import Message, Tokens
@@ -64,9 +63,7 @@ def read_stamps(path: Path) -> list[list[float]]:
 
 def run_stamped_server(stamps: str, *options: str) -> int:
     """The server's command line, with `stamped_worker` in the place of its workers."""
-    stamped = functools.partial(stamped_worker, stamps)
-    with mock.patch.object(workers.pool.handle, "run_worker", stamped):
-        return run(list(options))
+    return run(list(options), functools.partial(stamped_worker, stamps))
 
 
 if __name__ == "__main__":

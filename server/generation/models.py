@@ -49,9 +49,10 @@ class Models:
     async def use(self, name: str | None) -> AsyncIterator[tuple[ServedModel, WorkerPool]]:
         """Within, the model's workers are there. None: the default model. Raises ServingError."""
         async with self._catalog.use(name) as (spec, pool):
-            info = pool.model
+            status = pool.status()
+            info = status.model
             if info is None:
-                raise NotReady(pool.why_not_ready() or "no worker is ready yet")
+                raise NotReady(status.why_not_ready or "no worker is ready yet")
             served = ServedModel(
                 spec.name, info, self._defaults, self.chat_of(spec.name, info.card), self._system
             )
@@ -69,9 +70,10 @@ class Models:
         """Say how the models chat that are loaded at start, as soon as they are."""
         for spec, pool in self._catalog.loaded():
             await pool.until_ready()
-            if pool.model is not None:
-                self.chat_of(spec.name, pool.model.card)
-                _warn_of_context(spec.name, pool.model)
+            info = pool.status().model
+            if info is not None:
+                self.chat_of(spec.name, info.card)
+                _warn_of_context(spec.name, info)
 
     def chat_of(self, name: str, card: ModelCard) -> ChatFormat:
         """The model's chat format, made once."""

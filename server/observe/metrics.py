@@ -158,10 +158,10 @@ class Metrics(Collector):
     async def text(self, accept: str) -> tuple[bytes, str]:
         """The figures in the format that an Accept header asks for, and its content type."""
         pids = [
-            place.pid
+            worker.pid
             for status in self._catalog.statuses()
-            for place in status.places
-            if place.pid is not None
+            for worker in status.pool.workers
+            if worker.pid is not None
         ]
         # The kernel's files may take it some milliseconds, for which no stream is to wait.
         self._machine = await asyncio.to_thread(Machine.read, pids)

@@ -45,12 +45,12 @@ class Machine:
 
 def worker_families(statuses: Sequence[ModelStatus], machine: Machine) -> Iterator[Metric]:
     """All of them."""
-    places = [(status.spec.name, place) for status in statuses for place in status.places]
+    workers = [(status.spec.name, worker) for status in statuses for worker in status.pool.workers]
     yield from _load(statuses)
-    yield from _tokens(places)
-    yield from _steps(places)
-    yield from _lives(places)
-    yield from _use(places, machine.processes)
+    yield from _tokens(workers)
+    yield from _steps(workers)
+    yield from _lives(workers)
+    yield from _use(workers, machine.processes)
     if machine.throttling is not None:
         yield from _throttling(machine.throttling)
 
@@ -61,8 +61,8 @@ def histogram_buckets(histogram: Histogram) -> Buckets:
     return list(zip(bounds, itertools.accumulate(map(float, histogram.counts)), strict=True))
 
 
-Places = Sequence[tuple[str, WorkerStatus]]
-"""Each with its model's name."""
+Workers = Sequence[tuple[str, WorkerStatus]]
+"""Each worker's status with its model's name."""
 
 
 def _load(statuses: Sequence[ModelStatus]) -> Iterator[Metric]:
@@ -74,28 +74,32 @@ def _load(statuses: Sequence[ModelStatus]) -> Iterator[Metric]:
     loaded = _gauge("model_loaded_ratio", "The share of the model that is loaded.", [MODEL])
     for status in statuses:
         labels = [status.spec.name]
-        running.add_metric(labels, status.active)
+        running.add_metric(labels, status.pool.active)
         waiting.add_metric(labels, status.waiting)
-        slots.add_metric(labels, sum(p.slots for p in status.places if p.state == "ready"))
-        loaded.add_metric(labels, status.loaded)
+        slots.add_metric(labels, _slots_of(status))
+        loaded.add_metric(labels, status.pool.loaded)
     yield from (running, waiting, slots, loaded)
 
 
-def _tokens(places: Places) -> Iterator[Metric]:
+def _slots_of(status: ModelStatus) -> int:
+    return sum(worker.slots for worker in status.pool.workers if worker.state == "ready")
+
+
+def _tokens(workers: Workers) -> Iterator[Metric]:
     prompts = _counter("prompt_tokens", "Prompt tokens of requests that are over.", WORKER)
     cached = _counter(
         "prompt_tokens_cached", "Of those, the ones that had been processed before.", WORKER
     )
     generated = _counter("generation_tokens", "Tokens that were generated.", WORKER)
-    for model, place in places:
-        labels, counters = [model, str(place.index)], place.counters
+    for model, worker in workers:
+        labels, counters = [model, str(worker.index)], worker.counters
         prompts.add_metric(labels, counters.prompt_tokens)
         cached.add_metric(labels, counters.cached_tokens)
         generated.add_metric(labels, counters.generated_tokens)
     yield from (prompts, cached, generated)
 
 
-def _steps(places: Places) -> Iterator[Metric]:
+def _steps(workers: Workers) -> Iterator[Metric]:
     labels = [*WORKER, "kind"]
     seconds = HistogramMetricFamily(
         PREFIX + "iteration_time_seconds",
@@ -107,35 +111,35 @@ def _steps(places: Places) -> Iterator[Metric]:
         "Tokens that a step is fed; of a decode step that is the sequences of its batch.",
         labels=labels,
     )
-    for model, place in places:
+    for model, worker in workers:
         for family, histograms in (
-            (seconds, place.counters.steps.seconds),
-            (tokens, place.counters.steps.tokens),
+            (seconds, worker.counters.steps.seconds),
+            (tokens, worker.counters.steps.tokens),
         ):
             for kind, histogram in histograms.items():
-                names = [model, str(place.index), kind]
+                names = [model, str(worker.index), kind]
                 family.add_metric(names, histogram_buckets(histogram), histogram.total)
     yield from (seconds, tokens)
 
 
-def _lives(places: Places) -> Iterator[Metric]:
+def _lives(workers: Workers) -> Iterator[Metric]:
     states = _gauge("worker_state", "1 for the state that the worker is in.", [*WORKER, "state"])
     active = _gauge("worker_requests_running", "Requests that have a slot in it.", WORKER)
     deaths = _counter(
         "worker_deaths", "Workers that ended unasked; each is replaced, or given up.",
         [*WORKER, "cause"],
     )  # fmt: skip
-    for model, place in places:
-        labels = [model, str(place.index)]
+    for model, worker in workers:
+        labels = [model, str(worker.index)]
         for state in get_args(State):
-            states.add_metric([*labels, state], place.state == state)
-        active.add_metric(labels, place.active)
-        for cause, count in place.counters.deaths.items():
+            states.add_metric([*labels, state], worker.state == state)
+        active.add_metric(labels, worker.active)
+        for cause, count in worker.counters.deaths.items():
             deaths.add_metric([*labels, cause], count)
     yield from (states, active, deaths)
 
 
-def _use(places: Places, processes: Mapping[int, ProcessUse]) -> Iterator[Metric]:
+def _use(workers: Workers, processes: Mapping[int, ProcessUse]) -> Iterator[Metric]:
     resident = _gauge(
         "worker_resident_memory_bytes", "Memory of a worker, all that it shares included (RSS).",
         WORKER,
@@ -145,11 +149,11 @@ def _use(places: Places, processes: Mapping[int, ProcessUse]) -> Iterator[Metric
         WORKER,
     )  # fmt: skip
     cpu = _counter("worker_cpu_seconds", "CPU time of the worker's process.", WORKER)
-    for model, place in places:
-        use = processes.get(place.pid or 0)
+    for model, worker in workers:
+        use = processes.get(worker.pid or 0)
         if use is None:
             continue
-        labels = [model, str(place.index)]
+        labels = [model, str(worker.index)]
         resident.add_metric(labels, use.resident)
         cpu.add_metric(labels, use.cpu_s)
         if use.proportional is not None:

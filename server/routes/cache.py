@@ -59,7 +59,7 @@ def routes(catalog: Catalog) -> list[Route]:
 
     async def listing(request: Request) -> Response:
         async with catalog.use(request.query_params.get("model")) as (_, pool):
-            model = pool.model
+            model = pool.status().model
             prompts = [
                 {
                     "id": prompt.id,

@@ -71,9 +71,9 @@ def describe(status: ModelStatus) -> dict[str, Any]:
     return {
         "name": status.spec.name,
         "is_loaded": info is not None,
-        "loaded": round(status.loaded, 3),
+        "loaded": round(status.pool.loaded, 3),
         **known,
-        "workers": status.workers,
-        "active": status.active,
+        "workers": status.pool.ready_workers,
+        "active": status.pool.active,
         "waiting": status.waiting,
     }

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from server.service.notify import Notifier, monotonic_us
 from server.service.reload import Reload, reload_all
 from workers.pool.catalog import Catalog
-from workers.pool.pool import WorkerPool
+from workers.pool.status import PoolStatus
 
 LOOK_S = 0.5
 """Between two looks at how things are."""
@@ -78,8 +78,8 @@ class Announcer:
         else:
             self._say()
 
-    def _pools(self) -> dict[str, WorkerPool]:
-        return {spec.name: pool for spec, pool in self._catalog.loaded()}
+    def _pools(self) -> dict[str, PoolStatus]:
+        return {spec.name: pool.status() for spec, pool in self._catalog.loaded()}
 
     def _makes_progress(self, silence_s: float) -> bool:
         return all(pool.makes_progress(silence_s) for pool in self._pools().values())
@@ -122,23 +122,23 @@ async def announced(notifier: Notifier, catalog: Catalog) -> AsyncIterator[Annou
                 raise end
 
 
-def status_of(pools: Mapping[str, WorkerPool]) -> str:
+def status_of(pools: Mapping[str, PoolStatus]) -> str:
     """What goes on, in a line: the load, what is being loaded, what is wrong."""
     ready = sum(pool.ready_workers for pool in pools.values())
-    places = sum(pool.places for pool in pools.values())
+    total = sum(len(pool.workers) for pool in pools.values())
     parts = []
     if ready or not pools:
-        workers = counted(ready, "worker") if ready == places else f"{ready} of {places} workers"
+        workers = counted(ready, "worker") if ready == total else f"{ready} of {total} workers"
         parts.append(f"{load_of(pools.values())}, {workers}")
     for name, pool in pools.items():
         if not pool.ready_workers and not pool.is_lost:
             what = f"loading {name}" if len(pools) > 1 else "loading"
-            parts.append(f"{what} {100 * pool.loading:.0f} %")
+            parts.append(f"{what} {100 * pool.loaded:.0f} %")
         parts += pool.troubles
     return "; ".join(parts)
 
 
-def load_of(pools: Iterable[WorkerPool]) -> str:
+def load_of(pools: Iterable[PoolStatus]) -> str:
     """Streams that run and requests that wait."""
     active = waiting = 0
     for pool in pools:

@@ -70,14 +70,15 @@ class StartScreen:
         """Show how far loading is; then what was loaded, and where the server is."""
         with quiet_log():
             await self._show_loading(models.catalog)
-            if any(pool.is_lost for _, pool in models.catalog.loaded()):
+            statuses = [(spec, pool.status()) for spec, pool in models.catalog.loaded()]
+            if any(status.is_lost for _, status in statuses):
                 return  # the server ends, or the log says what is wrong
-            for spec, pool in models.catalog.loaded():
-                if pool.model is None:
+            for spec, status in statuses:
+                if status.model is None:
                     continue
-                chat = models.chat_of(spec.name, pool.model.card)
+                chat = models.chat_of(spec.name, status.model.card)
                 whose = f"{spec.name}: " if len(self._settings.models) > 1 else ""
-                for place, (label, text) in enumerate(loaded_rows(pool.model, chat)):
+                for place, (label, text) in enumerate(loaded_rows(status.model, chat)):
                     self._row(label, text if place else whose + text)
         names = [status.spec.name for status in models.statuses()]
         self._say_address(url, names)
@@ -98,7 +99,7 @@ class StartScreen:
     def _loading_text(self, catalog: Catalog) -> str:
         statuses = [status for status in catalog.statuses() if status.info is None]
         name = statuses[0].spec.name if statuses else ""
-        share = min((status.loaded for status in statuses), default=1.0)
+        share = min((status.pool.loaded for status in statuses), default=1.0)
         drawn = f"{bar(share, BAR_WIDTH):·<{BAR_WIDTH}}"
         seconds = time.monotonic() - self._started
         return f"  {'loading':<{LABEL_WIDTH}}{drawn} {share:4.0%}  {name}  {seconds:.0f} s"

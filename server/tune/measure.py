@@ -91,15 +91,16 @@ class Gauge:
     """Measures a pool whose workers are ready. `window_s`: seconds of each measurement, about."""
 
     def __init__(self, pool: WorkerPool, window_s: float, seed: int = 1) -> None:
-        model = pool.model
+        status = pool.status()
+        model = status.model
         if model is None:
-            raise ConfigurationError(pool.why_not_ready() or "no worker is ready")
+            raise ConfigurationError(status.why_not_ready or "no worker is ready")
         self._pool = pool
         self._window_s = window_s
         self._words = TEXT.split()
         self._random = random.Random(seed)
         self._seeds = itertools.count(seed)
-        self.slots = model.slots * pool.places
+        self.slots = model.slots * len(status.workers)
         self._context = model.context
         length = max(1, min(256, self._context // 2))
         self._sampling = SamplingParams(num_predict=length, ignore_eos=True)
@@ -223,7 +224,7 @@ async def ready_pool(settings: PoolSettings) -> AsyncIterator[tuple[WorkerPool, 
     started = time.monotonic()
     async with WorkerPool(settings) as pool:
         failure = asyncio.ensure_future(pool.load_failure())
-        ready = asyncio.ensure_future(pool.until_ready(pool.places))
+        ready = asyncio.ensure_future(pool.until_ready(len(settings.workers)))
         try:
             await asyncio.wait({failure, ready}, return_when=asyncio.FIRST_COMPLETED)
             if failure.done():

@@ -67,10 +67,10 @@ def pool_settings(
     load_timeout_s: float = 20.0,
     restart: RestartPolicy = QUICK_RESTART,
 ) -> PoolSettings:
-    places = tuple(
+    each = tuple(
         WorkerSettings(index, (), model or model_settings(), "warning") for index in range(workers)
     )
-    return PoolSettings(places, queue, queue_tokens, load_timeout_s, progress_timeout_s, restart)
+    return PoolSettings(each, queue, queue_tokens, load_timeout_s, progress_timeout_s, restart)
 
 
 async def until(condition: Callable[[], bool], within_s: float = TIMEOUT_S) -> None:
@@ -81,7 +81,7 @@ async def until(condition: Callable[[], bool], within_s: float = TIMEOUT_S) -> N
 
 
 async def until_ready(pool: WorkerPool, workers: int = 1) -> None:
-    await until(lambda: pool.ready_workers >= workers)
+    await until(lambda: pool.status().ready_workers >= workers)
 
 
 async def collect(pool: WorkerPool, stream: RequestStream) -> list[Event]:

@@ -14,8 +14,13 @@ from typing import Protocol
 from shared.errors import ConfigurationError, InvalidRequest, ModelNotFound
 from shared.settings import ModelSpec
 from shared.values import ModelInfo
+from workers.entry import run_worker
+from workers.pool.change import Change
+from workers.pool.child_process import Target
 from workers.pool.pool import WorkerPool
-from workers.pool.status import WorkerStatus
+from workers.pool.status import PoolStatus
+
+NOT_LOADED = PoolStatus(model=None, workers=(), waiting=0, is_draining=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +28,19 @@ class ModelStatus:
     """A model, and what has become of it."""
 
     spec: ModelSpec
-    loaded: float
-    """The share of it that is in memory, in [0, 1]."""
-    info: ModelInfo | None
-    """None while no worker has it."""
-    workers: int = 0
-    """That are ready."""
-    active: int = 0
-    """Requests that a worker has."""
-    waiting: int = 0
-    """Requests that wait for a slot, or for the model's turn on the cores."""
-    places: Sequence[WorkerStatus] = ()
-    """Each worker's, also of those that are not ready."""
+    pool: PoolStatus = NOT_LOADED
+    waiting_for_cores: int = 0
+    """Requests that wait until the model may use the cores."""
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """None while no worker has loaded it."""
+        return self.pool.model
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot, or until the model may use the cores."""
+        return self.pool.waiting + self.waiting_for_cores
 
 
 class Catalog(Protocol):
@@ -45,7 +51,10 @@ class Catalog(Protocol):
     async def __aexit__(self, *_: object) -> None: ...
 
     def statuses(self) -> list[ModelStatus]:
-        """Of all models; the default one, if there is one, is the first."""
+        """The status of each model; the default model, if there is one, is the first."""
+
+    async def until_change(self) -> None:
+        """Return when `statuses` have changed, but for counters and silence; see `Change`."""
 
     def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
         """The models that are in memory, or on their way there."""
@@ -70,16 +79,23 @@ class Catalog(Protocol):
 
 
 class LoadedModels:
-    """Models that are always there. The first is the default."""
+    """Models that are always there. The first is the default.
 
-    def __init__(self, specs: Sequence[ModelSpec]) -> None:
+    `target`: what worker processes run.
+    """
+
+    def __init__(self, specs: Sequence[ModelSpec], target: Target = run_worker) -> None:
+        self._target = target
+        self._change = Change()
         self._specs = {spec.name: spec for spec in specs}
         self._pools: dict[str, WorkerPool] = {}
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> LoadedModels:
         for spec in self._specs.values():
-            self._pools[spec.name] = await self._stack.enter_async_context(WorkerPool(spec.pool))
+            pool = WorkerPool(spec.pool, target=self._target, change=self._change)
+            self._pools[spec.name] = await self._stack.enter_async_context(pool)
+            self._change.notify_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -87,6 +103,9 @@ class LoadedModels:
 
     def statuses(self) -> list[ModelStatus]:
         return [status_of(spec, self._pools.get(spec.name)) for spec in self._specs.values()]
+
+    async def until_change(self) -> None:
+        await self._change.wait()
 
     def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
         return [(self._specs[name], pool) for name, pool in self._pools.items()]
@@ -97,7 +116,7 @@ class LoadedModels:
         yield spec, self._pools[spec.name]
 
     def why_not_ready(self) -> str | None:
-        reasons = [pool.why_not_ready() for pool in self._pools.values()]
+        reasons = [pool.status().why_not_ready for pool in self._pools.values()]
         return None if None in reasons else next(iter(reasons), "no worker is ready yet")
 
     async def load_failure(self) -> ConfigurationError:
@@ -117,14 +136,9 @@ class LoadedModels:
             pool.kill_workers()
 
 
-def status_of(spec: ModelSpec, pool: WorkerPool | None) -> ModelStatus:
+def status_of(spec: ModelSpec, pool: WorkerPool | None, waiting_for_cores: int = 0) -> ModelStatus:
     """`pool`: None if the model is not loaded, and is not being."""
-    if pool is None:
-        return ModelStatus(spec, 0.0, None)
-    info = pool.model
-    loaded = 1.0 if info else pool.loading
-    load = pool.ready_workers, pool.active, pool.waiting, pool.workers
-    return ModelStatus(spec, loaded, info, *load)
+    return ModelStatus(spec, NOT_LOADED if pool is None else pool.status(), waiting_for_cores)
 
 
 def find(name: str, specs: dict[str, ModelSpec]) -> ModelSpec:

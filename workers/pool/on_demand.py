@@ -13,11 +13,14 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from shared.errors import ConfigurationError, ModelUnavailable, NotReady
 from shared.settings import ModelSpec
+from workers.entry import run_worker
 from workers.pool.catalog import ModelStatus, find, name_is_missing, status_of
+from workers.pool.change import Change
+from workers.pool.child_process import Target
 from workers.pool.pool import WorkerPool
 from workers.pool.turns import Turns
 
@@ -36,15 +39,22 @@ class ModelsOnDemand:
     """`find_models` looks for them, now and whenever a request names one that is not known.
 
     `memory_limit`: bytes that the loaded ones may take together. `queue`: requests that may wait
-    for their model's turn. A single model is the default; of several there is none.
+    for their model's turn. `target`: what worker processes run. A single model is the default; of
+    several there is none.
     """
 
     def __init__(
-        self, find_models: Callable[[], Sequence[ModelSpec]], memory_limit: int, queue: int
+        self,
+        find_models: Callable[[], Sequence[ModelSpec]],
+        memory_limit: int,
+        queue: int,
+        target: Target = run_worker,
     ) -> None:
         self._find_models = find_models
         self._memory_limit = memory_limit
-        self._turns = Turns(queue)
+        self._target = target
+        self._change = Change()
+        self._turns = Turns(queue, self._change)
         self._specs: dict[str, ModelSpec] = {}
         self._loaded: dict[str, Loaded] = {}  # the least recently used first
         self._loading: dict[str, asyncio.Task[WorkerPool]] = {}
@@ -65,10 +75,13 @@ class ModelsOnDemand:
         self._look()
         return [self._status(spec) for spec in self._specs.values()]
 
+    async def until_change(self) -> None:
+        await self._change.wait()
+
     def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
         """Without those whose workers are lost: they are loaded anew when they are asked for."""
         models = self._loaded.values()
-        return [(model.spec, model.pool) for model in models if not model.pool.is_lost]
+        return [(model.spec, model.pool) for model in models if not model.pool.status().is_lost]
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[tuple[ModelSpec, WorkerPool]]:
@@ -88,6 +101,7 @@ class ModelsOnDemand:
 
     async def drain(self, timeout_s: float) -> None:
         self._is_draining = True
+        self._change.notify_all()
         self._turns.close(NotReady("the server is shutting down"))
         loaded = list(self._loaded.values())
         await asyncio.gather(*(model.pool.drain(timeout_s) for model in loaded))
@@ -109,8 +123,7 @@ class ModelsOnDemand:
         return find(name, self._specs)
 
     def _status(self, spec: ModelSpec) -> ModelStatus:
-        status = status_of(spec, self._pool_of(spec.name))
-        return replace(status, waiting=status.waiting + self._turns.waiting_of(spec.name))
+        return status_of(spec, self._pool_of(spec.name), self._turns.waiting_of(spec.name))
 
     def _pool_of(self, name: str) -> WorkerPool | None:
         loaded = self._loaded.get(name)
@@ -124,7 +137,7 @@ class ModelsOnDemand:
         task = self._loading.get(spec.name)
         if task is None and (loaded := self._loaded.pop(spec.name, None)) is not None:
             self._loaded[spec.name] = loaded  # now the most recently used
-            if not loaded.pool.is_lost:
+            if not loaded.pool.status().is_lost:
                 return loaded.pool
         if task is None:
             task = self._loading[spec.name] = asyncio.create_task(self._load(spec))
@@ -139,8 +152,9 @@ class ModelsOnDemand:
         await self._make_room(spec)
         logger.info("loading %s", spec.name)
         started = time.monotonic()
-        pool = WorkerPool(spec.pool)
+        pool = WorkerPool(spec.pool, target=self._target, change=self._change)
         self._loaded[spec.name] = Loaded(spec, pool)
+        self._change.notify_all()
         try:
             await pool.__aenter__()
             reason = await pool.until_ready()
@@ -148,7 +162,8 @@ class ModelsOnDemand:
             await self._unload(spec.name)
             raise
         if reason is not None:
-            logger.error("%s cannot be loaded: %s", spec.name, pool.given_up)
+            given_up = pool.status().workers[0].given_up
+            logger.error("%s cannot be loaded: %s", spec.name, given_up)
             await self._unload(spec.name)
             raise ModelUnavailable(f"{spec.name} cannot be loaded; the server's log says why")
         logger.info("%s is loaded, in %.1f s", spec.name, time.monotonic() - started)
@@ -171,5 +186,7 @@ class ModelsOnDemand:
         return sum(loaded.spec.memory for loaded in self._loaded.values())
 
     async def _unload(self, name: str) -> None:
-        await self._loaded.pop(name).pool.__aexit__()
+        loaded = self._loaded.pop(name)
+        self._change.notify_all()
+        await loaded.pool.__aexit__()
         logger.info("%s is unloaded", name)

@@ -20,10 +20,13 @@ from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from shared.settings import PoolSettings
 from shared.values import ModelInfo
+from workers.entry import run_worker
+from workers.pool.change import Change
+from workers.pool.child_process import Target
 from workers.pool.estimates import Pace
 from workers.pool.handle import WorkerHandle
 from workers.pool.routing import Router
-from workers.pool.status import WorkerStatus
+from workers.pool.status import PoolStatus
 from workers.pool.stream import RequestStream
 from workers.pool.supervisor import Supervisor
 from workers.pool.waiting import WaitingLine
@@ -36,10 +39,22 @@ CUT_GRACE_S = 2.0
 
 
 class WorkerPool:
-    """An asynchronous context: inside it the workers live, after it none is left."""
+    """An asynchronous context: inside it the workers live, after it none is left.
 
-    def __init__(self, settings: PoolSettings) -> None:
+    `target`: what worker processes run. `change`: what to notify of changes; pools of one catalog
+    share it.
+    """
+
+    def __init__(
+        self,
+        settings: PoolSettings,
+        *,
+        target: Target = run_worker,
+        change: Change | None = None,
+    ) -> None:
         self._settings = settings
+        self._target = target
+        self._change = change or Change()
         self._waiting = WaitingLine()
         self._pace = Pace()
         self._at: dict[int, WorkerHandle] = {}  # request id to the worker that has it
@@ -50,10 +65,9 @@ class WorkerPool:
         self._supervisor: Supervisor
         self._is_draining = False
         self._router: Router[WorkerHandle] = Router()
-        self._change: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> WorkerPool:
-        self._supervisor = Supervisor(self._settings, self._dispatch)
+        self._supervisor = Supervisor(self._settings, self._dispatch, self._target)
         self._supervisor.start()
         return self
 
@@ -95,10 +109,15 @@ class WorkerPool:
 
     def _model_or_why_not(self) -> ModelInfo:
         """Raises NotReady."""
-        reason, model = self.why_not_ready(), self.model
-        if reason is not None or model is None:
-            raise NotReady(reason or "no worker is ready yet")
+        model = self._model()
+        if self._is_draining or model is None:
+            raise NotReady(self.status().why_not_ready or "no worker is ready yet")
         return model
+
+    def _model(self) -> ModelInfo | None:
+        """The loaded model; None before a worker is ready."""
+        handles = self._ready_handles()
+        return handles[0].ready.result().info if handles else None
 
     def _enqueue(self, request: Generate | Embed, client: str) -> RequestStream:
         stream = RequestStream(request, client)
@@ -143,36 +162,23 @@ class WorkerPool:
             handle.cancel(stream.request.id)
         else:
             self._waiting.remove(stream)
+            self._change.notify_all()
 
-    def why_not_ready(self) -> str | None:
-        """Why requests are refused, in a sentence; None when they are not."""
-        if self._is_draining:
-            return "the server is shutting down"
-        if self._ready_handles():
-            return None
-        if self.is_lost:
-            return "no worker is left; the server's log says why"
-        return "no worker is ready yet"
+    def status(self) -> PoolStatus:
+        """The pool and its workers as they are now."""
+        return PoolStatus(
+            model=self._model(),
+            workers=tuple(worker.status for worker in self._supervisor.workers),
+            waiting=len(self._waiting),
+            is_draining=self._is_draining,
+        )
 
-    @property
-    def model(self) -> ModelInfo | None:
-        """What the workers have loaded; None before the first is ready."""
-        handles = self._ready_handles()
-        return handles[0].ready.result().info if handles else None
+    async def until_change(self) -> None:
+        """Return when `status` has changed, but for counters and silence; see `Change`.
 
-    @property
-    def ready_workers(self) -> int:
-        return len(self._ready_handles())
-
-    @property
-    def active(self) -> int:
-        """Requests that a worker has."""
-        return sum(handle.in_flight for handle in self._ready_handles())
-
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for a slot."""
-        return len(self._waiting)
+        It may also return when nothing has changed.
+        """
+        await self._change.wait()
 
     async def saved_prompts(self) -> list[SavedPromptInfo]:
         """What clients have saved under ids, in memory and in files; by id."""
@@ -205,52 +211,11 @@ class WorkerPool:
     def _folder(self) -> Path | None:
         return self._settings.workers[0].cache.folder
 
-    @property
-    def is_lost(self) -> bool:
-        """No worker is left, and none will come."""
-        return all(place.given_up for place in self._supervisor.places)
-
-    @property
-    def given_up(self) -> str:
-        """Why no worker will be started again, in words; empty while one is."""
-        return self._supervisor.places[0].given_up
-
-    def makes_progress(self, silence_s: float) -> bool:
-        """A worker is being loaded, or one that is ready was heard from within `silence_s` seconds
-        and within its own progress limit.
-        """
-        limit = min(silence_s, self._settings.progress_timeout_s)
-        handles = (place.handle for place in self._supervisor.places)
-        return any(handle is not None and handle.makes_progress(limit) for handle in handles)
-
-    @property
-    def troubles(self) -> list[str]:
-        """What is wrong with workers' places, a sentence for each that is not as it should be."""
-        return [place.trouble for place in self._supervisor.places if place.trouble]
-
-    @property
-    def workers(self) -> list[WorkerStatus]:
-        """Of all places."""
-        return [place.status for place in self._supervisor.places]
-
-    @property
-    def places(self) -> int:
-        """Workers that there are when all are well."""
-        return len(self._supervisor.places)
-
-    @property
-    def loading(self) -> float:
-        """The share of the model that the furthest worker has loaded, in [0, 1]."""
-        handles = (place.handle for place in self._supervisor.places)
-        return max((handle.loading for handle in handles if handle is not None), default=0.0)
-
-    async def until_ready(self, workers: int = 1) -> str | None:
-        """Returns None when so many workers are ready, or why none will be."""
-        while len(self._ready_handles()) < workers and not self.is_lost:
-            if self._change is None or self._change.done():
-                self._change = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._change)
-        return self.why_not_ready()
+    async def until_ready(self, count: int = 1) -> str | None:
+        """Returns None when `count` workers are ready, or why they will not be."""
+        while len(self._ready_handles()) < count and not self._supervisor.is_lost:
+            await self.until_change()
+        return self.status().why_not_ready
 
     async def load_failure(self) -> ConfigurationError:
         """Returns when a model turns out not to be loadable at start: there is nothing to serve."""
@@ -262,6 +227,7 @@ class WorkerPool:
         Those that are left then have failed, with the reason.
         """
         self._is_draining = True
+        self._change.notify_all()
         if await self._until_none_open(timeout_s):
             return
         self._fail(list(self._open), "the server is shutting down")
@@ -280,24 +246,23 @@ class WorkerPool:
         self._supervisor.kill_all()
 
     def _ready_handles(self) -> list[WorkerHandle]:
-        handles = (place.handle for place in self._supervisor.places)
+        handles = (worker.handle for worker in self._supervisor.workers)
         return [handle for handle in handles if handle is not None and handle.is_ready]
 
     def _free(self) -> list[WorkerHandle]:
         return [handle for handle in self._ready_handles() if handle.has_free_slot]
 
     def _dispatch(self) -> None:
-        """Give waiting requests to free slots; called whenever either may have appeared."""
-        if self._change is not None and not self._change.done():
-            self._change.set_result(None)
+        """Give waiting requests to free slots; called at every change of either."""
+        self._change.notify_all()
         while self._waiting and (free := self._free()):
             stream = self._waiting.take()
             handle = self._choose(free, stream)
             self._at[stream.request.id] = handle
             stream.dispatched(handle.settings.index)
             handle.submit(stream)
-        if self._waiting and self.is_lost:
-            self._fail(self._waiting.take_all(), self.why_not_ready() or "")
+        if self._waiting and self._supervisor.is_lost:
+            self._fail(self._waiting.take_all(), self.status().why_not_ready or "")
 
     def _choose(self, free: list[WorkerHandle], stream: RequestStream) -> WorkerHandle:
         """The worker that has the request's prompt, or the beginning of it, unless too busy."""

@@ -12,12 +12,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from shared.errors import QueueFull, ServingError
+from workers.pool.change import Change
 
 
 class Turns:
-    """At most `limit` may wait."""
+    """At most `limit` may wait. `change` is notified when others wait than before."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, change: Change | None = None) -> None:
+        self._change = change or Change()
         self._limit = limit
         self._group = ""
         self._inside = 0
@@ -70,6 +72,7 @@ class Turns:
 
     def _let_in(self) -> None:
         """All at the head of the queue who may be in together."""
+        self._change.notify_all()
         while self._waiting:
             group, turn = self._waiting[0]
             if self._inside and group != self._group:

@@ -44,7 +44,7 @@ def describe(models: Models, status: ModelStatus) -> Json:
         "created": 0 if file is None else int(file.st_mtime),
         "owned_by": OWNER,
         "is_loaded": info is not None,
-        "loaded": round(status.loaded, 3),
+        "loaded": round(status.pool.loaded, 3),
         "chat": None if info is None else models.is_for_chats(info.card),
         "meta": _meta(info) if info else {"size": file.st_size} if file else {},
     }

@@ -276,7 +276,7 @@ def test_a_task_that_cannot_be_honoured_releases_those_before_it() -> None:
             work = Work([generation(), generation(logprobs=1)], pool, "")
             with pytest.raises(Unsupported), begun(work):
                 raise AssertionError("the echo engine has no log probabilities")
-            await until(lambda: pool.active == 0)
+            await until(lambda: pool.status().active == 0)
 
     run(go())
 
@@ -290,7 +290,7 @@ def test_the_streams_of_an_answer_are_released_however_it_ends() -> None:
                 for taken in work.streams:
                     await first_tokens(taken)
                 raise RuntimeError("on the way")
-            await until(lambda: pool.active == 0)
+            await until(lambda: pool.status().active == 0)
 
     run(go())
 

@@ -73,7 +73,7 @@ def test_streams_a_prompt_and_stalls_are_measured_in_a_real_pool(tmp_path: Path)
             assert stall.streams == 3
             assert stall.stall_s > 0 < stall.usual_s
             assert stall.prompt.words == 500
-            await until(lambda: pool.active == 0)
+            await until(lambda: pool.status().active == 0)
 
     run(measure())
 

@@ -66,7 +66,7 @@ def worker(capfd: pytest.CaptureFixture[str]) -> Worker:
 
 def pids(pool: WorkerPool) -> list[int]:
     """A worker that has died and was replaced has another one."""
-    return [place.handle.pid for place in pool._supervisor.places if place.handle is not None]
+    return [worker.pid for worker in pool.status().workers if worker.pid is not None]
 
 
 async def collect_soon(pool: WorkerPool, stream: RequestStream) -> list[Event]:

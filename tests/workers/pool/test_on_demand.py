@@ -201,7 +201,7 @@ def test_a_model_that_is_lost_is_loaded_again(folder: Folder) -> None:
 
     async def story(models: ModelsOnDemand) -> None:
         async with models.use("frail") as (_, pool):
-            await until(lambda: pool.is_lost)
+            await until(lambda: pool.status().is_lost)
         folder.add("frail")
         models.statuses()  # looks again
         assert await ask(models, "frail") == "hello"

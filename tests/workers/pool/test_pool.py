@@ -59,7 +59,7 @@ def children() -> list[psutil.Process]:
 
 
 def worker_pids(pool: WorkerPool) -> list[int]:
-    return [place.handle.pid for place in pool._supervisor.places if place.handle is not None]
+    return [worker.pid for worker in pool.status().workers if worker.pid is not None]
 
 
 def test_a_request_is_streamed_in_order_and_ends_with_its_counts() -> None:
@@ -115,12 +115,12 @@ def test_a_worker_that_dies_cuts_only_its_own_streams_and_is_replaced(
 
 def test_a_worker_that_counts_in_other_buckets_is_broken_and_replaced() -> None:
     async def step(pool: WorkerPool) -> None:
-        (place,) = pool._supervisor.places
-        assert place.handle is not None
-        place.handle._on_messages([Steps("decode", Counts((1,), 1.0), Counts((1,), 1.0))])
-        await until(lambda: place.counters.deaths["broken_frames"] == 1)
+        (worker,) = pool._supervisor.workers
+        assert worker.handle is not None
+        worker.handle._on_messages([Steps("decode", Counts((1,), 1.0), Counts((1,), 1.0))])
+        await until(lambda: worker.counters.deaths["broken_frames"] == 1)
         await until_ready(pool)
-        assert place.counters.deaths.total() == 1
+        assert worker.counters.deaths.total() == 1
 
     with_pool(pool_settings(), step)
 
@@ -159,7 +159,7 @@ def test_a_waiting_request_survives_the_death_of_the_worker_it_waits_for(tmp_pat
     async def step(pool: WorkerPool) -> None:
         poison = pool.submit(Prompt("x[[sleep 0.2]][[abort]]"), FULL)
         waiting = pool.submit(Prompt("patience"), FULL)
-        assert pool.waiting == 1
+        assert pool.status().waiting == 1
 
         assert isinstance(end_of(await collect(pool, poison)), Failed)
         assert text_of(await collect(pool, waiting)) == "patience"
@@ -235,12 +235,12 @@ def test_cancelling_frees_the_slot_and_leaves_the_neighbour_alone(tmp_path: Path
         neighbour = pool.submit(Prompt("The neighbour's text is whole."), FULL)
         cancelled = pool.submit(Prompt("x"), LONG)
         await first_tokens(cancelled)
-        assert pool.active == 2
+        assert pool.status().active == 2
 
         pool.release(cancelled)
 
         assert text_of(await collect(pool, neighbour)) == "The neighbour's text is whole."
-        await until(lambda: pool.active == 0)
+        await until(lambda: pool.status().active == 0)
         assert await cancelled.take() == []
 
     with_pool(pool_settings(slow_echo(tmp_path)), step)
@@ -251,7 +251,7 @@ def test_cancelling_stops_prompt_processing_within_a_chunk(tmp_path: Path) -> No
 
     async def step(pool: WorkerPool) -> None:
         long_prompt = pool.submit(Prompt("p" * 16_000), replace(FULL, n_batch=8))
-        await until(lambda: pool.active == 1)
+        await until(lambda: pool.status().active == 1)
         pool.release(long_prompt)
         started = time.monotonic()
 
@@ -263,14 +263,14 @@ def test_cancelling_stops_prompt_processing_within_a_chunk(tmp_path: Path) -> No
 
 def test_tokens_after_a_cancel_are_dropped_and_counted(tmp_path: Path) -> None:
     async def step(pool: WorkerPool) -> None:
-        (place,) = pool._supervisor.places
+        (worker,) = pool._supervisor.workers
         stream = pool.submit(Prompt("x"), LONG)
         await first_tokens(stream)
         time.sleep(0.05)  # the loop stands still, and tokens pile up in the queue
         pool.release(stream)
-        await until(lambda: pool.active == 0)
-        assert place.handle is not None
-        assert place.handle.late_messages > 0
+        await until(lambda: pool.status().active == 0)
+        assert worker.handle is not None
+        assert worker.handle.late_messages > 0
 
     with_pool(pool_settings(model_settings(context=100_000)), step)
 
@@ -279,7 +279,7 @@ def test_requests_go_to_the_least_loaded_worker(tmp_path: Path) -> None:
     async def step(pool: WorkerPool) -> None:
         for _ in range(6):
             pool.submit(Prompt("x"), LONG)
-        handles = [place.handle for place in pool._supervisor.places]
+        handles = [worker.handle for worker in pool._supervisor.workers]
         assert [handle.in_flight for handle in handles if handle] == [2, 2, 2]
 
     with_pool(pool_settings(slow_echo(tmp_path), workers=3), step)
@@ -289,11 +289,11 @@ def test_without_a_ready_worker_requests_are_refused(tmp_path: Path) -> None:
     async def go() -> None:
         model = model_settings(path=echo_options(tmp_path, load_s=0.3))
         async with WorkerPool(pool_settings(model)) as pool:
-            assert pool.why_not_ready() == "no worker is ready yet"
+            assert pool.status().why_not_ready == "no worker is ready yet"
             with pytest.raises(NotReady):
                 pool.submit(Prompt("x"), FULL)
             await until_ready(pool)
-            assert pool.why_not_ready() is None
+            assert pool.status().why_not_ready is None
 
     run(go())
 
@@ -303,7 +303,7 @@ def test_a_model_that_cannot_be_loaded_is_told_and_not_tried_again(tmp_path: Pat
         model = model_settings(path=echo_options(tmp_path, load_error="no such tensor"))
         async with WorkerPool(pool_settings(model)) as pool:
             assert str(await pool.load_failure()) == "no such tensor"
-            await until(lambda: "no worker is left" in (pool.why_not_ready() or ""))
+            await until(lambda: "no worker is left" in (pool.status().why_not_ready or ""))
             await until(lambda: worker_pids(pool) == [])
 
     run(go())
@@ -328,7 +328,7 @@ def test_a_crash_loop_ends_with_the_place_given_up_and_everyone_told(
     async def go() -> None:
         model = model_settings(path=echo_options(tmp_path, dies_after_s=0.1, slots=1))
         async with WorkerPool(pool_settings(model)) as pool:
-            await until(lambda: "no worker is left" in (pool.why_not_ready() or ""))
+            await until(lambda: "no worker is left" in (pool.status().why_not_ready or ""))
             with pytest.raises(NotReady, match="no worker is left"):
                 pool.submit(Prompt("x"), FULL)
 
@@ -359,7 +359,7 @@ def test_draining_lets_streams_end_and_takes_no_more(tmp_path: Path) -> None:
     async def step(pool: WorkerPool) -> None:
         stream = pool.submit(Prompt("the whole text"), FULL)
         draining = asyncio.create_task(pool.drain(20))
-        await until(lambda: pool.why_not_ready() == "the server is shutting down")
+        await until(lambda: pool.status().why_not_ready == "the server is shutting down")
         with pytest.raises(NotReady, match="shutting down"):
             pool.submit(Prompt("x"), FULL)
 
@@ -449,17 +449,17 @@ def test_the_loop_does_not_go_on_to_watch_a_worker_that_was_gone_before_it_knew(
         (settings,) = pool_settings().workers
         handle = await WorkerHandle.start(settings, lambda: None, WorkerCounters())
         await handle.ready
-        loop, sentinel = asyncio.get_running_loop(), handle._process.sentinel
+        loop, sentinel = asyncio.get_running_loop(), handle.process._process.sentinel
 
         def kill_and_wait() -> None:
-            process = psutil.Process(handle.pid)
+            process = psutil.Process(handle.process.pid)
             process.kill()
             while process.status() != psutil.STATUS_ZOMBIE:
                 time.sleep(0.001)  # the loop is to stay where it is
 
         loop.call_soon(kill_and_wait)
-        handle._receiver.close()  # its end is told right behind
-        await handle.until_ended()
+        handle.process._receiver.close()  # its end is told right behind
+        await handle.process.until_ended()
         reader, writer = os.pipe()
         os.dup2(reader, sentinel)
         pipe = os.fdopen(sentinel, "rb", buffering=0)
@@ -492,7 +492,7 @@ def test_the_refusal_names_every_field_that_the_engine_cannot_honour(llama_gguf:
         assert refused.value.message == (
             "the ctransformers engine cannot honour min_p, dry_multiplier"
         )
-        assert (pool.active, pool.waiting) == (0, 0)
+        assert (pool.status().active, pool.status().waiting) == (0, 0)
 
     with_pool(settings, step)
 
@@ -609,7 +609,7 @@ def test_a_full_queue_says_when_to_come_back_by_what_requests_took() -> None:
 
 def test_a_prompt_is_embedded_by_a_worker(tmp_path: Path, llama_gguf: Path) -> None:
     async def step(pool: WorkerPool) -> None:
-        info = pool.model
+        info = pool.status().model
         assert info is not None
         events = await embedded(pool, pool.embed(Prompt("The Wolf")))
         vector, end = events
@@ -658,12 +658,12 @@ def test_tokens_are_told_while_all_slots_are_taken(tmp_path: Path) -> None:
     async def step(pool: WorkerPool) -> None:
         stream = pool.submit(Prompt("abc " * 20), LONG)
         await first_tokens(stream)
-        assert pool.active == 1
+        assert pool.status().active == 1
         answer = await pool.tokenize(Prompt("é<|eot|>"), is_start=True)
         assert (answer.tokens, answer.pieces[-1]) == ((0xC3, 0xA9, 257), b"<|eot|>")
         with pytest.raises(InvalidRequest, match="not in the vocabulary"):
             await pool.tokenize(Prompt(tokens=(999,)), is_start=True)
-        assert pool.active == 1
+        assert pool.status().active == 1
         pool.release(stream)
 
     with_pool(pool_settings(slow_echo(tmp_path, slots=1)), step)
@@ -686,8 +686,8 @@ def test_a_worker_tells_how_far_loading_is(tmp_path: Path) -> None:
             told = set()
 
             def is_ready() -> bool:
-                told.update(p.handle.loading for p in pool._supervisor.places if p.handle)
-                return pool.ready_workers == 1
+                told.update(worker.loaded for worker in pool.status().workers)
+                return pool.status().ready_workers == 1
 
             await until(is_ready)
         assert len(told) > 2
