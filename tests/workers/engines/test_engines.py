@@ -462,8 +462,8 @@ def test_a_truncated_file_is_refused_or_costs_the_loading_process_only(
     whole = llama_gguf.read_bytes()
     path.write_bytes(whole[: max(4, int(len(whole) * share))])
     code = (
-        "import sys; from pathlib import Path; from support import model_settings\n"
-        "from workers.engines.base import load_engine\n"
+        "import sys; from pathlib import Path; from tests.helpers.support import model_settings\n"
+        "from workers.engines.table import load_engine\n"
         "from shared.errors import ConfigurationError\n"
         "try: load_engine(model_settings('ctransformers', Path(sys.argv[1])), 1)\n"
         "except ConfigurationError as error: print(error); sys.exit(3)\n"

@@ -257,7 +257,8 @@ from pathlib import Path
 from shared.errors import EngineFailed, InvalidRequest
 from shared.sampling import SamplingParams
 from tests.helpers.support import model_settings
-from workers.engines.base import Feed, load_engine
+from workers.engines.base import Feed
+from workers.engines.table import load_engine
 
 engine = load_engine(model_settings("llama_cpp", Path(sys.argv[1]), slots=1), threads=1)
 plain = SamplingParams(temp=1.0, repeat_penalty=1.0, top_k=0)
