@@ -80,23 +80,28 @@ def _measure(
     os.dup2(2, 1)  # native code may print
     os.sched_setaffinity(0, cpus)
     os.environ["GOMP_CPU_AFFINITY"] = " ".join(map(str, cpus))
-    import workers.engines.llama_cpp.engine as llama  # after that: it loads the OpenMP library
+    # Imported after that, because it loads the OpenMP library.
+    import llama_cpp
+
+    from workers.engines.llama_cpp import loading
+    from workers.engines.llama_cpp.batch import BATCH
+    from workers.engines.llama_cpp.engine import LlamaCppEngine
 
     slots = max(sizes.streams)
     settings = ModelSettings(model, "llama_cpp", None, sizes.long_context, None, "f16", slots)
-    log = llama.NativeLog()
-    llama.lib.llama_backend_init()
-    loaded = llama.load_model(settings, log)
-    params = llama.context_params(loaded, settings, slots, len(cpus))
+    log = loading.NativeLog()
+    llama_cpp.llama_backend_init()
+    loaded = loading.load_model(settings, log)
+    params = loading.context_params(loaded, settings, slots, len(cpus))
     for name, value in changes.items():
         setattr(params, name, value)
-    context = llama.make_context(loaded, params, log)
-    engine = llama.LlamaCppEngine(loaded, context, settings, slots, log)
+    context = loading.make_context(loaded, params, log)
+    engine = LlamaCppEngine(loaded, context, settings, slots, log)
     text = engine.tokenize("a")
 
     def fill(slot: int, depth: int) -> None:
-        for start in range(0, depth, llama.BATCH):
-            size = min(llama.BATCH, depth - start)
+        for start in range(0, depth, BATCH):
+            size = min(BATCH, depth - start)
             engine.decode([Feed(slot, text[-1:] * size, start, wants_logits=False)])
 
     def timed(feeds: list[Feed]) -> Callable[[], float]:

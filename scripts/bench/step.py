@@ -162,10 +162,10 @@ def timed_worker(
     settings: WorkerSettings, requests: Connection, tokens: Connection, report: Connection
 ) -> None:
     """run_worker, which at its end reports all steps that carried as many tokens as any."""
-    import workers.engines.llama_cpp.engine as engine  # here: only the worker has the engine
+    import llama_cpp  # here: only the worker loads the library
 
     for name in TimedSender.spent:
-        setattr(engine.lib, name, TimedSender.time(name, getattr(engine.lib, name)))
+        setattr(llama_cpp, name, TimedSender.time(name, getattr(llama_cpp, name)))
     with mock.patch.object(workers.child.process, "TokenSender", TimedSender):
         workers.child.process.run(settings, requests, tokens)
     most = max(sent for sent, _ in TimedSender.steps)

@@ -218,7 +218,7 @@ class FolderModels:
                 options, self._machine, workers, None, slots=slots, shares_folder=True
             )
             spec = maker.spec(model, plan, itertools.count())
-            return replace(spec, memory=plan_memory(spec.model, workers).total)
+            return replace(spec, memory=plan_memory(spec.model, workers).total_bytes)
         except ConfigurationError as error:
             logger.warning("%s is left out: %s", file.name, error)
             return None

@@ -22,17 +22,17 @@ BUSY = 0.1
 def memory_lines(memory: MemoryPlan, available: int | None, style: Style) -> Iterator[str]:
     """What the model will take, before it is loaded."""
     left = "" if available is None else f" of {size_text(available)} that are free"
-    yield style.bold("Memory") + f"  about {size_text(memory.total)}{left}"
-    yield f"{INDENT}{size_text(memory.weights):>9}  weights, which workers share"
-    if memory.repacked:
-        yield f"{INDENT}{size_text(memory.repacked):>9}  rearranged, at most, instead of those"
+    yield style.bold("Memory") + f"  about {size_text(memory.total_bytes)}{left}"
+    yield f"{INDENT}{size_text(memory.weight_bytes):>9}  weights, which workers share"
+    if memory.repacked_bytes:
+        yield f"{INDENT}{size_text(memory.repacked_bytes):>9}  repacked, at most, instead of those"
     yield (
-        f"{INDENT}{size_text(memory.keys_and_values):>9}  keys and values: {memory.slots} streams,"
-        f" {size_text(memory.slot)} each"
+        f"{INDENT}{size_text(memory.kv_bytes):>9}  keys and values: {memory.slots} streams,"
+        f" {size_text(memory.slot_bytes)} each"
     )
-    yield f"{INDENT}{size_text(memory.processes):>9}  the workers themselves"
+    yield f"{INDENT}{size_text(memory.process_bytes):>9}  the workers themselves"
     if available is not None:
-        yield f"{INDENT}{size_text(available - memory.total):>9}  remain"
+        yield f"{INDENT}{size_text(available - memory.total_bytes):>9}  remain"
 
 
 def report_lines(tuned: Tuned, style: Style, columns: int) -> Iterator[str]:

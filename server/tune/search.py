@@ -94,11 +94,11 @@ class Tuned:
 def check_memory(spec: ModelSpec) -> tuple[MemoryPlan, int | None]:
     """What the model will take, and what is left. ConfigurationError where it cannot fit."""
     memory, available = plan_memory(spec.model, len(spec.pool.workers)), available_memory()
-    if available is not None and memory.total > available:
+    if available is not None and memory.total_bytes > available:
         raise ConfigurationError(
-            f"{spec.name} does not fit: it takes about {memory.total / 2**20:,.0f} MiB"
-            f" ({memory.weights / 2**20:,.0f} of weights,"
-            f" {memory.keys_and_values / 2**20:,.0f} of keys and values for"
+            f"{spec.name} does not fit: it takes about {memory.total_bytes / 2**20:,.0f} MiB"
+            f" ({memory.weight_bytes / 2**20:,.0f} of weights,"
+            f" {memory.kv_bytes / 2**20:,.0f} of keys and values for"
             f" {counted(memory.slots, 'stream')}), and {available / 2**20:,.0f} MiB are left;"
             " a smaller quantization, -n or --slots takes less"
         )

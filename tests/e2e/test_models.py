@@ -34,7 +34,7 @@ def folder(llama_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         shutil.copy(llama_gguf, path / f"{name}.gguf")
     (path / "notes.txt").write_text("no model")
     settings = model_settings("llama_cpp", llama_gguf, context=64, slots=1)
-    limit = int(2.9 * plan_memory(settings, workers=1).total)
+    limit = int(2.9 * plan_memory(settings, workers=1).total_bytes)
     flags = ("--models-dir", str(path), "--memory-limit", str(limit))
     flags += ("-n", "64", "--slots", "1", "--workers", "1")
     with RunningServer(*flags) as running:

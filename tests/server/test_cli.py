@@ -459,7 +459,7 @@ def test_options_of_the_echo_engine_that_are_missing_are_no_matter_of_the_addres
     ended = program("--engine", "echo", "--model", str(tmp_path / "none.json"), "--port", "0")
 
     assert ended.returncode == EXIT_CONFIGURATION
-    assert "none.json holds no options of the echo engine" in ended.stderr.splitlines()[-1]
+    assert "none.json does not hold options of the echo engine" in ended.stderr.splitlines()[-1]
 
 
 def test_a_worker_takes_memory_from_the_node_of_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:

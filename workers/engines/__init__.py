@@ -1,1 +1,1 @@
-"""The engines, one a file. They never import each other; workers.engines.base has their table."""
+"""The engines, and what chooses one. Engines never import each other; table.py lists them."""

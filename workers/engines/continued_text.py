@@ -1,8 +1,9 @@
-"""Tokens of a text that stands directly behind other text.
+"""Tokenizes a text that stands directly behind other text.
 
-SentencePiece puts a space before a text, as one that begins a sequence or follows a control token
-has. So the text is tokenized behind a separator, whose tokens are then taken off. That is sound
-where they stand unchanged before the text's own: then no piece is made of both.
+SentencePiece puts a space before every text. That is right at the start of a sequence and behind a
+control token, but not here. So the text is tokenized behind a separator, whose tokens are then
+removed. This is correct if the separator's own tokens come out unchanged, because then no token
+contains parts of both.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 SEPARATORS = (b"\n", b"a", b"\xef\xbf\xbd", b"_")
-"""The line break is a token of its own nearly everywhere."""
+"""Tried in this order: a line break is a token of its own in nearly all vocabularies."""
 
 
 def continued(tokenize: Callable[[bytes], list[int]], data: bytes) -> list[int]:
-    """The tokens of `data` without a space before it; as `tokenize` has them if all else fails."""
+    """The tokens of `data` without a space before it; with it if no separator works."""
     for separator in SEPARATORS:
         before, tokens = tokenize(separator), tokenize(separator + data)
         if before and tokens[: len(before)] == before:

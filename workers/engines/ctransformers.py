@@ -1,9 +1,13 @@
-"""GGML-era files, and llama and falcon GGUF, through the ctransformers library.
+"""The engine for GGML-era files, and for llama and falcon GGUF, on the ctransformers library.
 
-One model, one context, one sequence at a time. The library's own generation
-loop is not used: it evaluates a whole prompt in one call, keeps one random
-seed for every token, and drops bytes that are not whole characters. This file
-calls the functions below it.
+It runs one model with one context and one sequence at a time. The library's own generation loop is
+not used, because it evaluates a whole prompt in one call, uses the same random seed for every
+token, and drops bytes that are not whole characters. This file calls the library's C functions.
+
+Threads: the library's tokenizers only read the vocabulary, which no evaluation changes, so a prompt
+may be tokenized while another thread decodes. Two tokenizations must not run at the same time,
+because the falcon tokenizer inserts into shared tables; a lock prevents this. The pieces of all
+tokens are read while loading, because the library returns them in a buffer that calls share.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import ctypes
 import math
 import random
 import re
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,8 +27,8 @@ from ctransformers.llm import LLM, Config
 from shared.errors import ConfigurationError, ContextTooShort, EngineFailed, InvalidRequest
 from shared.sampling import SamplingParams
 from shared.settings import ModelSettings
-from shared.values import Logprobs, ModelCard, ModelInfo
-from workers.engines.base import Feed
+from shared.values import ModelCard, ModelInfo
+from workers.engines.base import Engine, Feed
 from workers.engines.continued_text import continued
 from workers.machine.cpu_features import cpu_features
 from workers.model_files.card import file_size, gguf_card
@@ -32,30 +37,33 @@ from workers.model_files.magic import GGUF_MAGIC
 
 DEFAULT_BATCH = 8
 MAX_BATCH = 512
-"""Tokens: the buffers of the library's llama are sized for so many at once."""
+"""The most tokens of one evaluation: the library's llama has buffers for this number."""
 PART = 1000
+"""The most bytes of a text that the library may split into words at once."""
 WORD_START = re.compile(rb"\S \S")
 WHOLE_TEXT_TOKENIZERS = ("llama", "falcon", "replit")
-"""Architectures whose tokenizers are fast on any text, and see it as a whole."""
+"""Architectures whose tokenizers are fast on any text, and need it as a whole."""
 LLAMA_NAMES = {1: b"<s>", 2: b"</s>"}
-"""Of the tokens that begin and end a sequence, in all llama vocabularies with these ids."""
+"""Names of the tokens that begin and end a sequence, in all llama vocabularies with these ids."""
+FORBIDDEN = -1e30
+"""A logit that is never chosen."""
 
 
 def load(
     settings: ModelSettings, threads: int, on_progress: Callable[[float], None]
 ) -> CtransformersEngine:
-    """Load the model. Raises ConfigurationError when the library refuses it.
+    """Load the model. Raises ConfigurationError if the library refuses it.
 
-    The library says nothing of its progress.
+    The library reports no progress, so `on_progress` is never called.
     """
     if settings.kv_type != "f16":
         raise ConfigurationError(
-            f"the ctransformers engine keeps keys and values as f16; it has no {settings.kv_type}"
+            f"the ctransformers engine stores the KV cache as f16; it has no {settings.kv_type}"
         )
     if settings.slots not in (None, 1):
         raise ConfigurationError(
-            "the ctransformers engine runs one stream in each worker: --slots must be 1;"
-            " --workers gives it more"
+            "the ctransformers engine runs one stream per worker: --slots must be 1;"
+            " use more --workers for more streams"
         )
     config = Config(context_length=settings.context, threads=threads, mlock=settings.mlock)
     try:
@@ -68,9 +76,9 @@ def load(
 
 
 def library_build() -> str | None:
-    """Which of the library's builds this CPU runs best; None: let the library look.
+    """The library's fastest build for this CPU; None: let the library choose.
 
-    It would find the same on x86, but takes more than a second to.
+    The library would choose the same one on x86, but takes more than a second to do so.
     """
     features = cpu_features()
     if "avx2" in features:
@@ -79,7 +87,7 @@ def library_build() -> str | None:
 
 
 def model_card(model: LLM) -> ModelCard:
-    """What the file says; a GGML file tells nothing but its size."""
+    """The model's card. A GGML file contains none of it, so only its size is known."""
     path = Path(model.model_path)
     names = control_names(model)
     bos, eos = (names.get(t, b"").decode() for t in (model.bos_token_id, model.eos_token_id))
@@ -92,17 +100,17 @@ def model_card(model: LLM) -> ModelCard:
 
 
 def control_names(model: LLM) -> dict[int, bytes]:
-    """The names that stand for control tokens in a prompt: the library itself knows none."""
+    """The names of control tokens in prompts, by token. The library itself does not know them."""
     ids = (model.bos_token_id, model.eos_token_id)
     return LLAMA_NAMES if model.model_type == "llama" and set(ids) <= set(LLAMA_NAMES) else {}
 
 
 def split_text(data: bytes) -> list[bytes]:
-    """Cut a text where a word begins, in parts of at most PART bytes; a longer word is cut too.
+    """Cut a text into parts of at most PART bytes where words begin, or within a longer word.
 
-    The library splits words with a recursive regular expression: 20,000 letters in a row take
-    it a quarter of a minute, 40,000 overflow its stack. A cut before a word's own space changes
-    no token.
+    The library finds words with a recursive regular expression: 20,000 letters in a row take a
+    quarter of a minute, and 40,000 overflow the stack. A cut before a word's own space does not
+    change any token.
     """
     parts = []
     while len(data) > PART:
@@ -114,14 +122,14 @@ def split_text(data: bytes) -> list[bytes]:
 
 
 def character_start(data: bytes, position: int) -> int:
-    """The first byte of the UTF-8 character that has the byte at `position`."""
+    """The index of the first byte of the UTF-8 character that contains the byte `position`."""
     while data[position] & 0xC0 == 0x80:
         position -= 1
     return position
 
 
 class CtransformersSampler:
-    """One sequence's choices: the library's sampler with a fresh seed for every token."""
+    """Samples one sequence with the library's sampler, with a new seed for every token."""
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int], vocabulary: int) -> None:
         self.recent: deque[int] = deque(prompt, maxlen=params.repeat_last_n)
@@ -129,7 +137,7 @@ class CtransformersSampler:
         self.ignore_eos = params.ignore_eos
         self._random = random.Random(params.seed)
         greedy = params.temp == 0
-        # The library divides by the temperature and reads top_k entries, however many there are.
+        # The library divides by the temperature, and does not check top_k against the vocabulary.
         self.temp = 1.0 if greedy else params.temp
         self.top_k = 1 if greedy else min(params.top_k or vocabulary, vocabulary)
         self.top_p = params.top_p
@@ -138,16 +146,16 @@ class CtransformersSampler:
         return self._random.getrandbits(31)
 
 
-class CtransformersEngine:
-    """See the module's docstring."""
+class CtransformersEngine(Engine):
+    """The engine that the module's docstring describes."""
 
     max_batch = MAX_BATCH
-    state_format = ""
 
     def __init__(self, model: LLM, threads: int, batch: int, card: ModelCard) -> None:
         self._model = model
         self._lib: Any = model._lib
         self._llm = model._llm
+        self._tokenizing = threading.Lock()
         self._threads = threads
         self._length = 0
         self._eos = model.eos_token_id
@@ -183,7 +191,7 @@ class CtransformersEngine:
     def tokenize(self, text: str, *, is_start: bool = True, continues: bool = False) -> list[int]:
         data = text.encode()
         least = len(data) // self._longest_piece
-        if least >= self.info.context:  # also spares the library texts that overflow its stack
+        if least >= self.info.context:  # such texts could overflow the library's stack, too
             raise ContextTooShort(
                 f"the prompt has at least {least} tokens; the context holds {self.info.context}"
             )
@@ -235,44 +243,25 @@ class CtransformersEngine:
         sampler.recent.append(token)
         return token
 
-    def logprobs(self, slot: int, token: int, top: int) -> Logprobs:
-        raise EngineFailed("the ctransformers engine has no log probabilities")
-
-    def embed(self, tokens: Sequence[int], position: int, *, is_last: bool) -> bytes:
-        raise EngineFailed("the ctransformers engine makes no embeddings")
-
-    def interrupt(self) -> None:
-        """It cannot: its chunks are short instead."""
-
-    def resume(self) -> None:
-        """Nothing to take back."""
-
     def truncate(self, slot: int, length: int) -> int:
-        """What is fed next overwrites the context from its position on."""
+        """Changes only the length: the next feed overwrites the context from its position on."""
         self._length = min(length, self._length)
         return self._length
 
-    def usable_prefix(self, held: int, length: int) -> int:
-        return min(held, length)
-
-    def save(self, slot: int) -> bytearray:
-        raise EngineFailed("the ctransformers engine cannot save what it has processed")
-
-    def load(self, slot: int, state: bytearray) -> None:
-        raise EngineFailed("the ctransformers engine cannot load what was processed before")
-
     def warm_up(self, name: str) -> None:
-        """Run one token through the model: a cut file shows here, and buffers get their size.
+        """Process one token, to allocate all buffers and to detect a damaged file.
 
-        Raises ConfigurationError when what comes out is not a distribution.
+        Raises ConfigurationError if the logits are not those of a distribution.
         """
         self.decode([Feed(0, [self._model.bos_token_id], 0, wants_logits=True)])
         logits = list(self._model.logits)
         if not math.isfinite(sum(logits)) or min(logits) == max(logits):
-            raise ConfigurationError(f"{name} is damaged or cut: the model computes no numbers")
+            raise ConfigurationError(
+                f"{name} is damaged or cut: the model computes no usable numbers"
+            )
 
     def _tokenize(self, data: bytes) -> list[int]:
-        """The names of control tokens are these tokens; what is between them is text."""
+        """Tokens of a text in which the names of control tokens stand for these tokens."""
         tokens: list[int] = []
         for part in self._split_at_names(data):
             if part in self._tokens:
@@ -291,19 +280,20 @@ class CtransformersEngine:
         return [part for part in re.split(b"(" + names + b")", data) if part]
 
     def _plain(self, data: bytes) -> list[int]:
-        # Room for a token a byte and a leading space: the library does not look.
+        # One token per byte and a leading space must fit: the library does not check.
         buffer = (ctypes.c_int * (len(data) + 8))()
-        count = self._lib.ctransformers_llm_tokenize(self._llm, data, False, buffer)
+        with self._tokenizing:
+            count = self._lib.ctransformers_llm_tokenize(self._llm, data, False, buffer)
         return buffer[:count]
 
     def _forbid_end(self) -> None:
-        """Make the end token impossible, in the library's own logits of the last position."""
+        """Make the end token impossible, in the library's own buffer of the last logits."""
         logits = self._lib.ctransformers_llm_logits_data(self._llm)
         size = self._lib.ctransformers_llm_logits_size(self._llm)
-        logits[size - self._vocabulary + self._eos] = -1e30
+        logits[size - self._vocabulary + self._eos] = FORBIDDEN
 
     def _detokenize(self, token: int) -> bytes:
         if token in (self._model.bos_token_id, self._eos):
-            return b""  # some formats have names for them, such as "<s>"
+            return b""  # some formats have a text for them, such as "<s>"
         piece: bytes = self._lib.ctransformers_llm_detokenize(self._llm, token)
         return piece

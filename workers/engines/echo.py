@@ -1,27 +1,24 @@
-"""An engine without a model: it streams the prompt back, a byte a token.
+"""An engine without a model. It streams the prompt back, one byte per token.
 
-For tests, load tests and trying a client. A token is one byte of UTF-8, so
-characters are split across tokens as real vocabularies split them. `<|eot|>`
-is one control token: it is echoed as one, and has no text unless control
-tokens are to be shown; it ends nothing. Sampling parameters are taken and
-change nothing; with ignore_eos the prompt repeats. An embedding counts the
-tokens by their ids modulo 64.
+It serves tests, load tests and trying a client. A token is one byte of UTF-8, so characters are
+split across tokens, as in real vocabularies. `<|eot|>` is one control token. It is echoed as one
+token, has no text unless control tokens are shown, and does not end the generation. Sampling
+parameters are accepted and have no effect; with ignore_eos the prompt repeats. An embedding
+counts the tokens by their ids modulo 64.
 
-A prompt may hold directives. They are echoed like any text, and act when they
-are reached: `[[NAME]]` or `[[NAME SECONDS]]` in the generation, and with
-`prefill` before the name, `[[prefill sleep 2]]`, while the prompt is processed.
+A prompt may contain directives. They are echoed like any text, and take effect when they are
+reached: `[[NAME]]` or `[[NAME SECONDS]]` in the generation. With `prefill` before the name, as in
+`[[prefill sleep 2]]`, they take effect while the prompt is processed or embedded.
 
     sleep S    take S seconds for this step
     fail       report an error in this step
-    hang       sleep for ever in native code, without the GIL
-    hang-gil   sleep for ever in native code, holding the GIL
+    hang       sleep forever in native code, without the GIL
+    hang-gil   sleep forever in native code, holding the GIL
     segfault   read address 0
     abort      call abort()
     exit       leave the process with status 1
     stop       stop the process with SIGSTOP
     print      write to standard output, as native code may
-
-While a prompt is embedded its `prefill` directives act, too.
 
 The "model file" is optional: a JSON object of EchoOptions.
 """
@@ -44,40 +41,48 @@ from pathlib import Path
 from shared.errors import ConfigurationError, EngineFailed, InvalidRequest
 from shared.sampling import SamplingParams
 from shared.settings import ModelSettings
-from shared.values import Logprobs, ModelCard, ModelInfo
-from workers.engines.base import Feed, Interrupted
+from shared.values import ModelCard, ModelInfo
+from workers.engines.base import Engine, Feed, Interrupted
 
 END = 256
+"""The token that ends a generation."""
 CONTROL = 257
+"""The control token."""
 CONTROL_NAME = "<|eot|>"
 DIRECTIVE = re.compile(r"\[\[(prefill )?([a-z-]+)(?: ([0-9.]+))?\]\]")
 LONGEST_DIRECTIVE = 64
+"""Characters before a chunk that are searched again for directives that end in the chunk."""
 FOREVER_S = 2**31 - 1
 DEFAULT_BATCH = 64
 MAX_BATCH = 4096
 EMBEDDING = 64
+"""Numbers in a vector."""
 LOADING_STEPS = 4
+"""Progress reports while loading."""
 WITHOUT = ("logprobs", "grammar", "json_schema")
+"""The sampling parameters that are refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class EchoOptions:
-    """How the engine behaves. Times in seconds."""
+    """How the engine behaves."""
 
     slots: int = 32
+    """Slots, unless the settings say otherwise."""
     step_s: float = 0.0
-    """What each step takes, whatever it carries."""
+    """Duration of each step in seconds, whatever it contains."""
     load_s: float = 0.0
+    """Duration of loading in seconds."""
     load_error: str = ""
-    """Not empty: loading fails with this sentence."""
+    """Loading fails with this sentence, unless it is empty."""
     dies_after_s: float = 0.0
-    """Not 0: the process ends itself so long after loading, busy or not."""
+    """Seconds after loading at which the process exits, busy or not. 0: never."""
     chat_template: str = ""
-    """A Jinja template, which the model's card has."""
+    """The Jinja template on the model's card."""
 
 
 def load(settings: ModelSettings, threads: int, on_progress: Callable[[float], None]) -> EchoEngine:
-    """Any number of threads will do. Raises ConfigurationError."""
+    """Ignores `threads`. Raises ConfigurationError."""
     options = EchoOptions() if settings.path is None else read_options(settings.path)
     for step in range(1, LOADING_STEPS + 1):
         time.sleep(options.load_s / LOADING_STEPS)
@@ -91,7 +96,7 @@ def load(settings: ModelSettings, threads: int, on_progress: Callable[[float], N
 
 
 def read_options(path: Path) -> EchoOptions:
-    """The options in a JSON file. Raises ConfigurationError."""
+    """Reads the options from a JSON file. Raises ConfigurationError."""
     try:
         given = json.loads(path.read_bytes())
         unknown = set(given) - {field.name for field in fields(EchoOptions)}
@@ -99,17 +104,20 @@ def read_options(path: Path) -> EchoOptions:
             raise ValueError(f"unknown options: {', '.join(sorted(unknown))}")
         return EchoOptions(**given)
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigurationError(f"{path} holds no options of the echo engine: {error}") from None
+        raise ConfigurationError(
+            f"{path} does not hold options of the echo engine: {error}"
+        ) from None
 
 
 @dataclass(slots=True)
 class EchoSampler:
-    """Where one sequence's echo stands."""
+    """Echoes the prompt of one sequence."""
 
     prompt: str
-    """Its tokens, as `characters` has them."""
+    """The prompt's tokens as `characters` returns them."""
     ignore_eos: bool
     position: int = 0
+    """The index of the next token in the prompt."""
 
     def next(self) -> int:
         if self.position == len(self.prompt):
@@ -121,12 +129,15 @@ class EchoSampler:
 
 
 def characters(tokens: Sequence[int]) -> str:
-    """A character for each token, whose code it is: for regular expressions."""
+    """The tokens as a string whose character codes they are, for regular expressions."""
     return "".join(map(chr, tokens))
 
 
-class EchoEngine:
-    """See the module's docstring."""
+class EchoEngine(Engine):
+    """The engine that the module's docstring describes."""
+
+    max_batch = MAX_BATCH
+    state_format = "echo, characters"
 
     def __init__(self, options: EchoOptions, context: int, batch: int) -> None:
         self.info = ModelInfo(
@@ -148,8 +159,6 @@ class EchoEngine:
                 control=(CONTROL_NAME,),
             ),
         )
-        self.max_batch = MAX_BATCH
-        self.state_format = "echo, characters"
         self._step_s = options.step_s
         self._fed = [""] * options.slots
         self._embedded = ""
@@ -180,7 +189,7 @@ class EchoEngine:
         if self._step_s:
             time.sleep(self._step_s)
         for feed in feeds:
-            known = self._fed[feed.slot][: feed.position]  # more is of an interrupted step
+            known = self._fed[feed.slot][: feed.position]  # cuts off an interrupted step
             text = known + characters(feed.tokens)
             if not self._generates[feed.slot]:
                 self._reach(text, len(known), interruptible)
@@ -196,11 +205,8 @@ class EchoEngine:
                 act(found[2], found[3])
         return token
 
-    def logprobs(self, slot: int, token: int, top: int) -> Logprobs:
-        raise EngineFailed("the echo engine has no log probabilities")
-
     def interrupt(self) -> None:
-        """Ends the sleep of a `[[prefill sleep S]]`."""
+        """Ends the sleep of `[[prefill sleep S]]`."""
         self._interruption.set()
 
     def resume(self) -> None:
@@ -210,9 +216,6 @@ class EchoEngine:
         self._generates[slot] = False
         self._fed[slot] = self._fed[slot][:length]
         return len(self._fed[slot])
-
-    def usable_prefix(self, held: int, length: int) -> int:
-        return min(held, length)
 
     def save(self, slot: int) -> bytearray:
         return bytearray(self._fed[slot].encode())
@@ -228,7 +231,7 @@ class EchoEngine:
         return normalised(self._embedded) if is_last else b""
 
     def _reach(self, text: str, known: int, interruptible: bool) -> None:
-        """Act on the prompt's directives that end in its new part, behind the `known` one."""
+        """Execute the prompt's directives that end behind its first `known` characters."""
         for found in DIRECTIVE.finditer(text, max(0, known - LONGEST_DIRECTIVE)):
             if not found[1] or found.end() <= known:
                 continue
@@ -239,7 +242,7 @@ class EchoEngine:
 
 
 def normalised(text: str) -> bytes:
-    """How often each token comes, by its id modulo EMBEDDING, as a vector of length 1."""
+    """The numbers of tokens by their ids modulo EMBEDDING, as a vector of length 1."""
     counts = [0] * EMBEDDING
     for character in text:
         counts[ord(character) % EMBEDDING] += 1
@@ -248,10 +251,10 @@ def normalised(text: str) -> bytes:
 
 
 def act(name: str, seconds: str | None) -> None:
-    """Do what a directive says. One that is not known is a failure of its request."""
+    """Execute a directive. Raises EngineFailed for an unknown one."""
     action = ACTIONS.get(name)
     if action is None:
-        raise EngineFailed(f"the echo engine knows no directive {name!r}")
+        raise EngineFailed(f"the echo engine does not know the directive {name!r}")
     action(float(seconds or 0))
 
 

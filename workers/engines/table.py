@@ -1,6 +1,6 @@
 """The table of engines.
 
-Only a worker process imports the engines: they load native code.
+Only a worker process imports the engines themselves, because they load native code.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from workers.engines.base import Engine
 
 @dataclass(frozen=True, slots=True)
 class EngineEntry:
-    """A row of the table of engines."""
+    """What the front knows about an engine."""
 
     module: str
-    """Has `load(settings, threads, on_progress) -> Engine`."""
+    """The module with the function `load(settings, threads, on_progress) -> Engine`."""
     batches: bool
-    """Runs many sequences in one step, so few large workers beat many small ones."""
+    """Whether it decodes many sequences in one step, so that few large workers beat many small
+    ones."""
     measured: bool = False
-    """What a step takes depends on what it carries, and is measured when a worker starts."""
+    """Whether the duration of a step depends on its tokens and is measured at a worker's start."""
 
 
 ENGINES: dict[EngineName, EngineEntry] = {
@@ -36,9 +37,9 @@ ENGINES: dict[EngineName, EngineEntry] = {
 def load_engine(
     settings: ModelSettings, threads: int, on_progress: Callable[[float], None] = lambda _: None
 ) -> Engine:
-    """Load the model with its engine; in the worker only. Raises ConfigurationError.
+    """Load the model with its engine. Only a worker calls this. Raises ConfigurationError.
 
-    `on_progress` is told now and then which share of the model is there, in [0, 1].
+    `on_progress` is called several times with the loaded share of the model, 0 to 1.
     """
     module = importlib.import_module(ENGINES[settings.engine].module)
     return cast(Engine, module.load(settings, threads, on_progress))

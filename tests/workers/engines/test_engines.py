@@ -425,7 +425,7 @@ def test_the_engine_is_chosen_by_the_file(
     with pytest.raises(ConfigurationError, match="no such file"):
         choose_engine(tmp_path / "none.gguf", None)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigurationError, match="no regular file"):
+    with pytest.raises(ConfigurationError, match="not a regular file"):
         choose_engine(tmp_path / "pipe", None)
     (tmp_path / "empty").touch()
     with pytest.raises(ConfigurationError, match="is empty"):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,7 +23,6 @@ from shared.prompt import Prompt
 from shared.sampling import LogitBias, SamplingParams
 from tests.helpers.support import collect, end_of, model_settings, pool_settings, text_of, with_pool
 from workers.engines.base import Engine, Feed, Interrupted
-from workers.engines.llama_cpp import engine as engine_module
 from workers.engines.llama_cpp import sampling as llama_cpp_sampling
 from workers.engines.llama_cpp.engine import LlamaCppEngine
 from workers.engines.memory_plan import MOST_SLOTS
@@ -261,13 +261,13 @@ def test_a_decode_that_fails_leaves_nothing_of_itself_behind(
 ) -> None:
     """llama.cpp takes back only the part of a step that failed."""
     expected = generate(engine, GREEDY)
-    real_decode = engine_module.lib.llama_decode
+    real_decode = llama_cpp.llama_decode
 
     def decode(*arguments: Any) -> int:
         real_decode(*arguments)
         return -3
 
-    monkeypatch.setattr(engine_module.lib, "llama_decode", decode)
+    monkeypatch.setattr(llama_cpp, "llama_decode", decode)
     with pytest.raises(EngineFailed, match="status -3"):
         engine.decode([Feed(0, engine.tokenize(PROMPT), 0, True)])
     monkeypatch.undo()

@@ -33,23 +33,23 @@ TALES = replace(model_settings("llama_cpp", BUNDLED, context=2048, slots=16), re
 def test_weights_are_shared_and_all_else_is_each_workers_own() -> None:
     one, two = plan_memory(TALES, 1), plan_memory(TALES, 2)
 
-    assert one.weights == two.weights == BUNDLED.stat().st_size
-    assert one.slot == two.slot == 2048 * KV_BYTES
+    assert one.weight_bytes == two.weight_bytes == BUNDLED.stat().st_size
+    assert one.slot_bytes == two.slot_bytes == 2048 * KV_BYTES
     assert (one.slots, two.slots) == (16, 32)
-    assert two.keys_and_values == 2 * one.keys_and_values == 32 * 2048 * KV_BYTES
-    assert (one.processes, two.processes) == (WORKER_BYTES, 2 * WORKER_BYTES)
-    assert one.total == one.weights + one.keys_and_values + WORKER_BYTES
-    assert two.total == two.weights + two.keys_and_values + 2 * WORKER_BYTES
-    assert one.repacked == two.repacked == 0
+    assert two.kv_bytes == 2 * one.kv_bytes == 32 * 2048 * KV_BYTES
+    assert (one.process_bytes, two.process_bytes) == (WORKER_BYTES, 2 * WORKER_BYTES)
+    assert one.total_bytes == one.weight_bytes + one.kv_bytes + WORKER_BYTES
+    assert two.total_bytes == two.weight_bytes + two.kv_bytes + 2 * WORKER_BYTES
+    assert one.repacked_bytes == two.repacked_bytes == 0
 
 
 def test_rearranged_weights_are_a_copy_in_each_worker() -> None:
     one, two = (plan_memory(replace(TALES, repack=True), workers) for workers in (1, 2))
 
-    assert (one.repacked, two.repacked) == (one.weights, 2 * one.weights)
+    assert (one.repacked_bytes, two.repacked_bytes) == (one.weight_bytes, 2 * one.weight_bytes)
     # The file's own are not needed beside them.
-    assert one.total == plan_memory(TALES, 1).total
-    assert two.total == plan_memory(TALES, 2).total + one.weights
+    assert one.total_bytes == plan_memory(TALES, 1).total_bytes
+    assert two.total_bytes == plan_memory(TALES, 2).total_bytes + one.weight_bytes
 
 
 def test_all_parts_of_a_split_model_are_counted(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_all_parts_of_a_split_model_are_counted(tmp_path: Path) -> None:
     folder.mkdir()
     first, *others = split_gguf(whole, folder, parts=3)
     sizes = [path.stat().st_size for path in (first, *others)]
-    assert plan_memory(model_settings("llama_cpp", first), 1).weights == sum(sizes)
+    assert plan_memory(model_settings("llama_cpp", first), 1).weight_bytes == sum(sizes)
 
 
 def test_layers_that_differ_are_counted_as_if_all_were_wide(tmp_path: Path) -> None:
@@ -71,13 +71,13 @@ def test_layers_that_differ_are_counted_as_if_all_were_wide(tmp_path: Path) -> N
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    assert plan_memory(model_settings("llama_cpp", path), 1).slot == 256 * 2 * 2 * 64 * 2
+    assert plan_memory(model_settings("llama_cpp", path), 1).slot_bytes == 256 * 2 * 2 * 64 * 2
 
 
 def test_heads_may_have_widths_of_their_own(tmp_path: Path) -> None:
     path = build_gemma3_gguf(tmp_path / "m.gguf")
     token = read_gguf_header(path).kv_bytes_per_token(2)
-    assert plan_memory(model_settings("llama_cpp", path), 1).slot == 256 * (token or 0)
+    assert plan_memory(model_settings("llama_cpp", path), 1).slot_bytes == 256 * (token or 0)
 
 
 def test_a_file_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
@@ -87,15 +87,15 @@ def test_a_file_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_context_is_rounded_up_as_the_engine_does() -> None:
-    assert plan_memory(replace(TALES, context=2049), 1).slot == 2304 * KV_BYTES
+    assert plan_memory(replace(TALES, context=2049), 1).slot_bytes == 2304 * KV_BYTES
 
 
 def test_smaller_numbers_take_less() -> None:
-    assert plan_memory(replace(TALES, kv_type="q8_0"), 1).slot == 2048 * KV_BYTES * 17 // 32
+    assert plan_memory(replace(TALES, kv_type="q8_0"), 1).slot_bytes == 2048 * KV_BYTES * 17 // 32
 
 
 def test_slots_that_nobody_names_are_as_many_as_the_memory_holds() -> None:
-    slot = plan_memory(TALES, 1).slot
+    slot = plan_memory(TALES, 1).slot_bytes
 
     assert plan_memory(replace(TALES, slots=None, kv_memory=5 * slot), 1).slots == 5
     assert plan_memory(replace(TALES, slots=None), 1).slots == MOST_SLOTS
@@ -112,7 +112,7 @@ def test_of_a_model_that_is_no_gguf_the_file_is_counted(gpt2_ggml: Path) -> None
 
     plan = plan_memory(model, 1)
 
-    assert (plan.weights, plan.slot, plan.slots) == (gpt2_ggml.stat().st_size, 0, 1)
+    assert (plan.weight_bytes, plan.slot_bytes, plan.slots) == (gpt2_ggml.stat().st_size, 0, 1)
     assert header_of(model) is None
     assert not can_repack(model, None)
 
@@ -120,7 +120,7 @@ def test_of_a_model_that_is_no_gguf_the_file_is_counted(gpt2_ggml: Path) -> None
 def test_the_echo_engine_has_no_weights() -> None:
     plan = plan_memory(model_settings(slots=4), 1)
 
-    assert (plan.weights, plan.slots, plan.total) == (0, 4, WORKER_BYTES)
+    assert (plan.weight_bytes, plan.slots, plan.total_bytes) == (0, 4, WORKER_BYTES)
 
 
 def test_a_header_that_is_broken_is_told(tmp_path: Path) -> None:
@@ -144,4 +144,4 @@ def test_a_worker_takes_about_as_much_as_was_said() -> None:
             ]
             return (await asyncio.to_thread(worker.memory_full_info)).uss
 
-    assert run(taken()) == pytest.approx(plan_memory(TALES, 1).total, rel=0.25)
+    assert run(taken()) == pytest.approx(plan_memory(TALES, 1).total_bytes, rel=0.25)

@@ -1,1 +1,1 @@
-"""The llama.cpp engine, on llama-cpp-python's low-level interface."""
+"""The llama.cpp engine, on the low-level bindings of llama-cpp-python."""

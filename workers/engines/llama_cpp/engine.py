@@ -1,16 +1,17 @@
-"""Every current GGUF, many sequences at once, through llama.cpp's own C interface.
+"""The engine for every current GGUF and many sequences at once, on llama.cpp's own C interface.
 
-llama-cpp-python's bindings are used, one to one with llama.h; its high-level class is not: it
-runs one sequence and is not safe with threads. A slot is a llama.cpp sequence id, with KV cells
-of its own, so no sequence looks at the cells of another.
+It uses the bindings of llama-cpp-python, which follow llama.h one to one, and not its high-level
+class, which runs one sequence and is not thread-safe. A slot is a llama.cpp sequence id with KV
+cells of its own, so no sequence looks at the cells of another.
+
+Threads: tokenizing and making samplers only read llama.cpp's vocabulary, which never changes, and
+use buffers of their own. Everything else uses the context, and belongs to the engine's thread.
 """
 
 from __future__ import annotations
 
 import ctypes
-import itertools
-import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,48 +19,35 @@ from typing import Any
 import llama_cpp as lib
 import numpy as np
 
-from shared.errors import (
-    ConfigurationError,
-    EngineFailed,
-)
+from shared.errors import ConfigurationError, EngineFailed
 from shared.sampling import SamplingParams
-from shared.settings import KvType, ModelSettings
+from shared.settings import ModelSettings
 from shared.values import Candidate, Logprobs, ModelCard, ModelInfo
-from workers.engines.base import Feed, Interrupted
-from workers.engines.llama_cpp.embedding import PART, Embedder, embedding_size
+from workers.engines.base import Engine, Feed, Interrupted
+from workers.engines.llama_cpp.batch import BATCH, Batch, fillers
+from workers.engines.llama_cpp.embedding import Embedder, embedding_size
+from workers.engines.llama_cpp.loading import (
+    NativeLog,
+    check_memory,
+    context_params,
+    kv_bytes_per_token,
+    load_model,
+    make_context,
+)
 from workers.engines.llama_cpp.sampling import SamplerChain, build_chain
 from workers.engines.llama_cpp.vocabulary import Vocabulary, metadata
-from workers.engines.memory_plan import PADDING, slots_for
-from workers.machine.memory import available_memory
+from workers.engines.memory_plan import slots_for
 from workers.model_files.card import gguf_card
-from workers.model_files.gguf_header import KV_ELEMENT_BYTES, read_gguf_header
+from workers.model_files.gguf_header import read_gguf_header
 
-BATCH = 512
-"""Tokens of a step at the most. Larger ones bring nothing: the weights are read once for all."""
-ATTENTION_BYTES = 32 * 2**20
-"""For the attention scores of all heads, which should stay in the caches: what a step carries is
-computed in parts. Of 900 tokens of 1.1 billion weights parts of 128 took 11.7 s, of 512 12.6 s."""
-SMALLEST_PART = 64
-MOST_FILLERS = 4
-"""Idle slots between two that decode which are fed along: as many tokens cost less than reading
-the weights once more."""
-MOST_CELLS = 2**31 - 1
-KV_TYPES: dict[KvType, int] = {"f16": 1, "f32": 0, "q8_0": 8}
-"""ggml's number of each type."""
-LONGEST_LINE = 1000
-"""Characters of what llama.cpp logs."""
-LOG_LEVELS = {3: logging.WARNING, 4: logging.WARNING}
-"""ggml's warnings and errors; all else it says is for debugging."""
-ERROR_LEVEL = 4
 ABORTED = 2
-
-logger = logging.getLogger("tokenflume.llama_cpp")
+"""The status of a llama_decode that its abort callback ended."""
 
 
 def load(
     settings: ModelSettings, threads: int, on_progress: Callable[[float], None]
 ) -> LlamaCppEngine:
-    """Load the model. Raises ConfigurationError when llama.cpp refuses it or memory is short."""
+    """Load the model. Raises ConfigurationError if llama.cpp refuses it or memory is short."""
     log = NativeLog()
     lib.llama_backend_init()
     model = load_model(settings, log, on_progress)
@@ -73,163 +61,8 @@ def load(
     return engine
 
 
-class NativeLog:
-    """Takes what llama.cpp logs, until another one does."""
-
-    def __init__(self) -> None:
-        self.is_loading = True
-        """What goes wrong is raised then, and need not be logged, too."""
-        self.first_error = ""
-        """The one that tells the reason; those that follow tell what it led to."""
-        self._callback = lib.llama_log_callback(self._log)
-        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
-        # The library may log as long as the process lives, also when no engine is left.
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._callback))
-
-    def _log(self, level: int, text: bytes, _: ctypes.c_void_p) -> None:
-        line = one_line(text)
-        if level == ERROR_LEVEL and not self.first_error:
-            self.first_error = line
-        # It shows progress in dots; of a context beyond the training's the front warns, and it is
-        # meant that outputs are not pooled.
-        if line.strip(".") and "n_ctx_train" not in line and "default pooling_type" not in line:
-            usual = LOG_LEVELS.get(level, logging.DEBUG)
-            logger.log(logging.DEBUG if self.is_loading else usual, "%s", line)
-
-
-def one_line(text: bytes) -> str:
-    """What llama.cpp says, without the line ends and the length of what it cites from files."""
-    line = text.decode(errors="replace").strip()[:LONGEST_LINE]
-    return "".join(character if character.isprintable() else " " for character in line)
-
-
-def load_model(
-    settings: ModelSettings, log: NativeLog, on_progress: Callable[[float], None] = lambda _: None
-) -> Any:
-    """llama.cpp's model, its weights mapped so that workers share them. ConfigurationError."""
-
-    def report(progress: float, _: ctypes.c_void_p) -> bool:
-        on_progress(progress)
-        return True  # go on
-
-    params = lib.llama_model_default_params()
-    params.progress_callback = callback = lib.llama_progress_callback(report)
-    params.n_gpu_layers = 0
-    params.use_extra_bufts = settings.repack
-    params.load_mode = (
-        lib.LLAMA_LOAD_MODE_MMAP_MLOCK if settings.mlock else lib.LLAMA_LOAD_MODE_MMAP
-    )
-    model = lib.llama_model_load_from_file(str(settings.path).encode(), params)
-    del callback  # it had to live until here
-    if not model:
-        raise ConfigurationError(f"llama.cpp cannot load {settings.path}: {log.first_error}")
-    unfit = why_unfit(model)
-    if unfit:
-        raise ConfigurationError(f"{settings.path} {unfit}")
-    return model
-
-
-def why_unfit(model: Any) -> str:
-    """What keeps a model from continuing a text, in words; empty for a fit one."""
-    if lib.llama_model_has_encoder(model):
-        return "has an encoder, and only models that are decoders alone can be served"
-    if not lib.llama_model_has_decoder(model):
-        return "makes no text: it has no decoder"
-    if lib.llama_model_is_diffusion(model):
-        return "is a diffusion model, which does not write token after token"
-    if lib.llama_vocab_type(lib.llama_model_get_vocab(model)) == lib.LLAMA_VOCAB_TYPE_NONE:
-        return "has no vocabulary"
-    return ""
-
-
-def kv_bytes_per_token(model: Any, settings: ModelSettings) -> float:
-    """Bytes of one token's keys and values over all layers: what the file's header says.
-
-    Where it does not, as when layers differ, as if each were as wide as the model: the most.
-    """
-    element = KV_ELEMENT_BYTES[settings.kv_type]
-    said = read_gguf_header(Path(str(settings.path))).kv_bytes_per_token(element)
-    widest: float = 2 * lib.llama_model_n_layer(model) * lib.llama_model_n_embd(model) * element
-    return widest if said is None else said
-
-
-def check_memory(settings: ModelSettings, slots: int, slot_bytes: float) -> None:
-    """Raise ConfigurationError for a cache that llama.cpp cannot count or the memory not hold."""
-    what = (
-        f"{slots} slots × {settings.context} tokens of context need about"
-        f" {slots * slot_bytes / 2**20:,.0f} MiB for keys and values"
-    )
-    if cells_for(settings, slots) > MOST_CELLS:
-        raise ConfigurationError(f"{what}: llama.cpp has at most {MOST_CELLS} tokens for all slots")
-    if settings.kv_memory is not None and slots * slot_bytes > 2 * settings.kv_memory:
-        raise ConfigurationError(f"{what}: {2 * settings.kv_memory / 2**20:,.0f} MiB are left")
-
-
-def cells_for(settings: ModelSettings, slots: int) -> int:
-    """Tokens that the KV cache holds, for all slots."""
-    return slots * -(-settings.context // PADDING) * PADDING
-
-
-def context_params(model: Any, settings: ModelSettings, slots: int, threads: int) -> Any:
-    """llama.cpp's settings of a context for so many slots."""
-    params = lib.llama_context_default_params()
-    params.n_ctx = cells = cells_for(settings, slots)
-    params.n_batch = BATCH
-    params.n_ubatch = part_for(lib.llama_model_n_head(model) * cells // slots)
-    params.n_seq_max = slots
-    params.n_outputs_max = slots
-    params.n_threads = params.n_threads_batch = threads
-    params.type_k = params.type_v = KV_TYPES[settings.kv_type]
-    # On CPUs it is slower for all but large chunks of deep prompts; quantized values need it.
-    params.flash_attn_type = (
-        lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        if settings.kv_type == "q8_0"
-        else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    )
-    params.kv_unified = False
-    params.no_perf = True
-    return params
-
-
-def make_context(model: Any, params: Any, log: NativeLog) -> Any:
-    """llama.cpp's context with its KV cache. Raises ConfigurationError."""
-    context = lib.llama_init_from_model(model, params)
-    if not context:
-        raise ConfigurationError(f"llama.cpp cannot make a context: {log.first_error}")
-    return context
-
-
-def make_embedding_context(
-    model: Any, settings: ModelSettings, threads: int, log: NativeLog
-) -> Any:
-    """A context of one slot whose outputs are hidden states. Raises EngineFailed."""
-    slot_bytes = kv_bytes_per_token(model, settings) * settings.context
-    left = available_memory()
-    if left is not None and slot_bytes > left:
-        raise EngineFailed(
-            f"there is no memory to embed with: {slot_bytes / 2**20:,.0f} MiB are needed,"
-            f" {left / 2**20:,.0f} are left"
-        )
-    params = context_params(model, settings, 1, threads)
-    params.n_batch = params.n_ubatch = params.n_outputs_max = PART
-    params.embeddings = True
-    params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
-    try:
-        return make_context(model, params, log)
-    except ConfigurationError as error:
-        raise EngineFailed(str(error)) from None
-
-
-def part_for(scores: int) -> int:
-    """Tokens that are computed at once, when each has so many attention scores: a power of two."""
-    part = BATCH
-    while part > SMALLEST_PART and part * scores * ctypes.sizeof(ctypes.c_float) > ATTENTION_BYTES:
-        part //= 2
-    return part
-
-
-class LlamaCppEngine:
-    """See the module's docstring. `interrupt` may be called from any thread, all else from one."""
+class LlamaCppEngine(Engine):
+    """The engine that the module's docstring describes."""
 
     max_batch = BATCH
 
@@ -238,23 +71,23 @@ class LlamaCppEngine:
     ) -> None:
         self._model = model
         self._context = context
-        self._log = log
         self._name = str(settings.path)
         self._memory = lib.llama_get_memory(context)
         self._vocabulary = Vocabulary(model, settings.context)
         self._batch = Batch(BATCH, slots)
         self._lengths = [0] * slots
         self._cells: int = lib.llama_n_ctx_seq(context)
-        self._can_take_back = not (
+        """Tokens that fit into a slot."""
+        self._can_rewind = not (
             lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
         )
+        """Whether a sequence can be cut to any length, and not only to 0."""
         self.state_format = f"llama.cpp {lib.__version__}, {settings.kv_type}"
         self._window: int = lib.llama_model_n_swa(model)
+        """Tokens that a layer with a sliding window looks back; 0: the model has none."""
         self._abort = AbortFlag(context)
         threads: int = lib.llama_n_threads(context)
-        self._embedder = Embedder(
-            model, lambda: make_embedding_context(model, settings, threads, log)
-        )
+        self._embedder = Embedder(model, settings, threads, log)
         self.info = ModelInfo(
             engine="llama_cpp",
             architecture=metadata(model, "general.architecture"),
@@ -281,12 +114,12 @@ class LlamaCppEngine:
         return build_chain(params, prompt, vocab=self._vocabulary, context=self.info.context)
 
     def decode(self, feeds: Sequence[Feed], *, interruptible: bool = False, width: int = 0) -> None:
-        feeds = sorted(feeds)  # by slot: llama.cpp takes neighbours together, in their order
-        fillers = self._fillers(feeds, width)
-        batch = self._batch.fill(sorted(feeds + fillers) if fillers else feeds)
-        self._abort.watch(interruptible and self._can_take_back)
+        feeds = sorted(feeds)  # by slot: llama.cpp computes adjacent slots together
+        added = fillers(feeds, width, self._lengths, self._cells) if self._can_rewind else []
+        batch = self._batch.fill(sorted(feeds + added) if added else feeds)
+        self._abort.watch(interruptible and self._can_rewind)
         status = lib.llama_decode(self._context, batch)
-        for filler in fillers:
+        for filler in added:
             self._cut(filler.slot, filler.position)
         if status != 0:
             self._undo(feeds)
@@ -318,10 +151,10 @@ class LlamaCppEngine:
 
     def truncate(self, slot: int, length: int) -> int:
         if length < self._lengths[slot]:
-            if not self._can_take_back:
+            if not self._can_rewind:
                 length = 0
             self._cut(slot, length)
-            if length and self._misses_some(slot, length):
+            if length and self._lacks_window(slot, length):
                 length = 0
                 self._cut(slot, 0)
             self._lengths[slot] = length
@@ -330,14 +163,14 @@ class LlamaCppEngine:
     def usable_prefix(self, held: int, length: int) -> int:
         if length >= held:
             return held
-        return length if self._can_take_back and held <= (self._window or held) else 0
+        return length if self._can_rewind and held <= (self._window or held) else 0
 
     def save(self, slot: int) -> bytearray:
         size = lib.llama_state_seq_get_size(self._context, slot)
         try:
             state = bytearray(size)
         except MemoryError:
-            raise EngineFailed(f"there is no memory for a state of {size} bytes") from None
+            raise EngineFailed(f"not enough memory for a state of {size} bytes") from None
         if lib.llama_state_seq_get_data(self._context, _bytes_of(state), size, slot) != size:
             raise EngineFailed("llama.cpp could not save the state of a sequence")
         return state
@@ -361,123 +194,50 @@ class LlamaCppEngine:
         self._abort.clear()
 
     def warm_up(self) -> None:
-        """Run one token through the model: buffers get their size, a damaged file shows itself.
+        """Process one token, to allocate all buffers and to detect a damaged file.
 
-        Raises ConfigurationError when what comes out is not a distribution.
+        Raises ConfigurationError if the logits are not those of a distribution.
         """
         self.decode([Feed(0, [next(iter(self._vocabulary.ends), 0)], 0, wants_logits=True)])
         logits = self._logits(self._batch.logits_at[0])
         if not np.isfinite(logits.sum()) or logits.min() == logits.max():
-            raise ConfigurationError(f"{self._name} is damaged: the model computes no numbers")
+            raise ConfigurationError(
+                f"{self._name} is damaged: the model computes no usable numbers"
+            )
         self.truncate(0, 0)
 
-    def _fillers(self, feeds: Sequence[Feed], width: int) -> list[Feed]:
-        """Tokens of idle slots to compute along, and to take back.
-
-        llama.cpp computes sequences together, with one reading of the weights, only if their
-        numbers follow each other without a gap and each has equally many tokens.
-        """
-        first, last = feeds[0].slot, feeds[-1].slot
-        is_gapless = last - first + 1 == len(feeds)
-        if is_gapless and len(feeds) >= width:
-            return []
-        if not self._can_take_back or any(len(feed.tokens) > 1 for feed in feeds):
-            return []
-        slots = [
-            slot
-            for before, after in itertools.pairwise(feeds)
-            if after.slot - before.slot - 1 <= MOST_FILLERS
-            for slot in range(before.slot + 1, after.slot)
-        ]
-        beside = [*range(last + 1, len(self._lengths)), *range(first - 1, -1, -1)]
-        slots += beside[: max(0, width - len(feeds) - len(slots))]
-        return [
-            Feed(slot, feeds[0].tokens, self._lengths[slot], wants_logits=False)
-            for slot in slots
-            if self._lengths[slot] < self._cells
-        ]
-
     def _undo(self, feeds: Sequence[Feed]) -> None:
-        """Take back what a decode that did not end well has processed of the feeds."""
+        """Remove what a failed or interrupted decode has processed of the feeds."""
         for feed in feeds:
-            length = feed.position if self._can_take_back else 0
+            length = feed.position if self._can_rewind else 0
             self._cut(feed.slot, length)
             self._lengths[feed.slot] = length
 
-    def _misses_some(self, slot: int, length: int) -> bool:
-        """Whether the next token would look back at some that are not there any more: with a
-        sliding window llama.cpp neither keeps nor saves those that the last one does not see."""
+    def _lacks_window(self, slot: int, length: int) -> bool:
+        """Whether the token after `length` tokens would look back at tokens that are gone.
+
+        With a sliding window llama.cpp neither keeps nor saves the tokens outside of the last
+        token's window.
+        """
         first: int = lib.llama_memory_seq_pos_min(self._memory, slot)
         return first < 0 or first > max(0, length - self._window)
 
     def _cut(self, slot: int, length: int) -> None:
-        """Let the slot's sequence have so many tokens."""
+        """Remove the slot's tokens from `length` on."""
         lib.llama_memory_seq_rm(self._memory, slot, length, -1)
 
     def _logits(self, index: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """The logits of a place in the batch, where llama.cpp has them: not a copy."""
+        """The logits at an index of the batch, as a view of llama.cpp's own buffer."""
         pointer = lib.llama_get_logits_ith(self._context, index)
         return np.ctypeslib.as_array(pointer, (self._vocabulary.size,))
 
 
-class Batch:
-    """llama.cpp's batch over arrays of our own, which are filled a slice at a time."""
-
-    def __init__(self, size: int, slots: int) -> None:
-        self.logits_at = [0] * slots
-        """Where in the batch the logits of each slot are, if its feed wanted them."""
-        self._tokens = (ctypes.c_int32 * size)()
-        self._positions = (ctypes.c_int32 * size)()
-        self._wants = (ctypes.c_int8 * size)()
-        self._one = (ctypes.c_int32 * size)(*[1] * size)
-        self._slots = (ctypes.c_int32 * slots)(*range(slots))
-        first = ctypes.addressof(self._slots)
-        width = ctypes.sizeof(ctypes.c_int32)
-        self._slot_pointers = [first + width * slot for slot in range(slots)]
-        self._sequences = (ctypes.c_size_t * size)()
-        self._batch = lib.llama_batch(
-            0,
-            self._tokens,
-            None,
-            self._positions,
-            self._one,
-            ctypes.cast(self._sequences, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
-            self._wants,
-        )
-
-    def fill(self, feeds: Iterable[Feed]) -> Any:
-        """The feeds as one llama_batch, which stays valid until the next call."""
-        tokens: list[Any] = []
-        positions: list[Any] = []
-        sequences: list[Any] = []
-        wants: list[Any] = []
-        for slot, more, position, wants_logits in feeds:
-            if len(more) == 1:
-                tokens.append(more[0])
-                positions.append(position)
-                sequences.append(self._slot_pointers[slot])
-                wants.append(wants_logits)
-            else:
-                tokens += more
-                positions += range(position, position + len(more))
-                sequences += [self._slot_pointers[slot]] * len(more)
-                wants += [0] * (len(more) - 1)
-                wants.append(wants_logits)
-            self.logits_at[slot] = len(tokens) - 1
-        end = self._batch.n_tokens = len(tokens)
-        self._tokens[:end] = tokens
-        self._positions[:end] = positions
-        self._sequences[:end] = sequences
-        self._wants[:end] = wants
-        return self._batch
-
-
 class AbortFlag:
-    """Makes a running decode return early, or the next one at once; costs nothing until set.
+    """Ends a running decode early, or the next one at once. It costs nothing until it is set.
 
-    llama.cpp asks its abort callback before each operation of a decode, some hundred times. A
-    Python function would cost more than the operations; strlen on a buffer that holds "" or "x"
-    is native, and answers 0 or 1.
+    llama.cpp calls its abort callback before each of the hundreds of operations of a decode. A
+    Python function would take longer than the operations. So the callback is the C function
+    strlen on a buffer that contains "" or "x", which returns 0 or 1.
     """
 
     def __init__(self, context: Any) -> None:
@@ -488,7 +248,7 @@ class AbortFlag:
         self._is_watched: bool | None = None
 
     def watch(self, interruptible: bool) -> None:
-        """Whether the flag counts in the next decode."""
+        """Say whether the flag has an effect on the next decode."""
         if interruptible != self._is_watched:
             self._is_watched = interruptible
             text = self._text if interruptible else self._never
@@ -502,12 +262,12 @@ class AbortFlag:
 
 
 def _bytes_of(state: bytearray) -> Any:
-    """The state's own memory, as ctypes wants it: no copy."""
+    """The state as a ctypes array that shares its memory."""
     return (ctypes.c_uint8 * len(state)).from_buffer(state)
 
 
 def model_card(model: Any, path: Path, vocabulary: Vocabulary) -> ModelCard:
-    """What the model says of itself."""
+    """The card of the model."""
     return gguf_card(
         path,
         read_gguf_header(path),

@@ -1,7 +1,7 @@
-"""Answers that obey a grammar, as llama.cpp's own programs do it.
+"""Sampling under a grammar, with the method of llama.cpp's own programs.
 
-A token is chosen as ever. Only if the grammar forbids it, all that the grammar forbids is taken
-out and one is chosen again: with a model that means to obey, the grammar is asked about one token.
+A token is first chosen without the grammar. Only if the grammar forbids it, all forbidden tokens
+are removed and a token is chosen again. So the grammar usually checks a single token per step.
 """
 
 from __future__ import annotations
@@ -21,21 +21,26 @@ from workers.grammar.gbnf_cost import check_cost, check_ways
 from workers.grammar.json_schema import SchemaError, schema_to_gbnf
 
 LONGEST_S = 0.5
-"""For the grammar's part in one token. An ambiguous one may follow more ways with every token."""
+"""The longest time in seconds for one token. In an ambiguous grammar the number of parses to
+follow may grow with every token."""
 CANDIDATE = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
-"""llama_token_data."""
+"""The layout of llama_token_data."""
 Candidates = np.ndarray[Any, Any]
+"""Tokens to choose from: an array of CANDIDATE."""
 
 
 def grammar_of(params: SamplingParams, vocabulary: Vocabulary) -> Grammar | None:
-    """What the parameters say that an answer obeys. Raises InvalidRequest, naming the field."""
+    """The grammar of `grammar` or `json_schema`; None without them.
+
+    Raises InvalidRequest, which names the field.
+    """
     try:
         if params.grammar:
             check_cost(parse_gbnf(params.grammar))
             return Grammar(params.grammar, vocabulary)
         if params.json_schema:
             text = schema_to_gbnf(params.json_schema)
-            check_ways(parse_gbnf(text))  # what comes out of the converter is not ambiguous
+            check_ways(parse_gbnf(text))  # the converter's grammars are not ambiguous
             return Grammar(text, vocabulary)
     except (GrammarError, SchemaError) as error:
         raise InvalidRequest(f"{'grammar' if params.grammar else 'json_schema'}: {error}") from None
@@ -43,38 +48,39 @@ def grammar_of(params: SamplingParams, vocabulary: Vocabulary) -> Grammar | None
 
 
 class Grammar:
-    """How far an answer is in its grammar. Owns llama.cpp's, and frees it with itself.
-
-    Raises GrammarError where llama.cpp refuses it.
-    """
+    """The state of one answer's grammar. Owns llama.cpp's grammar and frees it when deleted."""
 
     def __init__(self, text: str, vocabulary: Vocabulary) -> None:
+        """Raises GrammarError if llama.cpp refuses the grammar."""
         self._grammar: Any = None
         self._ends = vocabulary.ends
-        # llama.cpp lets their names pass for text, but an answer does not show them.
+        # llama.cpp would accept their names as text, but an answer does not show them.
         control = sorted(set(vocabulary.control) - vocabulary.ends)
         self._forbidden = np.array(control, dtype=np.int32)
         self._grammar = lib.llama_sampler_init_grammar(
             vocabulary.vocab, text.encode(), ROOT.encode()
         )
         if not self._grammar:
-            raise GrammarError("llama.cpp refuses it")
+            raise GrammarError("llama.cpp cannot read it")
 
     def __del__(self) -> None:
         if self._grammar:
             lib.llama_sampler_free(self._grammar)
 
     def sample(self, chain: Any, logits: np.ndarray[Any, np.dtype[np.float32]]) -> int:
-        """Choose the next token by the chain, and accept it in both. Raises EngineFailed."""
+        """Choose the next token with the chain, and accept it in chain and grammar.
+
+        Raises EngineFailed if no token is possible, or if it takes longer than LONGEST_S.
+        """
         started = time.monotonic()
         token, _ = _choose(chain, _candidates(logits))
         if not self._allows(token):
             token = self._among_allowed(chain, logits)
         lib.llama_sampler_accept(chain, token)
-        if token not in self._ends:  # whether it may end was asked before
+        if token not in self._ends:  # ends were checked above
             lib.llama_sampler_accept(self._grammar, token)
         if time.monotonic() - started > LONGEST_S:
-            raise EngineFailed("the grammar is too ambiguous: it follows too many ways at once")
+            raise EngineFailed("the grammar is too ambiguous: it has too many parses to follow")
         return token
 
     def _allows(self, token: int) -> bool:
@@ -94,14 +100,14 @@ class Grammar:
             raise EngineFailed("the grammar allows none of the model's tokens here")
         ids = allowed["id"].tolist()
         if self._ends.issuperset(ids):
-            return int(ids[0])  # complete, so it ends whatever forbids ends
+            return int(ids[0])  # the answer is complete, so it ends even if ends are forbidden
         token, logit = _choose(chain, allowed)
         if not np.isfinite(logit):
             raise EngineFailed("logit_bias forbids all tokens that the grammar allows here")
         return token
 
     def _apply(self, candidates: Candidates) -> None:
-        """Make the logits of what the grammar forbids -inf."""
+        """Set the logits of forbidden tokens to -inf."""
         lib.llama_sampler_apply(self._grammar, ctypes.byref(_array(candidates)))
 
 
@@ -118,7 +124,7 @@ def _array(candidates: Candidates) -> Any:
 
 
 def _choose(chain: Any, candidates: Candidates) -> tuple[int, float]:
-    """What the chain chooses, and its logit then. It may move the candidates, and drop some."""
+    """The token that the chain chooses, and its logit. The chain may reorder the candidates."""
     array = _array(candidates)
     lib.llama_sampler_apply(chain, ctypes.byref(array))
     chosen = array.data[array.selected]

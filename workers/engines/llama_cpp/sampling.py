@@ -1,4 +1,4 @@
-"""A request's sampling parameters as a chain of llama.cpp's own samplers."""
+"""Builds a chain of llama.cpp's own samplers from a request's sampling parameters."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from workers.engines.llama_cpp.vocabulary import Vocabulary
 MIROSTAT_M = 100
 """Tokens from which mirostat 1 estimates the distribution, as in its paper (arXiv 2007.14966)."""
 SEEDS = 2**32 - 1
-"""llama.cpp's seeds are below this; the number itself means a random one."""
+"""llama.cpp's seeds are below this number. The number itself requests a random seed."""
 SMALLEST_SAVING = 4
-"""A first cut that leaves more than a quarter of the vocabulary is not worth its sorting."""
+"""A first cut is worth its sorting if it leaves less than 1 / SMALLEST_SAVING of the vocabulary."""
 
 
 class SamplerChain:
-    """Owns a llama.cpp sampler chain, and frees it with itself."""
+    """Owns a llama.cpp sampler chain and frees it when it is deleted."""
 
     def __init__(self, samplers: Iterator[Any], grammar: Grammar | None = None) -> None:
         self.grammar = grammar
@@ -44,11 +44,11 @@ def build_chain(
     vocab: Vocabulary,
     context: int,
 ) -> SamplerChain:
-    """The chain for a sequence that begins with `prompt`, whose tokens count as recent.
+    """The chain for a sequence that begins with `prompt`. Penalties apply to its tokens.
 
-    `context`: tokens that a sequence can have.
-    Raises InvalidRequest for a logit bias of a token that the vocabulary does not have, and for a
-    grammar that cannot be obeyed.
+    `context`: the most tokens of a sequence.
+    Raises InvalidRequest for a logit bias of an unknown token, and for a grammar or schema that
+    cannot be used.
     """
     chain = SamplerChain(
         _samplers(params, vocab.vocab, context, vocab.ends), grammar_of(params, vocab)
@@ -62,7 +62,7 @@ def build_chain(
 def _samplers(
     params: SamplingParams, vocab: Any, context: int, ends: Collection[int]
 ) -> Iterator[Any]:
-    """In llama.cpp's usual order: penalties, cuts, temperature, choice."""
+    """The samplers in llama.cpp's usual order: penalties, cuts, temperature, choice."""
     vocabulary = lib.llama_vocab_n_tokens(vocab)
     biases = _biases(params, vocabulary, ends)
     if biases:
@@ -110,11 +110,12 @@ def _cuts(params: SamplingParams, seed: int) -> Iterator[Any]:
 
 
 def _first_cut(params: SamplingParams, context: int) -> int:
-    """How many of the likeliest tokens decide the choice, whatever the penalties do; 0: all.
+    """Number of likeliest tokens to which the chain can be restricted beforehand; 0: no cut.
 
-    Penalties that only lower logits push at most as many tokens out of the k likeliest as they
-    look at, so the k likeliest afterwards are among the k + that many likeliest before. Cutting
-    there first changes nothing, and spares the penalties the other thousands.
+    Penalties that only lower logits push at most `window` tokens out of the k likeliest, if they
+    look at `window` tokens. So the k likeliest tokens after the penalties are among the
+    k + window likeliest before them. Cutting there first changes no choice, and the penalties need
+    not process the rest of the vocabulary.
     """
     k = 1 if params.temp == 0 else params.top_k
     lowers_only = (
@@ -136,7 +137,7 @@ def _penalises(params: SamplingParams) -> bool:
 
 
 def _penalty_window(params: SamplingParams, context: int) -> int:
-    """Tokens that count as recent: llama.cpp makes room for all of them at once."""
+    """The number of last tokens that are penalised. llama.cpp allocates room for all of them."""
     return min(params.repeat_last_n, context) if _penalises(params) else 0
 
 
@@ -182,5 +183,5 @@ def _mirostat(params: SamplingParams, vocabulary: int, seed: int) -> Any:
 
 
 def _seed(params: SamplingParams) -> int:
-    """llama.cpp's 32 bits from our 64, all of which count."""
+    """A 32-bit seed for llama.cpp, which depends on all 64 bits of the request's seed."""
     return random.Random(params.seed).randrange(SEEDS)

@@ -1,4 +1,4 @@
-"""A model's vocabulary: texts to tokens and back, and what its control tokens are called."""
+"""A model's vocabulary: texts to tokens and back, and the names of its control tokens."""
 
 from __future__ import annotations
 
@@ -11,37 +11,40 @@ from shared.errors import ContextTooShort, InvalidRequest
 from workers.engines.continued_text import continued
 
 SPARE_ROOM = 16
-"""Tokens for a BOS, an EOS and what stands before a continued text."""
+"""Room in tokens for a BOS, an EOS and the separator before a continued text."""
 
 
 class Vocabulary:
-    """See the module's docstring. `context`: tokens that a sequence may have."""
+    """The vocabulary that the module's docstring describes. It is thread-safe."""
 
     def __init__(self, model: Any, context: int) -> None:
+        """`context`: the most tokens of a sequence."""
         self.vocab = lib.llama_model_get_vocab(model)
         self.size: int = lib.llama_vocab_n_tokens(self.vocab)
         self._context = context
         self.ends = frozenset(
             token for token in range(self.size) if lib.llama_vocab_is_eog(self.vocab, token)
         )
+        """The tokens that end a generation."""
         hidden = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
         self.control = {
             token: self._name(token)
             for token in range(self.size)
             if lib.llama_vocab_get_attr(self.vocab, token) & hidden
         }
-        """The names of the tokens that have no text."""
+        """The names of the tokens without a text."""
         self.bos: int = lib.llama_vocab_bos(self.vocab)
         self.eos: int = lib.llama_vocab_eos(self.vocab)
         self._pieces: list[bytes | None] = [None] * self.size
+        """The bytes of each token, once they were needed."""
         self._adds_space = self._text(self._tokenize(b"a", is_start=False)).startswith(b" ")
 
     def name(self, token: int) -> str:
-        """Of a control token; "" for none that there is."""
+        """A control token's name; "" for other tokens."""
         return self.control.get(token, b"").decode(errors="replace")
 
     def tokenize(self, text: str, *, is_start: bool, continues: bool) -> list[int]:
-        """As Engine.tokenize."""
+        """See Engine.tokenize."""
         data = text.encode()
         if continues:
             if self._adds_space:
@@ -57,7 +60,7 @@ class Vocabulary:
         return tokens
 
     def piece(self, token: int, *, shows_control: bool) -> bytes:
-        """As Engine.piece."""
+        """See Engine.piece."""
         if shows_control and token in self.control:
             return self.control[token]
         piece = self._pieces[token]
@@ -66,7 +69,7 @@ class Vocabulary:
         return piece
 
     def _begin(self, data: bytes) -> list[int]:
-        """With a BOS where the model wants one, unless the text brings its own."""
+        """Tokens with a BOS if the model wants one, unless the text begins with it."""
         bos = self.control.get(self.bos)
         if bos and data.startswith(bos):
             tokens = self._tokenize(data, is_start=False)
@@ -75,7 +78,7 @@ class Vocabulary:
         return self._tokenize(data, is_start=True)
 
     def _tokenize(self, data: bytes, *, is_start: bool) -> list[int]:
-        # A text that has more tokens than the context holds is refused: no room for them needed.
+        # A text with more tokens than the context is refused, so its tokens need no room.
         room = min(len(data), self._context) + SPARE_ROOM
         tokens = (ctypes.c_int32 * room)()
         count: int = lib.llama_tokenize(self.vocab, data, len(data), tokens, room, is_start, True)
@@ -103,7 +106,7 @@ class Vocabulary:
 
 
 def metadata(model: Any, key: str) -> str:
-    """A value of the model's GGUF metadata as text; "unknown" where it has none."""
+    """A value of the model's GGUF metadata as text; "unknown" if the key is missing."""
     buffer = ctypes.create_string_buffer(256)
     size = lib.llama_model_meta_val_str(model, key.encode(), buffer, len(buffer))
     return buffer.value.decode(errors="replace") if size >= 0 else "unknown"
