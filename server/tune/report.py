@@ -25,7 +25,8 @@ def memory_lines(memory: MemoryPlan, available: int | None, style: Style) -> Ite
     yield style.bold("Memory") + f"  about {size_text(memory.total_bytes)}{left}"
     yield f"{INDENT}{size_text(memory.weight_bytes):>9}  weights, which workers share"
     if memory.repacked_bytes:
-        yield f"{INDENT}{size_text(memory.repacked_bytes):>9}  repacked, at most, instead of those"
+        repacked = size_text(memory.repacked_bytes)
+        yield f"{INDENT}{repacked:>9}  rearranged, at most, instead of those"
     yield (
         f"{INDENT}{size_text(memory.kv_bytes):>9}  keys and values: {memory.slots} streams,"
         f" {size_text(memory.slot_bytes)} each"
