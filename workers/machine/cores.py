@@ -1,6 +1,6 @@
-"""The cores that this process may really use, and the limits on them.
+"""The cores that this process may use, and the limits on them.
 
-The affinity mask already contains the cgroup's cpuset, so cpusets are not read.
+The affinity mask already respects the cgroup's cpuset, so cpusets are not read.
 """
 
 from __future__ import annotations
@@ -16,59 +16,56 @@ from workers.machine.quota import read_quota
 _CPU_DIR = "sys/devices/system/cpu"
 _NODE_DIR = "sys/devices/system/node"
 
-# Cores of one kind differ in top frequency by up to a tenth (turbo bins, stacked cache),
-# efficiency cores by a fifth and more.
+# The top frequencies of performance cores differ by up to a tenth (turbo bins, stacked cache).
+# Those of efficiency cores are lower by a fifth or more.
 _FAST_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """A physical core.
-
-    `cpus`: its logical CPUs that this process may use, at least one, ascending.
-    `package`, `node`: socket and NUMA node, 0 when unknown.
-    `l3`: its last-level-cache domain: the smallest CPU number that shares the level-3 cache, or,
-    where there is none, the smallest usable one of the package's CPUs without one.
-    `performance`: capacity relative to the machine's other cores, in the unit of whichever source
-    tells them apart; 0 when unknown.
-    """
+    """A physical core."""
 
     cpus: tuple[int, ...]
+    """Its logical CPUs that this process may use: at least one, ascending."""
     package: int
+    """Its socket; 0 if unknown."""
     node: int
+    """Its NUMA node; 0 if unknown."""
     l3: int
+    """Its L3 domain: the smallest number of the CPUs that share its level-3 cache. Without such a
+    cache: the smallest usable CPU of its package that has none."""
     performance: int
+    """Its capacity relative to other cores, in the unit of the source that tells them apart; 0 if
+    unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What this process may use of the machine.
-
-    `cores`: those with at least one CPU in the affinity mask.
-    `online`, `allowed`: logical CPUs that are online, and those of them in the affinity mask
-    (which the cgroup's cpuset has already narrowed).
-    `quota`: CPU seconds per second that the cgroups grant, above 0; None: no limit.
-    `quota_source`: the file that sets the quota, or why there is none.
-    """
+    """The part of the machine that this process may use."""
 
     cores: tuple[Core, ...]
+    """The cores with at least one CPU in the affinity mask."""
     online: int
+    """The number of logical CPUs that are online."""
     allowed: int
+    """The number of online CPUs in the affinity mask, which respects the cgroup's cpuset."""
     quota: float | None
+    """CPU seconds per second that the cgroups grant, above 0; None: no limit."""
     quota_source: str
+    """The file that sets the quota, or why there is no limit."""
 
 
 def read_machine(root: Path = Path("/"), affinity: Collection[int] | None = None) -> Machine:
-    """The cores, CPUs and quota of this process, from the files below `root` alone.
+    """Read the cores, CPUs and quota of this process from the files below `root`.
 
-    `affinity`: the logical CPUs it may run on; None: ask the kernel. What cannot be read is
-    assumed to be simple: every CPU a core, one package, one node, one cache, no quota.
-    Raises ValueError when `affinity` is empty.
+    `affinity`: the logical CPUs that the process may use; None: ask the kernel.
+    Defaults for unreadable files: each CPU is a core, one package, one node, one cache, no quota.
+    Raises ValueError if `affinity` is empty.
     """
     mask = set(os.sched_getaffinity(0) if affinity is None else affinity)
     if not mask:
         raise ValueError("the affinity mask is empty")
-    # A container's filtered view of /sys may call CPUs offline that the kernel's mask holds.
+    # In a container /sys may list CPUs as offline that are in the kernel's mask.
     usable = mask - _offline_cpus(root) or mask
     online = usable.union(read_cpu_list(root / _CPU_DIR / "online") or ())
     quota, quota_source = read_quota(root)
@@ -105,7 +102,7 @@ def _read_cores(root: Path, cpus: Sequence[int]) -> tuple[Core, ...]:
 
 def _first_sibling(root: Path, cpu: int) -> int:
     topology = root / _CPU_DIR / f"cpu{cpu}" / "topology"
-    # The second name is the first one's from before Linux 5.3.
+    # The second name is that of kernels before Linux 5.3.
     for name in ("core_cpus_list", "thread_siblings_list"):
         siblings = read_cpu_list(topology / name) or ()
         if cpu in siblings:
@@ -114,7 +111,7 @@ def _first_sibling(root: Path, cpu: int) -> int:
 
 
 def _read_package(root: Path, cpu: int) -> int:
-    # Firmware that does not tell gives -1.
+    # The value is -1 if the firmware does not tell.
     return max(0, read_int(root / _CPU_DIR / f"cpu{cpu}" / "topology/physical_package_id") or 0)
 
 
@@ -144,13 +141,16 @@ def _read_l3(root: Path, cpu: int) -> int | None:
 
 
 def _read_performance(root: Path, cpus: Sequence[int]) -> dict[int, int]:
-    """The first source that tells these CPUs apart; failing that, the first that knows them."""
+    """The performance of each CPU, from the first source that tells these CPUs apart.
+
+    If none does: from the first source that has values, or 0.
+    """
     known = [
         speeds
         for speeds in (
-            # Hybrid x86 gives all CPUs the same capacity while SMT is on ...
+            # Hybrid x86 reports the same capacity for all CPUs while SMT is on. So its own lists
+            # come next, before frequencies, which also differ within a kind.
             _read_each(root, cpus, "cpu_capacity"),
-            # ... so its lists come next, before frequencies, which also differ within a kind.
             _read_hybrid(root, cpus),
             _read_each(root, cpus, "cpufreq/cpuinfo_max_freq"),
         )
@@ -161,44 +161,44 @@ def _read_performance(root: Path, cpus: Sequence[int]) -> dict[int, int]:
 
 
 def _read_each(root: Path, cpus: Sequence[int], name: str) -> dict[int, int] | None:
-    """The number in this file of each CPU; None unless all have one."""
+    """The number in this file of each CPU; None unless all CPUs have one."""
     values = {cpu: read_int(root / _CPU_DIR / f"cpu{cpu}" / name) for cpu in cpus}
     known = {cpu: value for cpu, value in values.items() if value is not None and value > 0}
     return known if len(known) == len(values) else None
 
 
 def _read_hybrid(root: Path, cpus: Sequence[int]) -> dict[int, int] | None:
-    """Intel's two kinds of cores; None on machines without. The numbers only rank them."""
+    """Ranks of Intel's two kinds of cores; None on machines without them."""
     fast = read_cpu_list(root / "sys/devices/cpu_core/cpus")
     slow = read_cpu_list(root / "sys/devices/cpu_atom/cpus")
     if not fast or not slow:
         return None
-    # CPUs in neither list are of a third, still slower kind.
+    # CPUs in neither list are of a third and slower kind.
     return {cpu: 1024 if cpu in fast else 512 for cpu in cpus}
 
 
 def package_of(core: Core) -> tuple[int, ...]:
-    """The core's socket, as a key to group by."""
+    """The core's socket, as a key for `grouped`."""
     return (core.package,)
 
 
 def node_of(core: Core) -> tuple[int, ...]:
-    """Its NUMA node."""
+    """The core's NUMA node, as a key for `grouped`."""
     return (core.node,)
 
 
 def domain_of(core: Core) -> tuple[int, ...]:
-    """Its last-level-cache domain."""
+    """The core's L3 domain, as a key for `grouped`."""
     return (core.package, core.node, core.l3)
 
 
 def position_of(core: Core) -> tuple[int, ...]:
-    """Its place in the machine, as a key to sort by."""
+    """The core's place in the machine, as a key to sort by."""
     return (core.package, core.node, core.l3, *core.cpus)
 
 
 def grouped(cores: Iterable[Core], key: Callable[[Core], tuple[int, ...]]) -> list[list[Core]]:
-    """The cores with the same key together, in the order of their first."""
+    """Groups of cores with the same key, in the order of their first cores."""
     groups: dict[tuple[int, ...], list[Core]] = {}
     for core in cores:
         groups.setdefault(key(core), []).append(core)
@@ -206,13 +206,13 @@ def grouped(cores: Iterable[Core], key: Callable[[Core], tuple[int, ...]]) -> li
 
 
 def fast_cores(cores: Sequence[Core]) -> list[Core]:
-    """The performance cores; all of them on machines with one kind."""
+    """The performance cores; all cores on machines with one kind."""
     fastest = max(core.performance for core in cores)
     return [core for core in cores if core.performance >= fastest * _FAST_SHARE]
 
 
 def quota_text(machine: Machine) -> str:
-    """The quota and where it comes from, in words."""
+    """The quota and its source in words."""
     if machine.quota is None:
         return f"none ({machine.quota_source})"
     unit = "CPU" if machine.quota == 1 else "CPUs"
@@ -220,7 +220,7 @@ def quota_text(machine: Machine) -> str:
 
 
 def node_of_cpus(machine: Machine, cpus: Collection[int]) -> int | None:
-    """The NUMA node that all these CPUs are of; None when they are of several, or there is one."""
+    """The NUMA node of these CPUs; None if they have several, or the machine has only one."""
     nodes = {core.node for core in machine.cores if not set(cpus).isdisjoint(core.cpus)}
     if len(nodes) != 1 or len({core.node for core in machine.cores}) == 1:
         return None

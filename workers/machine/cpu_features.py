@@ -1,6 +1,6 @@
-"""What the processor is, and which of its instructions speed up inference.
+"""The processor's model, and which of its instruction sets speed up inference.
 
-Read from /proc/cpuinfo: `flags` on x86, `Features` on ARM.
+Both come from /proc/cpuinfo. Its key for instruction sets is `flags` on x86, `Features` on ARM.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-# Flag in /proc/cpuinfo and the name it goes by elsewhere, in the order they are reported.
+# Each flag in /proc/cpuinfo with its usual name, in the order of the report.
 _FEATURES = (
     ("pni", "sse3"),  # Prescott New Instructions, which is how Linux spells SSE3
     ("ssse3", "ssse3"),
@@ -30,24 +30,24 @@ _FEATURES = (
     ("sve", "sve"),
 )
 
-# 64-bit ARM kernels give no `model name`; boards give their own name instead.
+# 64-bit ARM kernels have no `model name`, but some name the board.
 _MODEL_KEYS = ("model name", "Model", "Hardware")
 
 
 def cpu_features(root: Path = Path("/")) -> tuple[str, ...]:
     """The features that matter for inference and that every CPU has, in a fixed order.
 
-    Names are the usual ones (`sse3`, `neon`, `dotprod`), not always those of /proc/cpuinfo
-    (`pni`, `asimd`, `asimddp`). Empty when proc/cpuinfo below `root` cannot be read. Never raises.
+    The names are the usual ones (`sse3`, `neon`, `dotprod`), which may differ from those of
+    /proc/cpuinfo (`pni`, `asimd`, `asimddp`). Empty if proc/cpuinfo below `root` cannot be read.
     """
     flags = [set(value.split()) for key, value in _entries(root) if key in ("flags", "Features")]
-    # A worker may be pinned to any CPU, so only what all of them share counts.
+    # A worker may be pinned to any CPU, so only features of all CPUs count.
     common = set.intersection(*flags) if flags else set()
     return tuple(name for flag, name in _FEATURES if flag in common)
 
 
 def cpu_model(root: Path = Path("/")) -> str:
-    """The processor's model name, or the board's on ARM; 'unknown' when neither is given."""
+    """The processor's model name, or on ARM the board's; "unknown" without both."""
     found = {key: value for key, value in _entries(root) if value}
     return next((found[key] for key in _MODEL_KEYS if key in found), "unknown")
 

@@ -1,4 +1,4 @@
-"""Reading the small text files of /proc and /sys; what cannot be read is None."""
+"""Reads the small text files of /proc and /sys. The result is None for unreadable files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def parse_cpu_list(text: str) -> tuple[int, ...]:
-    """The kernel's list format, "0-3,8", as ascending numbers. ValueError if it is not one."""
+    """Parse the kernel's list format, "0-3,8", to ascending numbers. Raises ValueError."""
     cpus: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part)
@@ -23,7 +23,7 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
 
 
 def format_cpu_list(cpus: Iterable[int]) -> str:
-    """Numbers in any order as the kernel writes them: "0-3,8"; "" for none."""
+    """Format numbers as the kernel does: "0-3,8"; "" without numbers."""
     ordered = enumerate(sorted(set(cpus)))
     # Within a run of consecutive numbers, number minus position stays the same.
     runs = ([cpu for _, cpu in run] for _, run in groupby(ordered, lambda item: item[1] - item[0]))
@@ -31,7 +31,7 @@ def format_cpu_list(cpus: Iterable[int]) -> str:
 
 
 def read_text(path: Path) -> str | None:
-    """The file\'s text without the white space around it."""
+    """The file's text without surrounding white space."""
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -39,7 +39,7 @@ def read_text(path: Path) -> str | None:
 
 
 def read_int(path: Path) -> int | None:
-    """The file\'s integer."""
+    """The file's integer."""
     try:
         return int(read_text(path) or "")
     except ValueError:
@@ -47,7 +47,7 @@ def read_int(path: Path) -> int | None:
 
 
 def read_cpu_list(path: Path) -> tuple[int, ...] | None:
-    """The file\'s list of CPUs, ascending."""
+    """The file's list of CPUs, ascending."""
     try:
         text = read_text(path)
         return None if text is None else parse_cpu_list(text)

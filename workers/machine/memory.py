@@ -1,4 +1,4 @@
-"""The memory that this process may still take."""
+"""The memory that is available to this process."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _V1_STAT = "sys/fs/cgroup/memory/memory.stat"
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes: what the machine has to give, or less where a cgroup allows less; None: unknown.
+    """Bytes available on the machine, or within the cgroup if that is less. None: unknown.
 
-    Page cache counts as available, also within a cgroup: the kernel gives it back when asked.
+    Page cache counts as available, also within a cgroup, because the kernel can evict it.
     """
     groups = cgroup_directories(root, 2)
     known = [_machine(root), *(_left_v2(group) for group in groups), _left_v1(root)]
@@ -36,7 +36,7 @@ def _left_v2(group: Path) -> int | None:
 
 
 def _left_v1(root: Path) -> int | None:
-    # The name without "total_" leaves out the cgroups within, which the usage contains.
+    # The field with "total_" includes the child cgroups, as the usage does.
     cache = _cache(root / _V1_STAT, "total_inactive_file")
     return _left(root / _V1_LIMIT, root / _V1_USED, cache)
 
@@ -50,7 +50,7 @@ def _cache(path: Path, field: str) -> int:
 
 
 def _left(limit_file: Path, used_file: Path, reclaimable: int) -> int | None:
-    limit, used = read_int(limit_file), read_int(used_file)  # "max" is no number: no limit
+    limit, used = read_int(limit_file), read_int(used_file)  # the limit "max" is read as None
     if limit is None or used is None:
         return None
     return max(0, limit - used + reclaimable)

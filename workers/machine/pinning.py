@@ -1,4 +1,4 @@
-"""Keeps a process on its own CPUs and near their memory."""
+"""Pins a worker process to its CPUs and to the memory of their NUMA node."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ logger = logging.getLogger("tokenflume.worker")
 
 
 def pin(settings: WorkerSettings) -> None:
-    """Stay on the CPUs and near the memory of the settings. Before the engine is loaded."""
+    """Pin this process to the CPUs and the NUMA node of the settings.
+
+    Call it before the engine is loaded, because the OpenMP library reads its variable then.
+    """
     if settings.cpus:
         psutil.Process().cpu_affinity(list(settings.cpus))
-        # One thread of the engine on each CPU, for good. Left to itself the kernel may put two on
-        # one for seconds, and each of their barriers then takes a time slice: 2 s a token, seen.
-        # Must be there before the OpenMP library is loaded, which happens with the engine.
+        # Pin one thread of the engine to each CPU. The kernel itself may put two threads on one
+        # CPU for seconds. Each of their barriers then takes a time slice: 2 s per token, measured.
         os.environ["GOMP_CPU_AFFINITY"] = " ".join(map(str, settings.cpus))
     if settings.node is not None:
-        take_memory_from(settings.node)
+        bind_memory(settings.node)
 
 
-def take_memory_from(node: int) -> None:
-    """Use the NUMA node's own memory, if we may: containers often forbid to say so."""
+def bind_memory(node: int) -> None:
+    """Allocate memory from the NUMA node if possible. Containers often forbid the call."""
     try:
         prefer_node(node)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A plan in words: what `tokenflume --plan` prints."""
+"""The text of `tokenflume --plan`: a plan in words."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workers.machine.topology import Plan
 
 
 def explain(machine: Machine, plan: Plan) -> str:
-    """The cores found, the limits that apply and the plan that follows, as aligned lines."""
+    """The cores found, the limits on them and the resulting plan, as aligned lines."""
     rows = [
         ("cores", _cores_text(machine)),
         ("affinity", _affinity_text(machine)),
@@ -36,16 +36,16 @@ def explain(machine: Machine, plan: Plan) -> str:
 
 
 def _plan_row_text(plan: Plan) -> str:
-    return f"{counted(len(plan.workers), 'worker')}, {counted(plan.threads, 'thread')} in all"
+    return f"{counted(len(plan.workers), 'worker')}, {counted(plan.threads, 'thread')} in total"
 
 
 def _cores_text(machine: Machine) -> str:
     cores = machine.cores
-    places = (
+    units = (
         counted(len(grouped(cores, key)), noun)
         for key, noun in ((package_of, "package"), (node_of, "NUMA node"), (domain_of, "L3 domain"))
     )
-    return f"{counted(len(cores), 'core')}, {counted(machine.allowed, 'CPU')}: {', '.join(places)}"
+    return f"{counted(len(cores), 'core')}, {counted(machine.allowed, 'CPU')}: {', '.join(units)}"
 
 
 def _affinity_text(machine: Machine) -> str:
@@ -59,34 +59,34 @@ def _affinity_text(machine: Machine) -> str:
 def _smt_text(machine: Machine, plan: Plan) -> str:
     siblings = max(len(core.cpus) for core in machine.cores)
     if siblings == 1:
-        return "none: each core has one CPU here"
+        return "none: one CPU per core"
     used = len(_cores_of(machine, plan))
     if plan.threads > used:
-        return f"{siblings} CPUs a core, used: {plan.threads} threads on {counted(used, 'core')}"
-    return f"{siblings} CPUs a core: one thread a core, siblings stay idle"
+        return f"{siblings} CPUs per core, used: {plan.threads} threads on {counted(used, 'core')}"
+    return f"{siblings} CPUs per core: one thread per core, siblings stay idle"
 
 
 def _domains_text(machine: Machine, plan: Plan) -> str:
     workers = [_cores_of(machine, Plan((cpus,))) for cpus in plan.workers]
-    for key, place in ((domain_of, "L3 domain"), (node_of, "NUMA node")):
+    for key, unit in ((domain_of, "L3 domain"), (node_of, "NUMA node")):
         across = sum(len(grouped(cores, key)) > 1 for cores in workers)
         if not across:
-            return f"each worker keeps within one {place}"
-    return f"workers that reach across NUMA nodes: {across} of {len(workers)}"
+            return f"each worker stays within one {unit}"
+    return f"workers that span several NUMA nodes: {across} of {len(workers)}"
 
 
 def _hybrid_text(machine: Machine, plan: Plan) -> str:
     fast = set(fast_cores(machine.cores))
     slow = len(machine.cores) - len(fast)
     if not slow:
-        return "no: cores of one kind"
+        return "no: all cores are of one kind"
     used = sum(core not in fast for core in _cores_of(machine, plan))
     kinds = f"{counted(len(fast), 'performance core')}, {counted(slow, 'efficiency core')}"
-    return f"{kinds}: {used or 'none'} of the latter used"
+    return f"{kinds} ({used or 'none'} used)"
 
 
 def _worker_rows(machine: Machine, plan: Plan) -> Iterator[tuple[str, str]]:
-    """A row a worker; neighbours of one thread each on one node share a row."""
+    """One row per worker. Adjacent workers with one thread each on one node share a row."""
     nodes = {cpu: core.node for core in machine.cores for cpu in core.cpus}
     first = 0
     while first < len(plan.workers):
@@ -98,7 +98,7 @@ def _worker_rows(machine: Machine, plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _share_row(nodes: dict[int, int], one: tuple[int, ...], next_: tuple[int, ...]) -> bool:
-    # Ascending, so that the CPUs of the row are in the order of its workers.
+    # CPUs must ascend, so that those of the row are in the order of its workers.
     single = len(one) == len(next_) == 1
     return single and one < next_ and nodes[one[0]] == nodes[next_[0]]
 

@@ -1,4 +1,4 @@
-"""What a process takes of the machine, and when the kernel held all of ours up."""
+"""The memory and CPU time of a process, and how long CPU quotas throttled this one's cgroups."""
 
 from __future__ import annotations
 
@@ -14,43 +14,44 @@ from workers.machine.quota import cgroup_directories
 
 @dataclass(frozen=True, slots=True)
 class ProcessUse:
-    """Memory in bytes, time in seconds."""
+    """The resources that a process uses."""
 
     resident: int
-    """Memory that it sees, with all that it shares: the weights count in every worker (RSS)."""
+    """Resident memory in bytes, shared memory included (RSS): weights count in every worker."""
     proportional: int | None
-    """The same, but of what several share only its part (PSS); None: the kernel does not say."""
+    """Resident memory in bytes, with its share of shared memory (PSS); None: unknown."""
     cpu_s: float
-    """Since it started, on all its threads."""
+    """CPU time in seconds since its start, over all threads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Throttling:
-    """How the cgroups' CPU quotas held us up since they were made."""
+    """How CPU quotas throttled the cgroups since they were created."""
 
     periods: int
-    """The quotas' periods in which we were stopped."""
+    """Number of quota periods with throttling."""
     seconds: float
-    """For how long, all CPUs together."""
+    """Throttled time in seconds, over all CPUs."""
 
 
 def process_use(pid: int) -> ProcessUse | None:
-    """None: there is no such process any more."""
+    """What the process uses; None if it has ended."""
     try:
         process = psutil.Process(pid)
         with process.oneshot():
             times, memory = process.cpu_times(), process.memory_info()
     except psutil.Error:
         return None
-    # Walks the process's whole memory map: some milliseconds for a large model.
+    # The kernel walks the process's whole memory map: some milliseconds for a large model.
     found = re.search(r"^Pss: +(\d+) kB", read_text(Path(f"/proc/{pid}/smaps_rollup")) or "", re.M)
     proportional = int(found[1]) * 1024 if found else None
     return ProcessUse(memory.rss, proportional, times.user + times.system)
 
 
 def read_throttling(root: Path) -> Throttling | None:
-    """Of this process's cgroup and all around it, each of which may have a quota; None: no cgroup
-    has a CPU controller.
+    """Throttling of this process's cgroup and its ancestors, each of which may have a quota.
+
+    None if none of them has a CPU controller.
     """
     groups = [*cgroup_directories(root, 2), *cgroup_directories(root, 1)]
     stats = [_numbers(text) for group in groups if (text := read_text(group / "cpu.stat"))]

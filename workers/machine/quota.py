@@ -1,4 +1,4 @@
-"""The CPU quota that cgroups, of version 1 or 2 or both, set for this process."""
+"""The CPU quota that cgroups set for this process, with version 1, version 2 or both."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ class _Mount:
     """A mounted cgroup hierarchy: `version` 1 (with the cpu controller) or 2."""
 
     version: int
-    root: str  # the cgroup that shows at the mount point
+    root: str
+    """The cgroup that is visible at the mount point."""
     point: str
 
 
-# Where the hierarchies usually are, for when the mount table cannot be read.
+# The usual places of the hierarchies, in case the mount table cannot be read.
 _USUAL_MOUNTS = (
     _Mount(2, "/", "/sys/fs/cgroup"),
     _Mount(1, "/", "/sys/fs/cgroup/cpu"),
@@ -28,9 +29,9 @@ _USUAL_MOUNTS = (
 
 
 def read_quota(root: Path) -> tuple[float | None, str]:
-    """The tightest quota in CPUs, and where it stands.
+    """The smallest quota in CPUs (None: no limit), and the file that sets it.
 
-    Every ancestor's limit holds too, and hybrid systems mount both versions, so all count.
+    The limits of all ancestors apply, and hybrid systems mount both versions.
     """
     mounts = _read_mounts(root) or _USUAL_MOUNTS
     paths = _read_cgroup_paths(root)
@@ -49,7 +50,7 @@ def read_quota(root: Path) -> tuple[float | None, str]:
 def cgroup_directories(root: Path, version: int) -> list[Path]:
     """The directories of this process's cgroup and of its ancestors, innermost first.
 
-    `version`: 2, or 1, whose hierarchy is the one of the cpu controller.
+    `version`: 2, or 1 for the hierarchy of the cpu controller.
     """
     mounts = [mount for mount in _read_mounts(root) or _USUAL_MOUNTS if mount.version == version]
     path = _read_cgroup_paths(root).get(version, "/")
@@ -63,13 +64,13 @@ def _read_mounts(root: Path) -> list[_Mount]:
 
 def _parse_mount(line: str) -> _Mount | None:
     before, _, after = line.partition(" - ")
-    place, filesystem = before.split(), after.split()
-    if len(place) < 5 or len(filesystem) < 3:
+    mount, filesystem = before.split(), after.split()
+    if len(mount) < 5 or len(filesystem) < 3:
         return None
     if filesystem[0] == "cgroup2":
-        return _Mount(2, _unescape(place[3]), _unescape(place[4]))
+        return _Mount(2, _unescape(mount[3]), _unescape(mount[4]))
     if filesystem[0] == "cgroup" and "cpu" in filesystem[2].split(","):
-        return _Mount(1, _unescape(place[3]), _unescape(place[4]))
+        return _Mount(1, _unescape(mount[3]), _unescape(mount[4]))
     return None
 
 
@@ -78,7 +79,7 @@ def _unescape(field: str) -> str:
 
 
 def _read_cgroup_paths(root: Path) -> dict[int, str]:
-    """This process's cgroup by version; for version 1, that of the cpu controller."""
+    """This process's cgroup for each version; for version 1 that of the cpu controller."""
     paths: dict[int, str] = {}
     for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
         number, _, rest = line.partition(":")
@@ -92,19 +93,20 @@ def _read_cgroup_paths(root: Path) -> dict[int, str]:
 
 def _lineage(root: Path, mounts: Sequence[_Mount], path: str) -> list[PurePosixPath]:
     """The directories of a cgroup and of its visible ancestors, innermost first."""
-    # Other cgroups may be mounted as well; the mount that this one lies in comes first.
+    # Other cgroups may be mounted, too. The mount that contains this cgroup is tried first.
     mounts = sorted(mounts, key=lambda mount: not PurePosixPath(path).is_relative_to(mount.root))
     points = [PurePosixPath(mount.point) for mount in mounts]
     for mount, point in zip(mounts, points, strict=True):
         inside = _below(mount, path)
         if inside is not None and _is_directory(root, point / inside):
             return [point / inside, *(point / above for above in inside.parents)]
-    # A cgroup namespace may name a path that this process cannot see: then it is the mount's root.
+    # In a cgroup namespace the path may be invisible to this process. Then its cgroup is the
+    # mount's root.
     return [point for point in points if _is_directory(root, point)][:1]
 
 
 def _below(mount: _Mount, path: str) -> PurePosixPath | None:
-    """A cgroup's path relative to the mount; None when it lies outside."""
+    """A cgroup's path relative to the mount; None if it is outside."""
     parts = PurePosixPath(path)
     relative = parts.relative_to(mount.root) if parts.is_relative_to(mount.root) else parts
     relative = relative.relative_to("/") if relative.is_absolute() else relative

@@ -1,9 +1,9 @@
-"""The cores of a machine, cut into workers and threads.
+"""Divides the cores of a machine among workers and threads.
 
-The threads of an engine meet at spin barriers many times a token: a thread that shares its core
-with another worker's, or that the cgroup's quota stops, holds up all the others of its worker.
-So each thread gets a CPU of its own, each core belongs to one worker, and a quota of 4 CPUs
-means 4 threads however many cores the machine has.
+The threads of an engine wait for each other at spin barriers many times per token. If one thread
+shares its core with another worker's thread, or is throttled by the cgroup's quota, all threads of
+its worker wait. So each thread gets a CPU of its own, each core belongs to one worker, and a quota
+of 4 CPUs means 4 threads on any machine.
 """
 
 from __future__ import annotations
@@ -29,20 +29,23 @@ from workers.machine.cores import (
 
 _T = TypeVar("_T")
 
-# One thread of a batching engine alone in its worker reads all the weights for itself:
-# on two cores, one worker of two gave 144 tokens/s where two workers of one gave 90.
+# A batching worker with a single thread reads all weights for that thread alone. On two cores, one
+# worker with two threads reached 144 tokens/s, and two workers with one thread 90.
 _SMALLEST_BATCHING_WORKER = 2
+# The levels by which cores are divided, from the outermost.
+_LEVELS = (package_of, node_of, domain_of, position_of)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The logical CPUs of each worker, ascending: one for each of its threads, none twice."""
+    """Which CPUs each worker uses."""
 
     workers: tuple[tuple[int, ...], ...]
+    """The logical CPUs of each worker, ascending: one for each of its threads, none twice."""
 
     @property
     def threads(self) -> int:
-        """Threads of all workers together."""
+        """The number of threads of all workers together."""
         return sum(map(len, self.workers))
 
 
@@ -56,12 +59,13 @@ def make_plan(
     """Give each worker its own CPUs.
 
     `batches`: whether the engine decodes many sequences in one step. Such an engine gets a worker
-    for each L3 domain; any other a worker for each core.
-    `threads`: of all workers together, from 1 to the CPUs that mask and quota leave. Default: the
-    performance cores, as far as the quota goes. Above the number of cores, SMT siblings are used.
-    `workers`: from 1 to `threads`. Each keeps within an L3 domain and NUMA node where their number
-    allows; within that, threads are divided evenly.
-    Raises ConfigurationError when a number is out of range.
+    for each L3 domain by default. Other engines get a worker for each core.
+    `threads`: of all workers together, from 1 to the number of CPUs that mask and quota allow.
+    Default: the number of performance cores, limited by the quota. SMT siblings are used only if
+    there are more threads than cores.
+    `workers`: from 1 to `threads`. Each worker stays within an L3 domain and NUMA node if their
+    number allows it. Apart from that, threads are divided evenly.
+    Raises ConfigurationError if a number is out of range.
     """
     threads = _default_threads(machine) if threads is None else threads
     _check(machine, threads, workers)
@@ -77,10 +81,10 @@ def make_plan(
 def share_machine(
     machine: Machine, models: int, threads: int | None = None
 ) -> list[tuple[Machine, int | None]]:
-    """Cut the machine for so many models: each part's own cores, and the threads for them.
+    """Divide the machine among `models` models: a machine of its own cores and a thread count each.
 
-    `threads`: as in `make_plan`, of all models together. Raises ConfigurationError when there is
-    not a core for each.
+    `threads`: of all models together, as in `make_plan`.
+    Raises ConfigurationError if there are fewer cores than models.
     """
     if models == 1:
         return [(machine, threads)]
@@ -89,8 +93,8 @@ def share_machine(
     cores = sorted(_choose_cores(machine.cores, threads), key=_by_kind(machine.cores))
     if models > len(cores):
         raise ConfigurationError(
-            f"{models} models need a core each, and there are {counted(len(cores), 'core')};"
-            " models in a folder take turns on the same cores: --models-dir"
+            f"{models} models need a core each, but there are only {counted(len(cores), 'core')};"
+            " with --models-dir models take turns on the same cores"
         )
     groups = _divide(cores, models)
     seats = _seat(groups, threads)
@@ -98,7 +102,7 @@ def share_machine(
 
 
 def _part(machine: Machine, cores: Sequence[Core]) -> Machine:
-    """A machine of these cores alone; they are as many as the quota allows."""
+    """A machine with only these cores. Their number already respects the quota."""
     allowed = sum(len(core.cpus) for core in cores)
     return replace(machine, cores=tuple(cores), allowed=allowed, quota=None)
 
@@ -113,7 +117,7 @@ def _check(machine: Machine, threads: int, workers: int | None) -> None:
         raise ConfigurationError(f"threads must be 1 or more, not {threads}")
     if threads > usable:
         raise ConfigurationError(
-            f"{counted(threads, 'thread')} asked for, but this process may use only "
+            f"{counted(threads, 'thread')} requested, but this process may use only "
             f"{counted(usable, 'CPU')}: {machine.allowed} in its affinity mask, "
             f"quota {quota_text(machine)}"
         )
@@ -121,27 +125,27 @@ def _check(machine: Machine, threads: int, workers: int | None) -> None:
         raise ConfigurationError(f"workers must be 1 or more, not {workers}")
     if workers is not None and workers > threads:
         raise ConfigurationError(
-            f"{workers} workers need a thread each, but there are {counted(threads, 'thread')}"
+            f"{workers} workers need a thread each, but there are only {counted(threads, 'thread')}"
         )
 
 
 def _default_threads(machine: Machine) -> int:
-    # Performance cores only: threads wait for each other at every operation, so decoding runs at
-    # the pace of the slowest, and efficiency cores would slow the others down to theirs.
+    # Performance cores only: threads wait for each other at every operation, so efficiency cores
+    # would slow all threads down to their speed.
     return _within_quota(machine, len(fast_cores(machine.cores)))
 
 
 def _within_quota(machine: Machine, count: int) -> int:
-    # Rounded down: threads beyond the quota are stopped in the middle of a step, with the barrier
-    # of all others waiting.
+    # Rounded down: threads beyond the quota are throttled in the middle of a step, while all
+    # others wait at a barrier.
     return count if machine.quota is None else min(count, max(1, floor(machine.quota)))
 
 
-# Choosing cores: as close together as can be.
+# Choosing cores: as close to each other as possible.
 
 
 def _choose_cores(cores: Sequence[Core], count: int) -> list[Core]:
-    """The best `count` cores, or all when there are fewer."""
+    """The best `count` cores, or all cores if there are fewer."""
     if count >= len(cores):
         return list(cores)
     fast = fast_cores(cores)
@@ -151,7 +155,7 @@ def _choose_cores(cores: Sequence[Core], count: int) -> list[Core]:
 
 
 def _choose_close(cores: Sequence[Core], count: int) -> list[Core]:
-    """Cores that share caches: as few L3 domains as hold them, each with about as many."""
+    """`count` cores in as few L3 domains as possible, evenly distributed among these."""
     domains = grouped(_smallest_scope(cores, count), domain_of)
     domains.sort(key=len, reverse=True)
     held = 0
@@ -161,7 +165,7 @@ def _choose_close(cores: Sequence[Core], count: int) -> list[Core]:
         used += 1
     chosen: list[Core] = []
     for left, domain in enumerate(reversed(domains[:used])):
-        # Smallest first, so that what they cannot hold goes to the larger ones.
+        # Smallest first, so that the larger ones take what these cannot hold.
         share = min(len(domain), (count - len(chosen)) // (used - left))
         fastest_first = sorted(domain, key=lambda core: (-core.performance, core.cpus))
         chosen += fastest_first[:share]
@@ -169,7 +173,7 @@ def _choose_close(cores: Sequence[Core], count: int) -> list[Core]:
 
 
 def _smallest_scope(cores: Sequence[Core], count: int) -> list[Core]:
-    """The L3 domain, NUMA node or package that holds so many cores, or else all of them."""
+    """The cores of the first L3 domain, NUMA node or package with `count` cores; else all."""
     for key in (domain_of, node_of, package_of):
         largest = max(grouped(cores, key), key=len)
         if len(largest) >= count:
@@ -181,7 +185,7 @@ def _smallest_scope(cores: Sequence[Core], count: int) -> list[Core]:
 
 
 def _join_small_domains(cores: Sequence[Core]) -> list[list[Core]]:
-    """The L3 domains, those too small for a worker joined with others of their NUMA node."""
+    """The L3 domains. Those too small for a worker are joined with others of their NUMA node."""
     return [group for node in grouped(cores, node_of) for group in _join_small(node)]
 
 
@@ -195,11 +199,11 @@ def _join_small(node: Sequence[Core]) -> list[list[Core]]:
     return large
 
 
-_LEVELS = (package_of, node_of, domain_of, position_of)
-
-
 def _divide(cores: Sequence[Core], workers: int, level: int = 0) -> list[list[Core]]:
-    """`workers` groups, at most as many as cores: by package, then node, L3 domain and core."""
+    """Divide the cores into `workers` groups: by package, then node, L3 domain and core.
+
+    `workers`: at most the number of cores.
+    """
     groups = grouped(cores, _LEVELS[level])
     if workers <= len(groups):
         return _join(groups, workers)
@@ -210,14 +214,14 @@ def _divide(cores: Sequence[Core], workers: int, level: int = 0) -> list[list[Co
 
 
 def _join(groups: Sequence[Sequence[_T]], count: int) -> list[list[_T]]:
-    """Join neighbouring groups until `count` are left, about equal in size."""
+    """Join adjacent groups into `count` groups of about equal size."""
     total = sum(map(len, groups))
     joined: list[list[_T]] = [[]]
     size = 0
     for position, group in enumerate(groups):
         aim = total * len(joined) / count
         missing = count - len(joined)
-        # Begin the next where the end is closest to an even share, and while enough are left.
+        # Begin the next group where the share is closest to even, and while enough are left.
         due = size + len(group) / 2 > aim or len(groups) - position == missing
         if joined[-1] and missing and due:
             joined.append([])
@@ -227,9 +231,10 @@ def _join(groups: Sequence[Sequence[_T]], count: int) -> list[list[_T]]:
 
 
 def _apportion(sizes: Sequence[int], domains: Sequence[int], workers: int) -> list[int]:
-    """Workers for groups of these sizes, one at least and no more than their size.
+    """The number of workers for groups of these sizes: from 1 to the group's size.
 
-    Each next goes where L3 domains still share one, then where a worker has the most.
+    Each further worker goes to a group with fewer workers than L3 domains if there is one, and
+    otherwise to the group with the most cores per worker.
     """
     counts = [1] * len(sizes)
     for _ in range(workers - len(sizes)):
@@ -242,7 +247,8 @@ def _apportion(sizes: Sequence[int], domains: Sequence[int], workers: int) -> li
 
 
 def _by_kind(cores: Sequence[Core]) -> Callable[[Core], tuple[int, ...]]:
-    """By place, but within an L3 domain fast cores first: workers then have cores of one kind."""
+    """A sort key: by place, but fast cores first within an L3 domain, so that workers have cores
+    of one kind."""
     fast = set(fast_cores(cores))
     return lambda core: (*domain_of(core), core not in fast, *core.cpus)
 
@@ -251,7 +257,10 @@ def _by_kind(cores: Sequence[Core]) -> Callable[[Core], tuple[int, ...]]:
 
 
 def _seat(groups: Sequence[Sequence[Core]], threads: int) -> list[list[int]]:
-    """A CPU of each core, then siblings, to the smallest groups first, for so many threads."""
+    """The CPUs of each group for `threads` threads: one of each core, then SMT siblings.
+
+    Siblings go to the smallest groups first.
+    """
     seats = [[core.cpus[0] for core in group] for group in groups]
     spare = [_spare_siblings(group) for group in groups]
     for _ in range(threads - sum(map(len, seats))):
@@ -261,7 +270,7 @@ def _seat(groups: Sequence[Sequence[Core]], threads: int) -> list[list[int]]:
 
 
 def _spare_siblings(cores: Sequence[Core]) -> list[int]:
-    """Every core's second CPU, then every third, fastest cores first."""
+    """The second CPU of each core, then the third and so on, fastest cores first."""
     siblings = [
         (turn, -core.performance, cpu)
         for core in cores
@@ -272,7 +281,7 @@ def _spare_siblings(cores: Sequence[Core]) -> list[int]:
 
 
 def _split_cores(cores: Sequence[Core], threads: int, workers: int) -> list[list[int]]:
-    """More workers than cores: some must share a core, the others have theirs whole."""
+    """The CPUs of more workers than cores: some workers share a core."""
     seats = _seat([[core] for core in cores], threads)
     counts = _apportion([len(cpus) for cpus in seats], [1] * len(seats), workers)
     split = (_join([[c] for c in cpus], n) for cpus, n in zip(seats, counts, strict=True))

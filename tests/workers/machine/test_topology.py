@@ -231,10 +231,10 @@ def test_a_desktop_is_explained(recording: Recording) -> None:
         "cores     6 cores, 12 CPUs: 1 package, 1 NUMA node, 1 L3 domain",
         "affinity  all 12 CPUs (cgroup cpuset included)",
         "quota     none (no cgroup found)",
-        "SMT       2 CPUs a core: one thread a core, siblings stay idle",
-        "L3, NUMA  each worker keeps within one L3 domain",
-        "hybrid    no: cores of one kind",
-        "plan      1 worker, 6 threads in all",
+        "SMT       2 CPUs per core: one thread per core, siblings stay idle",
+        "L3, NUMA  each worker stays within one L3 domain",
+        "hybrid    no: all cores are of one kind",
+        "plan      1 worker, 6 threads in total",
         "worker 0  6 threads, node 0, CPUs 0-5",
     ]
 
@@ -340,8 +340,8 @@ def test_an_odd_mask_is_explained(epyc: Recording) -> None:
 
     assert "cores     6 cores, 6 CPUs: 2 packages, 2 NUMA nodes, 3 L3 domains" in lines
     assert "affinity  6 of 256 CPUs: 1-3,64-65,97 (cgroup cpuset included)" in lines
-    assert "SMT       none: each core has one CPU here" in lines
-    assert "L3, NUMA  each worker keeps within one NUMA node" in lines
+    assert "SMT       none: one CPU per core" in lines
+    assert "L3, NUMA  each worker stays within one NUMA node" in lines
     assert "worker 1  3 threads, node 1, CPUs 64-65,97" in lines
 
 
@@ -349,7 +349,7 @@ def test_workers_across_nodes_are_named_as_such(epyc: Recording) -> None:
     machine = epyc.machine({1, 64})
     lines = explain(machine, make_plan(machine, batches=True, workers=1)).splitlines()
 
-    assert "L3, NUMA  workers that reach across NUMA nodes: 1 of 1" in lines
+    assert "L3, NUMA  workers that span several NUMA nodes: 1 of 1" in lines
     assert "worker 0  2 threads, node 0-1, CPUs 1,64" in lines
 
 
@@ -489,9 +489,9 @@ def test_a_hybrid_processor_is_explained(recording: Recording) -> None:
     default = explain(machine, make_plan(machine, batches=True)).splitlines()
     more = explain(machine, make_plan(machine, batches=True, threads=20)).splitlines()
 
-    assert "hybrid    8 performance cores, 8 efficiency cores: none of the latter used" in default
-    assert "hybrid    8 performance cores, 8 efficiency cores: 8 of the latter used" in more
-    assert "SMT       2 CPUs a core, used: 20 threads on 16 cores" in more
+    assert "hybrid    8 performance cores, 8 efficiency cores (none used)" in default
+    assert "hybrid    8 performance cores, 8 efficiency cores (8 used)" in more
+    assert "SMT       2 CPUs per core, used: 20 threads on 16 cores" in more
 
 
 # Quotas.
@@ -628,7 +628,7 @@ def test_a_quota_is_explained(container: Recording) -> None:
     lines = explain(machine, make_plan(machine, batches=True)).splitlines()
 
     assert "quota     4.5 CPUs (cgroup v2, /sys/fs/cgroup/box/cpu.max)" in lines
-    assert "plan      1 worker, 4 threads in all" in lines
+    assert "plan      1 worker, 4 threads in total" in lines
 
 
 # Machines that hide something.
