@@ -1,4 +1,4 @@
-"""Features and model names as /proc/cpuinfo of several processors gives them."""
+"""Features and model names from the /proc/cpuinfo of several processors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def recorded(root: Path, cpuinfo: str) -> Path:
     return root
 
 
-def test_features_come_in_a_fixed_order_whatever_that_of_the_flags(tmp_path: Path) -> None:
+def test_features_have_a_fixed_order_whatever_the_order_of_the_flags(tmp_path: Path) -> None:
     assert cpu_features(recorded(tmp_path, EPYC * 2)) == (
         "sse3",
         "ssse3",

@@ -1,4 +1,4 @@
-"""The memory that may still be taken, on made-up machines and on this one."""
+"""The available memory, on simulated machines and on this one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GIB = 2**30
 
 
 def machine(root: Path, available: int, **groups: dict[str, str]) -> Path:
-    """A machine of version 2 cgroups: each of `groups` lies within the one before."""
+    """A machine with version 2 cgroups: each of `groups` is a child of the one before."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/meminfo").write_text(
         f"MemTotal: {64 * 2**20} kB\nMemAvailable: {available // 1024} kB\n"
@@ -40,12 +40,12 @@ def version_1(root: Path, limit: int, usage: int, stat: str = "") -> Path:
     return root
 
 
-def test_without_a_limit_it_is_what_the_machine_has(tmp_path: Path) -> None:
+def test_without_a_limit_the_machines_memory_is_available(tmp_path: Path) -> None:
     root = machine(tmp_path, 8 * GIB, a={"max": "max\n", "current": "5\n"})
     assert available_memory(root) == 8 * GIB
 
 
-def test_a_cgroup_leaves_its_limit_less_what_is_used_but_for_the_page_cache(
+def test_a_cgroup_has_its_limit_minus_its_usage_without_the_page_cache(
     tmp_path: Path,
 ) -> None:
     files = {
@@ -56,7 +56,7 @@ def test_a_cgroup_leaves_its_limit_less_what_is_used_but_for_the_page_cache(
     assert available_memory(machine(tmp_path, 8 * GIB, a=files)) == 3 * GIB
 
 
-def test_the_tightest_of_all_cgroups_counts(tmp_path: Path) -> None:
+def test_the_smallest_limit_of_all_cgroups_counts(tmp_path: Path) -> None:
     outer = {"max": str(2 * GIB), "current": str(GIB)}
     inner = {"max": str(6 * GIB), "current": "0"}
     assert available_memory(machine(tmp_path, 8 * GIB, outer=outer, inner=inner)) == GIB
@@ -73,18 +73,18 @@ def test_a_limit_of_version_1_counts(tmp_path: Path) -> None:
 
 
 def test_the_page_cache_of_version_1_is_available_too(tmp_path: Path) -> None:
-    """A model that is mapped counts as used once it was read."""
+    """The pages of a mapped model count as used once they were read."""
     stat = f"inactive_file 1\ntotal_inactive_file {GIB}\ntotal_active_file 3\n"
     root = version_1(machine(tmp_path, 8 * GIB), 4 * GIB, 3 * GIB, stat)
     assert available_memory(root) == 2 * GIB
 
 
-def test_the_number_that_version_1_has_for_no_limit_is_none(tmp_path: Path) -> None:
+def test_the_number_with_which_version_1_says_no_limit_is_not_a_limit(tmp_path: Path) -> None:
     root = version_1(machine(tmp_path, 8 * GIB), 9223372036854771712, 5 * GIB)
     assert available_memory(root) == 8 * GIB
 
 
-def test_a_cgroup_knows_no_more_than_the_machine_has(tmp_path: Path) -> None:
+def test_a_cgroup_with_a_limit_above_the_machines_memory_has_the_machines(tmp_path: Path) -> None:
     files = {"max": str(64 * GIB), "current": str(GIB)}
     assert available_memory(machine(tmp_path, 8 * GIB, a=files)) == 8 * GIB
 
@@ -104,17 +104,17 @@ def test_a_namespace_that_hides_the_cgroups_path_leaves_the_mounts_root(tmp_path
 
 
 @pytest.mark.parametrize("text", ["", "MemTotal: 5 kB\n"])
-def test_a_machine_that_does_not_say_is_unknown(tmp_path: Path, text: str) -> None:
+def test_a_machine_without_the_number_is_unknown(tmp_path: Path, text: str) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text(text)
     assert available_memory(tmp_path) is None
 
 
-def test_where_nothing_can_be_read_it_is_unknown(tmp_path: Path) -> None:
+def test_without_readable_files_the_memory_is_unknown(tmp_path: Path) -> None:
     assert available_memory(tmp_path) is None
 
 
-def test_this_machine_has_some() -> None:
+def test_this_machine_has_available_memory() -> None:
     available = available_memory()
     assert available is not None
     assert 2**20 < available < 2**50

@@ -1,6 +1,7 @@
-"""The system call itself, in processes of their own, whose policy the kernel is asked for.
+"""The system call itself, in child processes that read their memory policy back from the kernel.
 
-The tests start this file as a program: the name of a function and its numbers, its answer as JSON.
+The tests start this file as a program with a function's name and its arguments. It prints the
+result as JSON.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ GET_MEMPOLICY = {"x86_64": 239, "aarch64": 236}
 MPOL_DEFAULT = 0
 FORBIDDEN = (errno.EPERM, errno.ENOSYS)
 WORD = ctypes.sizeof(ctypes.c_ulong) * 8
-# Around the ends of the mask's words.
+# Nodes around the ends of the words of the mask.
 NODES = (1, 62, 63, 64, 65, 127, 128, MAX_NODES - 2, MAX_NODES - 1)
 
 
 def in_child(function: Callable[..., object], *numbers: int) -> Any:
-    """What the function answers in a process of its own; skips where the kernel forbids it."""
+    """The function's result in a child process. Skips the test if the kernel forbids it."""
     done = subprocess.run(
         [sys.executable, __file__, function.__name__, *map(str, numbers)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -46,12 +47,12 @@ def in_child(function: Callable[..., object], *numbers: int) -> Any:
 
 
 def policy() -> tuple[int, list[int]]:
-    """The calling thread's mode and nodes."""
+    """The mode and nodes of the calling thread's policy."""
     mode = ctypes.c_int()
     mask = (ctypes.c_ulong * (MAX_NODES // WORD))()
     call = ctypes.CDLL(None, use_errno=True).syscall
     number = GET_MEMPOLICY[os.uname().machine]
-    # The kernel refuses a mask without room for all the nodes it may have.
+    # The kernel refuses a mask without room for all possible nodes.
     if call(number, ctypes.byref(mode), mask, MAX_NODES, None, 0) != 0:
         raise OSError(ctypes.get_errno(), "get_mempolicy")
     return mode.value, [n for n in range(MAX_NODES) if mask[n // WORD] >> n % WORD & 1]
@@ -75,7 +76,7 @@ def prefer_in_thread(node: int) -> tuple[int, list[int]]:
 
 
 def prefer_absent(*nodes: int) -> tuple[list[int | None], tuple[int, list[int]]]:
-    """With what each is refused, 0 for not at all, and the policy that is left."""
+    """The error number of each node, 0 for none, and the policy afterwards."""
     return [refusal(node) for node in nodes], policy()
 
 
@@ -111,7 +112,7 @@ def test_other_threads_keep_their_policy() -> None:
 
 
 def test_an_absent_node_is_refused_whichever_word_of_the_mask_it_is_in() -> None:
-    # A mask that is read a bit too short is empty: the kernel would take that for "any node".
+    # If the kernel read one bit too few, it would take the empty mask for "any node".
     absent = [node for node in NODES if node not in usable_nodes()]
 
     codes, left = in_child(prefer_absent, *absent)
@@ -121,7 +122,7 @@ def test_an_absent_node_is_refused_whichever_word_of_the_mask_it_is_in() -> None
 
 
 @pytest.mark.parametrize("node", [-1, MAX_NODES, 1 << 40])
-def test_a_number_that_no_kernel_has_for_a_node_is_refused(node: int) -> None:
+def test_a_number_that_no_kernel_uses_for_a_node_is_refused(node: int) -> None:
     with pytest.raises(OSError, match=f"NUMA node {node}:") as refused:
         prefer_node(node)
 

@@ -1,4 +1,4 @@
-"""What the kernel says of processes, and of quotas on recorded machines."""
+"""The resources of real processes, and throttling on simulated machines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_process_has_memory_and_cpu_time() -> None:
     use = process_use(os.getpid())
     assert use is not None
     assert use.proportional is not None
-    assert 0 < use.proportional <= use.resident * 1.1  # they are read one after the other
+    assert 0 < use.proportional <= use.resident * 1.1  # read one after the other
     assert use.cpu_s > 0
 
 
@@ -34,12 +34,12 @@ def test_a_process_that_has_ended_has_nothing() -> None:
     assert process_use(process.pid) is None
 
 
-def test_quotas_of_the_cgroup_and_of_those_around_it_count(tmp_path: Path) -> None:
+def test_quotas_of_the_cgroup_and_of_its_ancestors_count(tmp_path: Path) -> None:
     write(tmp_path, "proc/self/cgroup", "0::/outer/inner\n")
     write(tmp_path, "proc/self/mountinfo", V2)
     write(tmp_path, "sys/fs/cgroup/outer/cpu.stat", "nr_throttled 2\nthrottled_usec 500000\n")
     write(tmp_path, "sys/fs/cgroup/outer/inner/cpu.stat", "nr_throttled 1\nthrottled_usec 9\n")
-    write(tmp_path, "sys/fs/cgroup/cpu.stat", "usage_usec 7\n")  # a root has no quota
+    write(tmp_path, "sys/fs/cgroup/cpu.stat", "usage_usec 7\n")  # the root cgroup has no quota
     assert read_throttling(tmp_path) == Throttling(3, 0.500009)
 
 
@@ -50,7 +50,7 @@ def test_version_1_counts_nanoseconds(tmp_path: Path) -> None:
     assert read_throttling(tmp_path) == Throttling(4, 2.0)
 
 
-def test_without_a_quota_anywhere_there_is_nothing_to_say(tmp_path: Path) -> None:
+def test_without_any_quota_the_throttling_is_unknown(tmp_path: Path) -> None:
     assert read_throttling(tmp_path) is None
     write(tmp_path, "sys/fs/cgroup/cpu.stat", "usage_usec 7\nnonsense\n")
     assert read_throttling(tmp_path) is None
