@@ -76,7 +76,7 @@ def test_fault_11_hostile_model_files_are_refused_by_name_and_other_models_are_s
             assert answer.status_code in (404, 500, 503), (name, answer.text)
             assert name in answer.json()["error"]["message"], answer.text
             if answer.status_code == 404:  # it was found unusable when the folder was read
-                server.log_has(f"{name} is left out: .*{name}.gguf is no usable GGUF file")
+                server.log_has(f"{name} is left out: .*{name}.gguf is not a usable GGUF file")
         assert server.post(model="sound", prompt="x", num_predict=2).status_code == 200
         assert server.client.get("/health").status_code == 200
         assert server.process.pid == pid

@@ -1,1 +1,1 @@
-"""Model files, read without loading them."""
+"""Reads model files without loading the models."""

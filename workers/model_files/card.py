@@ -1,4 +1,4 @@
-"""What a model's file says of itself, for those who ask what is being served."""
+"""A model's card: what its file says about it, for clients that ask what is served."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from workers.model_files.gguf_header import GgufHeader
 from workers.model_files.split_names import parts_of
 
 MAX_TEMPLATE = 2**20
-"""Bytes of a chat template; the longest of today's have some 20,000."""
+"""The most bytes of a chat template. The longest known ones have about 20,000."""
 MAX_NAMES = 2 * 2**20
-"""Bytes of the names of all control tokens together. A frame holds both."""
+"""The most bytes of the names of all control tokens. One frame holds these and the template."""
 MAX_NAME = 200
-"""Characters of the model's name; what is longer is cut."""
+"""The most characters of the model's name. Longer names are cut."""
 FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
     11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S",
@@ -24,7 +24,7 @@ FILE_TYPES = {
     30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
     39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
-"""The numbers of general.file_type, as llama.h has them."""
+"""The quantizations that general.file_type numbers, as in llama.h."""
 
 logger = logging.getLogger("tokenflume.worker")
 
@@ -38,14 +38,18 @@ def gguf_card(
     control: Iterable[str] = (),
     parameters: int | None = None,
 ) -> ModelCard:
-    """The card of a GGUF. `parameters`: of all parts, where the header is that of one."""
+    """The card of a GGUF file.
+
+    `parameters`: the number of weights, if the header does not cover all parts of a split model.
+    A template or names that are too long for a frame are left out, with a warning.
+    """
     names = tuple(control)
     template = _text(header, "tokenizer.chat_template")
     if len(template.encode()) > MAX_TEMPLATE:
         logger.warning("the chat template is not used: it is longer than %d bytes", MAX_TEMPLATE)
         template = ""
     if sum(len(name.encode()) for name in (*names, bos, eos)) > MAX_NAMES:
-        # Without all names a message's text could be mistaken for a control token.
+        # Without all names, text in a message could be taken for a control token.
         logger.warning("the chat template is not used: the names of control tokens are too long")
         names, template, bos, eos = (), "", "", ""
     return ModelCard(
@@ -62,13 +66,16 @@ def gguf_card(
 
 
 def quantization(header: GgufHeader) -> str:
-    """What most of its weights are; empty where it does not say, or says what is not known."""
+    """The type of most weights, such as "Q4_K_M"; "" if the header does not say or is unknown."""
     file_type = header.metadata.get("general.file_type")
     return FILE_TYPES.get(file_type, "") if type(file_type) is int else ""
 
 
 def file_size(path: Path) -> int:
-    """Bytes of a model's file; of one that is split, of all parts that are there."""
+    """Size of a model's file in bytes; for a split model, of all parts that exist.
+
+    Raises OSError.
+    """
     if len(parts := parts_of(str(path))) == 1:
         return path.stat().st_size
     return sum(part.stat().st_size for part in map(Path, parts) if part.is_file())

@@ -1,4 +1,4 @@
-"""What a list of models says of each, in the words that Ollama's clients know."""
+"""The details of models in lists, in the terms of Ollama's API."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from workers.model_files.magic import GGUF_MAGIC, read_magic
 
 UNKNOWN = "unknown"
 MAX_FAMILY = 80
-"""Characters; no engine knows an architecture with a longer name."""
+"""The most characters of a family. No known architecture has a longer name."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDetails:
-    """What a header says. Of a GGML file, whose header does not say its kind, little."""
+    """What a model's header says. The header of a GGML file says little."""
 
     format: str
-    """gguf or ggml."""
+    """"gguf" or "ggml"."""
     family: str
-    """The architecture, such as "llama"; "" where the file does not say."""
+    """The architecture, such as "llama"; "" if the file does not say."""
     parameter_size: str
-    """Such as "1.1B"; "" where the file does not say."""
+    """The number of weights, such as "1.1B"; "" if the file does not say."""
     quantization_level: str
-    """Such as "Q4_K_M"; "unknown" where the file does not say."""
+    """The type of most weights, such as "Q4_K_M"; "unknown" if the file does not say."""
     context_length: int | None
-    """Tokens that it was trained on; None where the file does not say."""
+    """The trained context in tokens; None if the file does not say."""
     digest: str
-    """64 hexadecimal digits that change with the file; no hash of all its bytes."""
+    """64 hexadecimal digits that change with the file. Not a hash of all its bytes."""
 
 
 class DetailsCache:
-    """Details, read once for each state of a file: a header takes up to a second.
+    """Details by model, read again only when a file changes, as a header takes up to a second.
 
-    `of` reads files, so it has its place in a thread.
+    `of` reads files, so it must not run on an event loop.
     """
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[ModelFile, ModelDetails]] = {}
 
     def of(self, model: ModelFile) -> ModelDetails:
-        """Raises ConfigurationError for a header that cannot be read, OSError for such a file."""
+        """The model's details. Raises ConfigurationError for an unusable header, and OSError."""
         known = self._known.get(model.name)
         if known is None or known[0] != model:
             known = self._known[model.name] = model, read_details(model)
@@ -51,7 +51,7 @@ class DetailsCache:
 
 
 def read_details(model: ModelFile) -> ModelDetails:
-    """Raises ConfigurationError for a header that cannot be read, OSError for such a file."""
+    """Read the model's details. Raises ConfigurationError for an unusable header, and OSError."""
     digest = files_identity(model.paths)
     if read_magic(model.path) != GGUF_MAGIC:
         return ModelDetails("ggml", "", "", UNKNOWN, None, digest)
@@ -67,7 +67,7 @@ def read_details(model: ModelFile) -> ModelDetails:
 
 
 def parameter_size(parameters: int) -> str:
-    """As Ollama writes it: 1.1B, 134.52M, 7K."""
+    """The number of weights in Ollama's notation: 1.1B, 134.52M, 7K."""
     if parameters >= 10**9:
         return f"{parameters / 1e9:.1f}B"
     if parameters >= 10**6:
@@ -76,5 +76,5 @@ def parameter_size(parameters: int) -> str:
 
 
 def quantization_level(header: GgufHeader) -> str:
-    """What most of its weights are."""
+    """The type of most weights; "unknown" if the header does not say."""
     return quantization(header) or UNKNOWN

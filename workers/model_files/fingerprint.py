@@ -1,4 +1,4 @@
-"""A name for what model files hold, from their sizes and samples of their bytes."""
+"""Identifies the content of model files by their sizes and samples of their bytes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 BEGINNING = 4 * 2**20
-"""Bytes that are read whole: the metadata of usual files."""
+"""Bytes at the beginning that are read completely. They contain the metadata of usual files."""
 SAMPLES = 64
+"""The number of samples, evenly distributed over the file."""
 SAMPLE = 16 * 2**10
-"""Bytes of each: files that differ in their weights alone differ in all of them."""
+"""Bytes of a sample. Files with different weights differ in all samples."""
 
 
 def files_identity(paths: Sequence[Path]) -> str:
-    """64 hexadecimal digits for what these files hold, found as `model_identity` does it.
+    """64 hexadecimal digits that depend on the content of the files, but not on their names.
 
-    The names of the files do not matter. Raises OSError.
+    Raises OSError.
     """
     digest = hashlib.blake2b(digest_size=32)
     for path in paths:
@@ -25,7 +26,7 @@ def files_identity(paths: Sequence[Path]) -> str:
 
 
 def add_file(path: Path, digest: hashlib.blake2b) -> None:
-    """Add what the file holds to `digest`: its size, its beginning and samples. Raises OSError."""
+    """Add the file's size, beginning and samples to `digest`. Raises OSError."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         digest.update(f"{size}|".encode())

@@ -1,4 +1,4 @@
-"""The model files of a folder, and their names."""
+"""Finds the model files of a folder, and gives them names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workers.model_files.magic import GGML_MAGICS, GGUF_MAGIC, read_magic
 from workers.model_files.split_names import parts_of, whole_name
 
 SUFFIXES = (".gguf", ".ggml", ".bin")
-"""What is no part of a model's name."""
+"""Suffixes that are not part of a model's name."""
 PARTIAL_SUFFIXES = (
     ".incomplete",
     ".part",
@@ -24,23 +24,23 @@ PARTIAL_SUFFIXES = (
     ".crdownload",
     ".aria2",
 )
-"""How programs call what they have not fetched to its end."""
+"""Suffixes of incomplete downloads."""
 
 logger = logging.getLogger("tokenflume")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A model in a folder, as it was when it was looked at."""
+    """A model in a folder, at the time of the scan."""
 
     name: str
-    """For requests: no two of a folder have the same."""
+    """The model's name in requests. It is unique in the folder."""
     paths: tuple[Path, ...]
-    """The file; of a split GGUF all of them, the one to load first."""
+    """The model's files. There are several for a split GGUF; the first is the one to load."""
     size: int
-    """Bytes of all of them."""
+    """Bytes of all files."""
     modified_ns: int
-    """When the newest of them was changed, in nanoseconds since 1970."""
+    """Modification time of the newest file, in nanoseconds since 1970."""
 
     @property
     def path(self) -> Path:
@@ -49,19 +49,21 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
+    """A ModelFile without its name."""
+
     paths: tuple[Path, ...]
     size: int
     modified_ns: int
 
 
 def list_model_files(folder: Path) -> tuple[ModelFile, ...]:
-    """All GGUF and GGML files in the folder and in its folders, by name.
+    """All GGUF and GGML models in the folder and in its direct subfolders, sorted by name.
 
-    The first bytes tell what a file is. Hidden ones, partial downloads and split models that lack
-    a part are left out, and so is what cannot be read or is gone again. A model is called as its
-    file is, without the suffix. Where that would be the name of two, it is that of neither: both
-    have their folder in front, or their suffix. Raises ConfigurationError for a folder that
-    cannot be read.
+    Files are recognised by their first bytes. Hidden files, incomplete downloads, split models
+    with a missing part, and unreadable or vanished files are left out. A model has the name of its
+    file without the suffix. If two models would have the same name, neither gets it: their names
+    also contain their subfolder or suffix.
+    Raises ConfigurationError if the folder cannot be read.
     """
     try:
         entries = sorted(folder.iterdir())
@@ -80,7 +82,7 @@ def list_model_files(folder: Path) -> tuple[ModelFile, ...]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """None, if it is no folder, or none that may be read."""
+    """The folder's entries, sorted; empty if it is not a folder or cannot be read."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
@@ -97,7 +99,7 @@ def _models_among(files: list[Path]) -> Iterator[_Found]:
         paths = (file, *(file.with_name(other) for other in others))
         try:
             stats = [path.stat() for path in paths]
-            # Opening a pipe would wait for somebody to write.
+            # Opening a pipe would block until somebody writes to it.
             if not all(stat.S_ISREG(found.st_mode) for found in stats):
                 continue
             if read_magic(file) not in (GGUF_MAGIC, *GGML_MAGICS):
@@ -113,26 +115,26 @@ def _models_among(files: list[Path]) -> Iterator[_Found]:
 
 
 def _is_named(path: Path) -> bool:
-    """Whether its name is one that people give: visible, finished, and text."""
+    """Whether the file is neither hidden nor incomplete, and its name is printable."""
     hidden_or_partial = path.name.startswith(".") or path.name.endswith(PARTIAL_SUFFIXES)
     return path.name.isprintable() and not hidden_or_partial
 
 
 def _names(paths: Iterable[Path]) -> list[str]:
-    """The shortest name of each that no other could have, too."""
+    """For each path, the shortest of its possible names that no other path shares."""
     choices = [_choices(path) for path in paths]
     counts = Counter(name for names in choices for name in set(names))
     return [next((name for name in names if counts[name] == 1), names[-1]) for names in choices]
 
 
 def _choices(path: Path) -> tuple[str, ...]:
-    """From the shortest to the path itself, which is nobody else's."""
+    """The possible names of a model, from the shortest to its path, which is unique."""
     stem = model_name(path)
     return (stem, path.with_name(stem).as_posix(), path.as_posix())
 
 
 def model_name(path: Path) -> str:
-    """What a model is called whose file nobody has named: as the file, without the suffix."""
+    """The default name of a model: the name of its file without the suffix."""
     whole = whole_name(path.name)
     suffix = next((suffix for suffix in SUFFIXES if whole.endswith(suffix)), "")
     return whole.removesuffix(suffix) or whole

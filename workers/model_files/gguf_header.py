@@ -1,8 +1,8 @@
-"""What the header of a GGUF file says, read without loading the model.
+"""Reads the header of a GGUF file without loading the model.
 
-The file may be hostile or cut. So every length is checked against the file's size and a cap
-before it is followed, and no memory is set aside on the file's word. The file is read and not
-mapped: a mapped file that somebody truncates kills the process that looks at it.
+The file may be hostile or truncated. So every length is checked against the file's size and a limit
+before it is used, and no memory is allocated by a length alone. The file is read and not mapped,
+because a process that reads a mapping of a truncated file is killed.
 """
 
 from __future__ import annotations
@@ -17,29 +17,32 @@ from typing import Any, BinaryIO
 
 from shared.errors import ConfigurationError
 from shared.settings import KvType
+from workers.model_files.magic import GGUF_MAGIC
 
 MAX_HEADER = 256 << 20
-"""Bytes of a whole header; the largest vocabularies of today need 16 MiB."""
+"""The most bytes of a header. The largest known vocabularies need 16 MiB."""
 MAX_ENTRIES = 1 << 16
-"""Metadata keys, and tensors."""
+"""The most metadata keys, and the most tensors."""
 MAX_ELEMENTS = 1 << 21
-"""Elements that must be visited one by one: strings and arrays in arrays, in all arrays together.
-Gemma 3 has 777,000, its tokens and its merges."""
+"""The most strings and arrays inside arrays, which must be visited one by one. Gemma 3 has 777,000:
+its tokens and merges."""
 MAX_TEXT = 16 << 20
-"""Bytes of a string, and of all keys and string values together, which are kept."""
+"""The most bytes of a string, and of all keys and string values together, which are kept."""
 MAX_NAME = 64 << 10
-"""Bytes of a key or of a tensor's name."""
+"""The most bytes of a key or of a tensor's name."""
 MAX_DIMENSIONS = 8
+"""The most dimensions of a tensor."""
 MAX_DEPTH = 2
-"""Arrays in arrays."""
+"""The most levels of arrays inside arrays."""
 MAX_PARAMS = (1 << 63) - 1
+"""The most elements of all tensors."""
 
 KV_ELEMENT_BYTES: dict[KvType, float] = {"f16": 2, "f32": 4, "q8_0": 34 / 32}
-"""Bytes of a number among keys and values; of blocks its share."""
+"""Bytes of one number in the KV cache. A q8_0 block of 32 numbers has 34 bytes."""
 
 _BUFFER = 256 << 10
 
-# Value types, and the layouts of those that have one size.
+# Types of values, and the struct layouts of those with a fixed size.
 _STRING = 8
 _ARRAY = 9
 _LAYOUTS = {
@@ -59,50 +62,47 @@ _LAYOUTS = {
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """A header. Of a model that is split over several files, this is one file's.
-
-    `size`: of the file, in bytes, tensors included.
-    `version`: of the format, 1 to 3.
-    `metadata`: values that are a string, a number or a truth value. Bytes of a string that are
-    not UTF-8 are U+FFFD.
-    `array_lengths`: how many elements the array of a key has; the elements themselves are not
-    kept. A key is either here or in `metadata`.
-    `tensors`: how many there are.
-    `tensor_types`: which ggml types they have, as numbers; they may be unknown ones.
-    `n_params`: elements of all tensors together, 0 to 2**63-1.
-    """
+    """The header of one file, which may be a part of a split model."""
 
     size: int
+    """Bytes of the whole file, tensors included."""
     version: int
+    """Version of the format, 1 to 3."""
     metadata: Mapping[str, str | int | float | bool]
+    """The values that are strings, numbers or booleans. Invalid UTF-8 is replaced by U+FFFD."""
     array_lengths: Mapping[str, int]
+    """The number of elements of each array. The elements are not kept. A key is either here or in
+    `metadata`."""
     tensors: int
+    """The number of tensors."""
     tensor_types: frozenset[int]
+    """ggml's numbers of the tensors' types, which may be unknown ones."""
     n_params: int
+    """The number of elements of all tensors together, 0 to 2**63-1."""
 
     @property
     def architecture(self) -> str:
-        """The model's family, such as "llama"; "" where the header does not say."""
+        """The model's family, such as "llama"; "" if the header does not say."""
         return self._text("general.architecture")
 
     @property
     def tokenizer(self) -> str:
-        """The kind of its tokenizer, such as "llama" or "gpt2"; "" where there is none."""
+        """The kind of its tokenizer, such as "llama" or "gpt2"; "" if the header does not say."""
         return self._text("tokenizer.ggml.model")
 
     def architecture_value(self, name: str) -> int | None:
-        """The integer under the architecture's `name`, such as "block_count"; None: no such."""
+        """The architecture's integer `name`, such as "block_count"; None if it is missing."""
         value = self.metadata.get(f"{self.architecture}.{name}")
-        # To Python a truth value is an integer, too.
+        # In Python a bool is an int, too.
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
     def kv_bytes_per_token(self, element_bytes: float) -> int | None:
-        """Bytes that the keys and values of one token take over all layers, rounded up.
+        """Bytes of one token's keys and values over all layers, rounded up.
 
-        `element_bytes`: bytes of one number, above 0; of blocks its share (34 / 32 for Q8_0).
-        None where the header does not say, as when layers differ in their heads, or have none.
-        More than is needed where layers look back only so far, or where an engine keeps
-        something smaller in their place.
+        `element_bytes`: bytes of one number, above 0 (see KV_ELEMENT_BYTES).
+        None if the header does not say, for example because layers have different heads or none.
+        This is an upper bound if layers have a sliding window, or if the engine stores something
+        smaller instead of keys and values.
         """
         layers = self._positive("block_count")
         heads = self._kv_heads()
@@ -112,23 +112,26 @@ class GgufHeader:
         return math.ceil(layers * heads * (key + value) * element_bytes)
 
     def most_kv_bytes_per_token(self, element_bytes: float) -> int:
-        """`kv_bytes_per_token`, or where the header does not say it, as if each layer were as
-        wide as the model, which few exceed; 0 where it says not even that."""
-        said = self.kv_bytes_per_token(element_bytes)
+        """`kv_bytes_per_token`, or an estimate if the header does not say it.
+
+        The estimate assumes that each layer is as wide as the model, which few models exceed.
+        0 if the header does not contain the width.
+        """
+        known = self.kv_bytes_per_token(element_bytes)
         layers, width = self._positive("block_count"), self._positive("embedding_length")
-        if said is not None or layers is None or width is None:
-            return said or 0
+        if known is not None or layers is None or width is None:
+            return known or 0
         return math.ceil(2 * layers * width * element_bytes)
 
     def _kv_heads(self) -> int | None:
-        # Without a number of their own there are as many as heads, unless each layer has its own.
+        # By default there are as many KV heads as heads. An array means that layers differ.
         shared = "attention.head_count_kv"
         key = f"{self.architecture}.{shared}"
-        said = key in self.metadata or key in self.array_lengths
-        return self._positive(shared if said else "attention.head_count")
+        is_given = key in self.metadata or key in self.array_lengths
+        return self._positive(shared if is_given else "attention.head_count")
 
     def _head_width(self, name: str) -> int | None:
-        """How many numbers a head's key or value has."""
+        """The number of elements of a head's key or value."""
         width = self._positive(f"attention.{name}")
         if width is not None:
             return width
@@ -148,40 +151,38 @@ class GgufHeader:
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
-    """Read the header of the file at `path`, little-endian GGUF of version 1, 2 or 3.
+    """Read the header of a little-endian GGUF file of version 1, 2 or 3.
 
-    Raises ConfigurationError, a sentence that names the file, for anything else: a file that
-    cannot be read, is cut, or says what no model can mean. Only the header is looked at, and
-    that its tensors begin within the file; a cut within the last one goes unnoticed.
+    Raises ConfigurationError, which names the file, if it cannot be read, is truncated, or contains
+    what no model can have. Only the header is checked, and that all tensors begin within the file;
+    a truncated last tensor is not detected.
     """
     try:
-        # Opening a pipe would wait for somebody to write.
+        # Opening a pipe would block until somebody writes to it.
         if not path.is_file():
-            raise ConfigurationError(f"there is no file {path}")
+            raise ConfigurationError(f"{path} is not a file")
         with path.open("rb", buffering=_BUFFER) as file:
             return _read_header(_Reader(file, os.fstat(file.fileno()).st_size))
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
     except _MalformedError as error:
-        raise ConfigurationError(f"{path} is no usable GGUF file: {error}") from None
+        raise ConfigurationError(f"{path} is not a usable GGUF file: {error}") from None
 
 
 class _MalformedError(Exception):
-    """What is wrong with the file, as a part of a sentence."""
+    """What is wrong with the file, as a clause."""
 
 
 class _Reader:
-    """Goes forwards through the header, never beyond the file's end or a cap.
-
-    `position`: bytes that were read or skipped.
-    `count_layout`: how lengths and counts are written, which depends on the version.
-    """
+    """Reads forwards through the header, but never beyond the file's end or a limit."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file = file
         self.size = size
         self.position = 0
+        """Bytes that were read or skipped."""
         self.count_layout = struct.Struct("<Q")
+        """The layout of lengths and counts, which depends on the version."""
         self.elements_left = MAX_ELEMENTS
         self.text_left = MAX_TEXT
 
@@ -190,49 +191,47 @@ class _Reader:
         self.file.seek(self.position)
 
     def take(self, length: int) -> bytes:
-        """So many bytes; the caller has a cap for `length`."""
+        """The next `length` bytes. The caller limits `length`."""
         self._advance(length)
         data = self.file.read(length)
         if len(data) < length:
-            raise _MalformedError("it became shorter while it was read")
+            raise _MalformedError("it was truncated while it was read")
         return data
 
     def unpack(self, layout: str) -> Any:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def count(self, limit: int, what: str) -> int:
-        """A length or a count, at most `limit`."""
+        """A length or a count of at most `limit`."""
         layout = self.count_layout
         number: int = layout.unpack(self.take(layout.size))[0]
         if number > limit:
-            raise _MalformedError(f"{number} {what} are more than the {limit} of any model")
+            raise _MalformedError(f"{number} {what} exceed the limit of {limit}")
         return number
 
     def text(self, limit: int, errors: str = "replace") -> str:
-        """A string to be kept, of at most `limit` bytes. Strict `errors`: UnicodeDecodeError."""
+        """A string to keep, of at most `limit` bytes. Strict `errors` raise UnicodeDecodeError."""
         length = self.count(limit, "bytes of text")
         self.text_left -= length
         if self.text_left < 0:
-            raise _MalformedError(f"it has more than the {MAX_TEXT} bytes of text of any model")
+            raise _MalformedError(f"its texts exceed the limit of {MAX_TEXT} bytes")
         return self.take(length).decode("utf-8", errors)
 
     def skip_string(self, limit: int) -> None:
         self.skip(self.count(limit, "bytes of text"))
 
     def visit(self, elements: int) -> None:
-        """Account for elements that will be gone through one by one."""
+        """Count elements that will be visited one by one."""
         self.elements_left -= elements
         if self.elements_left < 0:
-            raise _MalformedError(
-                f"its arrays have more than the {MAX_ELEMENTS} texts of any model"
-            )
+            raise _MalformedError(f"its arrays exceed the limit of {MAX_ELEMENTS} texts")
 
     def _advance(self, length: int) -> None:
         self.position += length
         if self.position > self.size:
-            raise _MalformedError(f"its header is cut, it goes on beyond the {self.size} bytes")
+            raise _MalformedError(f"its header is truncated at {self.size} bytes")
         if self.position > MAX_HEADER:
-            raise _MalformedError(f"its header is larger than the {MAX_HEADER} bytes of any model")
+            raise _MalformedError(f"its header exceeds the limit of {MAX_HEADER} bytes")
 
 
 def _read_header(reader: _Reader) -> GgufHeader:
@@ -253,13 +252,13 @@ def _read_header(reader: _Reader) -> GgufHeader:
 
 
 def _read_version(reader: _Reader) -> int:
-    if reader.size < 4 or reader.take(4) != b"GGUF":
+    if reader.size < len(GGUF_MAGIC) or reader.take(len(GGUF_MAGIC)) != GGUF_MAGIC:
         raise _MalformedError("it does not begin with GGUF")
     version: int = reader.unpack("<I")
     if version & 0xFFFF == 0:
-        raise _MalformedError("it is made for big-endian machines")
+        raise _MalformedError("it is big-endian")
     if version > 3:
-        raise _MalformedError(f"its version is {version}, and only 1, 2 and 3 are known")
+        raise _MalformedError(f"its version is {version}, but only 1, 2 and 3 are supported")
     if version == 1:
         reader.count_layout = struct.Struct("<I")
     return version
@@ -298,14 +297,14 @@ def _read_value(reader: _Reader, kind: int) -> str | int | float | bool:
 
 def _layout_of(kind: int) -> str:
     if kind not in _LAYOUTS:
-        raise _MalformedError(f"it has a value of type {kind}, which is unknown")
+        raise _MalformedError(f"it has a value of the unknown type {kind}")
     return _LAYOUTS[kind]
 
 
 def _skip_array(reader: _Reader, depth: int) -> int:
-    """Go past an array; how many elements it has."""
+    """Skip an array. Returns the number of its elements."""
     if depth > MAX_DEPTH:
-        raise _MalformedError(f"it has arrays in arrays more than {MAX_DEPTH} deep")
+        raise _MalformedError(f"its arrays are nested more than {MAX_DEPTH} deep")
     kind: int = reader.unpack("<I")
     length = reader.count(MAX_HEADER, "elements of an array")
     if kind not in (_STRING, _ARRAY):
@@ -321,7 +320,7 @@ def _skip_array(reader: _Reader, depth: int) -> int:
 
 
 def _read_tensors(reader: _Reader, tensors: int) -> tuple[frozenset[int], int]:
-    """The types that there are, and the number of all elements."""
+    """The types of the tensors, and the number of all elements."""
     types: set[int] = set()
     n_params = 0
     furthest = 0
@@ -331,15 +330,15 @@ def _read_tensors(reader: _Reader, tensors: int) -> tuple[frozenset[int], int]:
         n_params += elements
         furthest = max(furthest, offset)
     if n_params > MAX_PARAMS:
-        raise _MalformedError("its tensors have more elements than any memory")
-    # Offsets count from the header's end, so this finds most files that are cut further on.
+        raise _MalformedError(f"its tensors exceed the limit of {MAX_PARAMS} elements")
+    # Offsets count from the header's end, so this detects most truncated files.
     if reader.position + furthest > reader.size:
-        raise _MalformedError(f"it is cut, a tensor begins beyond the {reader.size} bytes")
+        raise _MalformedError(f"it is truncated: a tensor begins beyond its {reader.size} bytes")
     return frozenset(types), n_params
 
 
 def _read_tensor(reader: _Reader) -> tuple[int, int, int]:
-    """Its number of elements, its ggml type, and its offset in bytes."""
+    """A tensor's number of elements, its ggml type, and its offset in bytes."""
     reader.skip_string(MAX_NAME)
     dimensions: int = reader.unpack("<I")
     if dimensions > MAX_DIMENSIONS:

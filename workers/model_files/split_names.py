@@ -1,4 +1,4 @@
-"""The names of a GGUF that is split over several files: NAME-00001-of-00003.gguf and so on."""
+"""The names of the files of a split GGUF: NAME-00001-of-00003.gguf and so on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """The files, or paths, that belong to the model of this one; the first is the one to load.
+    """The names of all parts of the model that this file belongs to. The first is the one to load.
 
-    Only this one, if its name is none of a part.
+    `name` may be a path; then the results are paths. If it is not a part, it is the only result.
     """
     match = _match(name)
     if match is None:
@@ -20,7 +20,7 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 
 def whole_name(name: str) -> str:
-    """What the file would be called if it were not split."""
+    """The name of the file as if the model were not split."""
     match = _match(name)
     return name if match is None else f"{match[1]}.gguf"
 

@@ -127,7 +127,7 @@ def test_a_header_that_is_broken_is_told(tmp_path: Path) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
 
-    with pytest.raises(ConfigurationError, match=r"broken\.gguf is no usable GGUF file"):
+    with pytest.raises(ConfigurationError, match=r"broken\.gguf is not a usable GGUF file"):
         plan_memory(model_settings("llama_cpp", path), 1)
 
 

@@ -1,4 +1,4 @@
-"""What a model's file says of itself."""
+"""A model's card from its file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_header_that_says_nothing_makes_an_empty_card(path: Path) -> None:
+def test_an_empty_header_makes_an_empty_card(path: Path) -> None:
     card = gguf_card(path, header())
     assert (card.name, card.chat_template, card.quantization, card.trained_context) == (
         "",
@@ -42,7 +42,7 @@ def test_a_header_that_says_nothing_makes_an_empty_card(path: Path) -> None:
     assert (card.size, card.parameters) == (100, 7)
 
 
-def test_what_a_header_says_is_on_the_card(path: Path) -> None:
+def test_the_card_has_the_values_of_the_header(path: Path) -> None:
     said = {
         "general.name": "Tales",
         "general.file_type": 15,
@@ -56,14 +56,14 @@ def test_what_a_header_says_is_on_the_card(path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["15", True, -1, 999, 1.0])
-def test_a_file_type_that_is_none_has_no_name(path: Path, value: object) -> None:
+def test_an_invalid_file_type_has_no_name(path: Path, value: object) -> None:
     said = {"general.file_type": value, "llama.context_length": -4, "general.name": 5}
     card = gguf_card(path, header(**said))
     assert (card.quantization or "F16") == "F16"
     assert (card.trained_context, card.name) == (0, "")
 
 
-def test_file_types_are_called_as_llama_cpp_calls_them() -> None:
+def test_file_types_have_the_names_of_llama_cpp() -> None:
     named = {
         value: name.removeprefix("LLAMA_FTYPE_").removeprefix("MOSTLY_").removeprefix("ALL_")
         for name, value in vars(llama_cpp).items()
@@ -99,7 +99,7 @@ def test_the_size_of_a_split_file_is_that_of_its_parts(tmp_path: Path) -> None:
     assert file_size(tmp_path / "big-00002-of-00003.gguf") == 6
 
 
-def test_llama_cpp_tells_the_whole_template_and_all_names(tmp_path: Path) -> None:
+def test_llama_cpps_card_has_the_whole_template_and_all_names(tmp_path: Path) -> None:
     plain = models.build_qwen2_gguf(tmp_path / "plain.gguf")
     reader = gguf.GGUFReader(plain)
     template = TEMPLATE + "{# long #}" * 5000
@@ -128,7 +128,7 @@ def test_llama_cpp_tells_the_whole_template_and_all_names(tmp_path: Path) -> Non
     assert card.parameters == read_gguf_header(plain).n_params
 
 
-def test_the_echo_engine_has_the_template_that_it_is_told(tmp_path: Path) -> None:
+def test_the_echo_engines_card_has_the_template_of_its_options(tmp_path: Path) -> None:
     settings = model_settings(path=echo_options(tmp_path, chat_template=TEMPLATE))
     card = load_engine(settings, 1).info.card
     assert (card.chat_template, card.control, card.eos) == (TEMPLATE, ("<|eot|>",), "<|eot|>")

@@ -1,4 +1,4 @@
-"""What lists of models say of each."""
+"""The details of models in lists."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_gguf(path: Path, elements: int, file_type: int | None = None) -> Path:
     return path
 
 
-def test_a_gguf_says_family_size_quantization_and_context(model: ModelFile) -> None:
+def test_the_details_of_a_gguf_are_family_size_quantization_and_context(model: ModelFile) -> None:
     details = read_details(model)
     assert (details.format, details.family, details.quantization_level) == ("gguf", "llama", "Q8_0")
     assert details.parameter_size.endswith("K")
@@ -54,7 +54,7 @@ def test_a_gguf_says_family_size_quantization_and_context(model: ModelFile) -> N
     assert set(details.digest) <= set("0123456789abcdef")
 
 
-def test_a_ggml_file_says_next_to_nothing(tmp_path: Path, gpt2_ggml: Path) -> None:
+def test_the_details_of_a_ggml_file_are_mostly_unknown(tmp_path: Path, gpt2_ggml: Path) -> None:
     shutil.copyfile(gpt2_ggml, tmp_path / "m.bin")
     details = read_details(only(tmp_path))
     assert details == ModelDetails("ggml", "", "", "unknown", None, details.digest)
@@ -68,13 +68,13 @@ def test_the_parts_of_a_split_model_count_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file_type", [None, 4, 9999])
-def test_a_quantization_that_nobody_knows_is_unknown(tmp_path: Path, file_type: int | None) -> None:
+def test_a_quantization_without_a_name_is_unknown(tmp_path: Path, file_type: int | None) -> None:
     write_gguf(tmp_path / "m.gguf", 10, file_type)
     assert read_details(only(tmp_path)).quantization_level == "unknown"
 
 
 def test_the_numbers_of_quantizations_are_those_of_the_format() -> None:
-    """What the gguf package calls MOSTLY_Q4_K_M is Q4_K_M."""
+    """The gguf package calls Q4_K_M MOSTLY_Q4_K_M."""
     for kind in gguf.LlamaFileType:
         if kind is not gguf.LlamaFileType.GUESSED:
             name = kind.name.removeprefix("MOSTLY_").removeprefix("ALL_")
@@ -122,7 +122,7 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, model: ModelFile) 
 
 def test_a_file_that_is_gone_or_damaged_is_an_error(tmp_path: Path, model: ModelFile) -> None:
     model.path.write_bytes(b"GGUF")
-    with pytest.raises(ConfigurationError, match="no usable GGUF"):
+    with pytest.raises(ConfigurationError, match="not a usable GGUF"):
         DetailsCache().of(only(tmp_path))
     model.path.unlink()
     with pytest.raises(FileNotFoundError):

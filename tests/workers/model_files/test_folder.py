@@ -1,4 +1,4 @@
-"""The models of a folder: what counts as one, what it is called, what it needs."""
+"""The models of a folder: which files are models, their names and their sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODEL = b"GGUF" + bytes(60)
 
 
 def write(folder: Path, *names: str, data: bytes = MODEL) -> Path:
-    """Files of these names, with their folders; the last one."""
+    """Write files with these names, and return the last one."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def names_in(folder: Path) -> list[str]:
     return [model.name for model in list_model_files(folder)]
 
 
-def test_a_model_is_called_as_its_file_without_the_suffix(tmp_path: Path) -> None:
+def test_a_model_has_the_name_of_its_file_without_the_suffix(tmp_path: Path) -> None:
     path = write(tmp_path, "mistral-7b-instruct.Q4_K_M.gguf")
     os.utime(path, ns=(5, 7))
     expected = ModelFile("mistral-7b-instruct.Q4_K_M", (path,), len(MODEL), 7)
@@ -36,14 +36,14 @@ def test_a_model_is_called_as_its_file_without_the_suffix(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("magic", [b"GGUF", b"lmgg", b"tjgg", b"fmgg", b"algg"])
-def test_the_first_bytes_tell_what_is_a_model(tmp_path: Path, magic: bytes) -> None:
+def test_a_model_is_recognised_by_its_first_bytes(tmp_path: Path, magic: bytes) -> None:
     write(tmp_path, "old.bin", "bare", "with.dots", data=magic)
     write(tmp_path, "notes.gguf", data=b"not a model")
     write(tmp_path, "empty.gguf", data=b"")
     assert names_in(tmp_path) == ["bare", "old", "with.dots"]
 
 
-def test_files_one_folder_deep_count_and_deeper_ones_do_not(tmp_path: Path) -> None:
+def test_files_in_direct_subfolders_count_and_deeper_ones_do_not(tmp_path: Path) -> None:
     write(tmp_path, "b.gguf", "x/a.gguf", "x/y/deep.gguf", "z/c.gguf")
     assert names_in(tmp_path) == ["a", "b", "c"]
 
@@ -52,12 +52,12 @@ def test_files_one_folder_deep_count_and_deeper_ones_do_not(tmp_path: Path) -> N
     "name",
     [".m.gguf", ".cache/m.gguf", "m.gguf.part", "m.incomplete", "x/m.gguf.crdownload", "m\n.gguf"],
 )
-def test_what_is_hidden_or_unfinished_is_left_out(tmp_path: Path, name: str) -> None:
+def test_hidden_and_incomplete_files_are_left_out(tmp_path: Path, name: str) -> None:
     write(tmp_path, name)
     assert names_in(tmp_path) == []
 
 
-def test_a_name_that_is_no_text_is_left_out(tmp_path: Path) -> None:
+def test_a_file_with_an_unprintable_name_is_left_out(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff.gguf")).write_bytes(MODEL)
     assert names_in(tmp_path) == []
 
@@ -72,26 +72,26 @@ def test_a_split_model_is_one_with_the_bytes_of_all_parts(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("missing", [1, 2])
-def test_a_split_model_that_lacks_a_part_is_left_out(tmp_path: Path, missing: int) -> None:
+def test_a_split_model_with_a_missing_part_is_left_out(tmp_path: Path, missing: int) -> None:
     write(tmp_path, "m-00001-of-00002.gguf", "m-00002-of-00002.gguf")
     (tmp_path / f"m-0000{missing}-of-00002.gguf").unlink()
     assert names_in(tmp_path) == []
 
 
-def test_a_name_that_two_could_have_is_had_by_neither(tmp_path: Path) -> None:
-    """So that no name ever means another model because a file was added."""
+def test_a_name_that_two_models_could_have_is_given_to_neither(tmp_path: Path) -> None:
+    """So a name never changes its meaning when a file is added."""
     write(tmp_path, "a/m.gguf", "b/m.gguf")
     assert names_in(tmp_path) == ["a/m", "b/m"]
     write(tmp_path, "m.gguf")
     assert names_in(tmp_path) == ["a/m", "b/m", "m.gguf"]
 
 
-def test_names_that_differ_in_the_suffix_alone_keep_it(tmp_path: Path) -> None:
+def test_files_that_differ_only_in_the_suffix_keep_it_in_their_names(tmp_path: Path) -> None:
     write(tmp_path, "m.gguf", "m.bin", "m", "n-00001-of-00001.gguf", "n.gguf")
     assert names_in(tmp_path) == ["m", "m.bin", "m.gguf", "n-00001-of-00001.gguf", "n.gguf"]
 
 
-def test_a_file_called_as_anothers_path_takes_no_name_away(tmp_path: Path) -> None:
+def test_a_file_named_like_the_path_of_another_keeps_both_names_unique(tmp_path: Path) -> None:
     write(tmp_path, "m.gguf", "m.bin", "m.gguf.bin")
     models = list_model_files(tmp_path)
     assert {model.name: model.path.name for model in models} == {
@@ -112,14 +112,14 @@ def test_links_to_files_and_folders_count_and_loops_end(tmp_path: Path) -> None:
     assert names_in(folder) == ["linked.gguf", "loop/linked"]
 
 
-def test_pipes_and_folders_with_the_names_of_models_are_none(tmp_path: Path) -> None:
+def test_pipes_and_folders_with_the_names_of_models_are_left_out(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
     (tmp_path / "folder.gguf").mkdir()
     assert names_in(tmp_path) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read_is_left_out(tmp_path: Path) -> None:
+def test_unreadable_files_are_left_out(tmp_path: Path) -> None:
     write(tmp_path, "m.gguf", "closed/n.gguf")
     write(tmp_path, "secret.gguf").chmod(0)
     (tmp_path / "closed").chmod(0)
@@ -129,7 +129,7 @@ def test_what_may_not_be_read_is_left_out(tmp_path: Path) -> None:
         (tmp_path / "closed").chmod(0o700)
 
 
-def test_each_look_sees_the_folder_as_it_is(tmp_path: Path) -> None:
+def test_each_scan_sees_the_current_files(tmp_path: Path) -> None:
     write(tmp_path, "m.gguf", "x/n.gguf")
     assert names_in(tmp_path) == ["m", "n"]
     shutil.rmtree(tmp_path / "x")
@@ -138,7 +138,7 @@ def test_each_look_sees_the_folder_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing", "file"])
-def test_a_folder_that_is_none_is_a_sentence(tmp_path: Path, name: str) -> None:
+def test_a_path_that_is_not_a_folder_is_refused(tmp_path: Path, name: str) -> None:
     write(tmp_path, "file")
     with pytest.raises(ConfigurationError, match=rf"{name} cannot be read: N"):
         list_model_files(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Headers as the gguf package writes them, and as a careless or hostile hand does."""
+"""Headers written by the gguf package, and malformed or hostile ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from workers.model_files.gguf_header import (
 
 U8, U32, STRING, ARRAY = 0, 4, 8, 9
 FAR = 1 << 36
-"""Bytes of a file that is almost all hole: what it says of its lengths is true."""
+"""Size in bytes of a sparse file, in which huge lengths are true."""
 
 
 def text(data: bytes | str) -> bytes:
@@ -56,7 +56,7 @@ def header(entries: Iterable[bytes] = (), tensors: Iterable[bytes] = (), version
 
 
 def read(tmp_path: Path, data: bytes, size: int | None = None) -> GgufHeader:
-    """Read these bytes, in a file that is made longer by a hole up to `size`."""
+    """Read the header of a file with these bytes, extended by a hole to `size`."""
     path = tmp_path / "model.gguf"
     path.write_bytes(data)
     if size is not None:
@@ -65,7 +65,7 @@ def read(tmp_path: Path, data: bytes, size: int | None = None) -> GgufHeader:
 
 
 def llama(**values: int) -> GgufHeader:
-    """A header with these values of the architecture; of a name, `__` is the dot."""
+    """A header with these values of the architecture. In names, `__` stands for a dot."""
     metadata: dict[str, Any] = {
         f"llama.{name.replace('__', '.')}": value for name, value in values.items()
     }
@@ -81,7 +81,7 @@ def llama(**values: int) -> GgufHeader:
 
 
 def write_every_type(path: Path) -> None:
-    """A header alone, without the data of its tensor, with a value of every type."""
+    """A header with a value of every type, without the data of its tensor."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_uint8("u8", 255)
     writer.add_int8("i8", -128)
@@ -146,7 +146,7 @@ def test_values_of_every_type_are_read_as_they_were_written(
     assert found.architecture_value("block_count") == 2**32 - 1
 
 
-def test_of_arrays_the_length_is_kept(tmp_path: Path, every_type: bytes) -> None:
+def test_the_lengths_of_arrays_are_kept(tmp_path: Path, every_type: bytes) -> None:
     found = read(tmp_path, every_type)
 
     assert found.array_lengths == {
@@ -221,7 +221,7 @@ def test_version_1_has_shorter_lengths(tmp_path: Path) -> None:
     assert (found.tensors, found.tensor_types, found.n_params) == (1, {1}, 12)
 
 
-def test_what_a_header_does_not_say_is_empty(tmp_path: Path) -> None:
+def test_values_that_a_header_lacks_are_empty(tmp_path: Path) -> None:
     found = read(tmp_path, header())
 
     assert (found.architecture, found.tokenizer) == ("", "")
@@ -230,13 +230,13 @@ def test_what_a_header_does_not_say_is_empty(tmp_path: Path) -> None:
     assert (found.tensors, found.tensor_types, found.n_params) == (0, frozenset(), 0)
 
 
-def test_an_architecture_that_is_no_text_is_none(tmp_path: Path) -> None:
+def test_an_architecture_that_is_not_a_text_is_ignored(tmp_path: Path) -> None:
     data = header([entry("general.architecture", U8, b"\x01"), entry("1.block_count", U8, b"\x01")])
 
     assert read(tmp_path, data).architecture == ""
 
 
-def test_a_truth_value_is_no_integer_of_the_architecture() -> None:
+def test_a_bool_is_not_an_integer_of_the_architecture() -> None:
     assert llama(flag=True).architecture_value("flag") is None
 
 
@@ -269,7 +269,7 @@ def test_without_shared_heads_each_head_has_its_own_keys_and_values() -> None:
     assert found.kv_bytes_per_token(2) == 2 * 4 * (16 + 16) * 2
 
 
-def test_lengths_of_keys_and_values_may_differ_from_the_embeddings_share() -> None:
+def test_heads_may_have_widths_other_than_their_share_of_the_embedding() -> None:
     found = llama(
         block_count=2,
         embedding_length=64,
@@ -281,7 +281,7 @@ def test_lengths_of_keys_and_values_may_differ_from_the_embeddings_share() -> No
     assert found.kv_bytes_per_token(4) == 2 * 4 * (24 + 8) * 4
 
 
-def test_a_part_of_a_byte_is_a_byte() -> None:
+def test_the_bytes_of_a_token_are_rounded_up() -> None:
     found = llama(
         block_count=1,
         attention__head_count=1,
@@ -292,7 +292,7 @@ def test_a_part_of_a_byte_is_a_byte() -> None:
     assert found.kv_bytes_per_token(0.5) == 2
 
 
-def test_heads_that_each_layer_has_of_its_own_leave_the_size_of_a_token_open(
+def test_the_bytes_of_a_token_are_unknown_if_layers_have_different_heads(
     tmp_path: Path,
 ) -> None:
     numbers = {"block_count": 2, "embedding_length": 64, "attention.head_count": 4}
@@ -322,7 +322,7 @@ def test_heads_that_each_layer_has_of_its_own_leave_the_size_of_a_token_open(
         {"embedding_length": 0},
     ],
 )
-def test_a_model_without_attention_leaves_the_size_of_a_token_open(missing: dict[str, int]) -> None:
+def test_the_bytes_of_a_token_are_unknown_without_attention(missing: dict[str, int]) -> None:
     whole = {"block_count": 2, "embedding_length": 64, "attention__head_count": 4}
 
     assert llama(**whole).kv_bytes_per_token(2) is not None
@@ -333,15 +333,17 @@ MALFORMED = {
     "does not begin with GGUF": b"ggjt" + bytes(20),
     "big-endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
     "version is 4": header(version=4),
-    "of type 13": header([entry("k", 13, bytes(8))]),
-    "of type 4294967295": header([entry("k", ARRAY, array(2**32 - 1, 1, bytes(8)))]),
+    "unknown type 13": header([entry("k", 13, bytes(8))]),
+    "unknown type 4294967295": header([entry("k", ARRAY, array(2**32 - 1, 1, bytes(8)))]),
     "2 deep": header([entry("k", ARRAY, array(ARRAY, 1, array(ARRAY, 1, array(U8, 0))))]),
     "'k' twice": header([entry("k", U8, b"\x01"), entry("k", ARRAY, array(U8, 0))]),
     "not UTF-8": header([entry(b"\xff", U8, b"\x01")]),
-    "cut": header([entry("k", ARRAY, array(U32, 3, bytes(11)))]),
+    "truncated at": header([entry("k", ARRAY, array(U32, 3, bytes(11)))]),
     "of 9 dimensions": header(tensors=[tensor("w", (1,) * 9)]),
-    "more elements than any memory": header(tensors=[tensor("w", (2**32, 2**31))]),
-    "cut, a tensor begins beyond": header(tensors=[tensor("w", (1,), offset=1)]),
+    "exceed the limit of 9223372036854775807 elements": header(
+        tensors=[tensor("w", (2**32, 2**31))]
+    ),
+    "truncated: a tensor begins beyond": header(tensors=[tensor("w", (1,), offset=1)]),
 }
 
 
@@ -382,13 +384,15 @@ ABSURD = {
 
 
 @pytest.mark.parametrize("what", ABSURD)
-def test_a_file_that_is_as_large_as_it_says_may_still_be_absurd(tmp_path: Path, what: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"model\.gguf .* any model"):
+def test_lengths_above_the_limits_are_refused_even_if_the_file_is_that_large(
+    tmp_path: Path, what: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"model\.gguf .* limit of"):
         read(tmp_path, ABSURD[what], size=FAR)
 
 
 @pytest.mark.parametrize("what", [what for what in ABSURD if "texts" not in what])
-def test_no_memory_is_set_aside_on_the_files_word(tmp_path: Path, what: str) -> None:
+def test_no_memory_is_allocated_by_a_length_alone(tmp_path: Path, what: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(ConfigurationError):
@@ -400,11 +404,11 @@ def test_no_memory_is_set_aside_on_the_files_word(tmp_path: Path, what: str) -> 
     assert peak < 2 << 20
 
 
-def test_a_text_that_a_cut_file_only_promises_takes_no_memory(tmp_path: Path) -> None:
+def test_a_length_that_a_truncated_file_does_not_have_takes_no_memory(tmp_path: Path) -> None:
     longest = MAX_TEXT - len("k")
     promise = header([text("k") + struct.pack("<IQ", STRING, longest)])
 
-    with pytest.raises(ConfigurationError, match="header is cut"):
+    with pytest.raises(ConfigurationError, match="header is truncated"):
         read(tmp_path, promise)
     refused_or_read(tmp_path, promise)
 
@@ -415,13 +419,15 @@ def test_a_header_in_front_of_a_hole_is_read_like_any_other(tmp_path: Path) -> N
     assert (found.n_params, found.size) == (6, FAR)
 
 
-def test_a_header_that_is_cut_at_any_byte_is_refused(tmp_path: Path, every_type: bytes) -> None:
+def test_a_header_that_is_truncated_at_any_byte_is_refused(
+    tmp_path: Path, every_type: bytes
+) -> None:
     for length in range(len(every_type)):
         with pytest.raises(ConfigurationError):
             read(tmp_path, every_type[:length])
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_without_a_regular_file_is_refused(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.gguf"
     os.mkfifo(pipe)
 
