@@ -1,1 +1,1 @@
-"""What constrains an answer: GBNF grammars, and JSON Schemas translated to them."""
+"""Constraints on answers: GBNF grammars, and JSON Schemas that are converted to them."""

@@ -1,7 +1,7 @@
-"""Reads llama.cpp's notation of grammars, as llama.cpp does, but with limits and line numbers.
+"""Parses GBNF, llama.cpp's notation of grammars, with limits and line numbers.
 
-llama.cpp's own reader is recursive, writes out every repetition, and takes some for others that
-it cannot count. No error can come back from where it runs out of memory.
+llama.cpp's own parser is recursive, expands every repetition, and misreads repetitions that are too
+large for it. If it runs out of memory, it returns no error.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 
 ROOT = "root"
 MAX_REPETITIONS = 2000
-"""llama.cpp refuses a higher minimum, and takes a higher maximum for none."""
+"""The highest bound of a repetition. llama.cpp refuses a higher minimum, and takes a higher maximum
+for no limit."""
 MAX_NESTING = 100
-"""Parentheses in parentheses."""
+"""The most levels of parentheses inside parentheses."""
 MAX_ELEMENTS = 100_000
-"""Of all rules, as llama.cpp has them: 8 bytes each, in three copies."""
+"""The most elements of all rules in llama.cpp, which stores 8 bytes of each in three copies."""
 MAX_RULES = 20_000
 END_OF_CHARACTERS = 0x110000
+"""The first number above the codes of all characters."""
 
 _NAME = re.compile(r"[a-zA-Z0-9-]+")
 _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
@@ -30,14 +32,15 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class GrammarError(Exception):
-    """What is wrong with a grammar, as a part of a sentence."""
+    """What is wrong with a grammar, as a clause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """One character, of these ranges or of none of them."""
+    """Matches one character that is in the ranges, or, if negated, one that is not."""
 
     ranges: tuple[tuple[int, int], ...]
+    """The codes of the first and the last character of each range."""
     is_negated: bool = False
 
     def matches(self, character: int) -> bool:
@@ -52,21 +55,23 @@ Symbol = int | Terminal
 
 @dataclass(slots=True)
 class Rule:
-    """A rule with a name, a group in parentheses, or what is repeated."""
+    """A named rule, a group in parentheses, or a repetition."""
 
     name: str
+    """The name in error messages."""
     has_name: bool = False
+    """Whether the grammar names it."""
     alternates: list[list[Symbol]] = field(default_factory=list)
     low: int = 1
-    """It comes so often at least."""
+    """The fewest repetitions."""
     high: int | None = 1
-    """At the most; None: any number of times."""
+    """The most repetitions; None: no limit."""
 
 
 def parse_gbnf(text: str) -> list[Rule]:
-    """Raises GrammarError, for what is no grammar and for what llama.cpp cannot count."""
+    """The rules of a grammar. Raises GrammarError if it is invalid or too large for llama.cpp."""
     if "\0" in text or _SURROGATE.search(text):
-        raise GrammarError("it has zero bytes or halves of characters")
+        raise GrammarError("it contains zero bytes or surrogates")
     parser = _Parser(text)
     parser.parse()
     return parser.rules
@@ -88,7 +93,7 @@ class _Parser:
             self._rule()
         for name in (ROOT, *self._numbers):
             if self._numbers.get(name) not in self._defined:
-                raise GrammarError(f"there is no rule {name:.80}")
+                raise GrammarError(f"the rule {name:.80} is not defined")
 
     def _rule(self) -> None:
         name = self._take(_NAME)
@@ -130,7 +135,10 @@ class _Parser:
         return sequence
 
     def _symbols(self) -> tuple[list[Symbol], int] | None:
-        """What is next and would be repeated together, and its elements; None: a sequence ends."""
+        """The next symbols that an operator would repeat, and the number of their elements.
+
+        None at the end of a sequence.
+        """
         character = self.text[self.position : self.position + 1]
         if character == '"':
             codes = self._characters(_LITERAL_CHARACTER, '"')
@@ -138,8 +146,8 @@ class _Parser:
         if character == "[":
             return self._class()
         if character and character in "<!":
-            # llama.cpp allows some in its look at the candidates that it then cannot accept.
-            raise self._error("tokens have no place in a grammar here: write texts in quotes")
+            # llama.cpp may allow tokens as candidates that it then cannot accept.
+            raise self._error("tokens are not supported in grammars: write texts in quotes")
         if character == ".":
             self.position += 1
             return [ANY], 1
@@ -154,13 +162,13 @@ class _Parser:
         start = self.position
         codes = self._characters(_CLASS_CHARACTER, "]")
         if not codes:
-            # llama.cpp takes it for nothing at all, so what is repeated would be what is before.
+            # llama.cpp ignores it, so that an operator behind it would repeat what is before it.
             raise self._error("a set of characters is empty")
         inside = self.text[start + 1 : self.position - 1]
         return [Terminal(_ranges(inside), is_negated)], len(codes)
 
     def _characters(self, pattern: re.Pattern[str], end: str) -> list[int]:
-        """Up to `end`, without it; their codes."""
+        """The codes of the characters before `end`. Skips `end`."""
         self.position += 1
         codes: list[int] = []
         while not self.text.startswith(end, self.position):
@@ -175,7 +183,7 @@ class _Parser:
         self.position += 1
         self._depth += 1
         if self._depth > MAX_NESTING:
-            raise self._error(f"there are more than {MAX_NESTING} parentheses in each other")
+            raise self._error(f"parentheses are nested more than {MAX_NESTING} deep")
         self._skip(lines=True)
         group = self._new_rule("a group")
         self.rules[group].alternates = self._alternates(is_nested=True)
@@ -190,12 +198,12 @@ class _Parser:
     ) -> tuple[list[Symbol], int]:
         low, high = _bounds(found)
         if max(low, high or 0) > MAX_REPETITIONS:
-            raise self._error(f"a repetition has more than {MAX_REPETITIONS} times")
+            raise self._error(f"more than {MAX_REPETITIONS} repetitions are not supported")
         if high is not None and high < low:
             raise self._error("a repetition's maximum is below its minimum")
         self.position = found.end()
-        written_out = max(0, low - 1) * size + (1 if high is None else high - low) * (size + 3)
-        self._count(written_out)
+        expanded = max(0, low - 1) * size + (1 if high is None else high - low) * (size + 3)
+        self._count(expanded)
         number = self._new_rule("a repetition")
         repeated = self.rules[number]
         repeated.alternates, repeated.low, repeated.high = [symbols], low, high
@@ -214,10 +222,11 @@ class _Parser:
         return len(self.rules) - 1
 
     def _count(self, elements: int) -> None:
+        """Count elements of llama.cpp. Raises GrammarError above the limit."""
         self._elements += elements
         if self._elements > MAX_ELEMENTS:
             raise GrammarError(
-                f"with its repetitions written out it has more than {MAX_ELEMENTS} elements"
+                f"with its repetitions expanded it has more than {MAX_ELEMENTS} elements"
             )
 
     def _take(self, pattern: re.Pattern[str]) -> str | None:
@@ -237,7 +246,7 @@ class _Parser:
 
 
 def _bounds(found: re.Match[str]) -> tuple[int, int | None]:
-    """The least and the most times; None: any."""
+    """The fewest and the most repetitions; None: no limit."""
     if found[1] is None:
         return {"*": (0, None), "+": (1, None), "?": (0, 1)}[found[0]]
     low = int(found[1])
@@ -247,7 +256,7 @@ def _bounds(found: re.Match[str]) -> tuple[int, int | None]:
 
 
 def _code(character: str) -> int:
-    """Of a character, or of its escape."""
+    """The code of a character, or of the one that an escape stands for."""
     if len(character) == 1:
         return ord(character)
     if character[1] in "xuU":
@@ -256,7 +265,7 @@ def _code(character: str) -> int:
 
 
 def _ranges(inside: str) -> tuple[tuple[int, int], ...]:
-    """What stands in brackets; a - at the end is itself."""
+    """The ranges inside brackets. A - at the end stands for itself."""
     ranges = []
     position = 0
     while (found := _CLASS_CHARACTER.match(inside, position)) is not None:

@@ -1,9 +1,9 @@
 """Refuses grammars that would take llama.cpp too long.
 
-It follows all ways through a grammar, each with a stack of its own, and looks at every candidate
-token on each of them, also on those that meet again. The ways to the next character can be counted
-beforehand, and whether they double with every character can be tried. What grows slowly is not
-found here: whoever runs a grammar looks at the clock, too.
+llama.cpp follows all ways through a grammar. A way is a possible parse, with a stack of its own.
+Every candidate token is checked against every way, also against equal ones. Two things can be found
+beforehand: the number of ways to the next character, and, by trying characters, whether the number
+multiplies with every character. Slow growth is not detected here, so engines also limit the time.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from typing import NamedTuple
 from workers.grammar.gbnf import GrammarError, Rule, Symbol, Terminal
 
 MAX_WAYS = 5_000
-"""To the next character, at any place: llama.cpp compares each with all others."""
+"""The most ways to the next character. llama.cpp compares each of them with all others."""
 MAX_DEPTH = 500
-"""Rules that begin with each other: llama.cpp looks for recursion recursively."""
+"""The longest chain of rules that begin with each other. llama.cpp follows it recursively."""
 TRIED_CHARACTERS = 12
-"""From the beginning of each rule, and of what is repeated."""
+"""Characters that are tried from the beginning of each rule and repetition."""
 NO_GROWTH = 4
-"""Characters without a new record, after which no more are tried."""
+"""A trial ends after this number of characters without a new maximum of ways."""
 CHOICES = 6
-"""Characters that are tried at a place, of those that its ways begin with."""
+"""The most characters that are tried at one position."""
 MAX_GROWTH = 300
-"""Ways, unless there were more from the first character on, as in a long list of texts."""
+"""The most ways behind some characters, unless there were more at the beginning, as in a long list
+of texts."""
 MAX_TRIES = 150_000
-"""Stacks in all: some tenths of a second."""
-TOO_AMBIGUOUS = "it is too ambiguous: too many ways through it have to be followed at once"
+"""The most stacks in all trials of a grammar. They take some tenths of a second."""
+TOO_AMBIGUOUS = "it is too ambiguous: it has too many parses to follow"
 
 
 def check_cost(rules: list[Rule]) -> None:
-    """Raise GrammarError for left recursion, and for too many ways to follow."""
+    """Raise GrammarError for left recursion and for too many ways."""
     check_ways(rules)
     trial = _Trial(rules)
     for number, rule in enumerate(rules):
@@ -42,7 +43,7 @@ def check_cost(rules: list[Rule]) -> None:
 
 
 def check_ways(rules: list[Rule]) -> None:
-    """Raise GrammarError for left recursion, and for more than MAX_WAYS to begin a rule."""
+    """Raise GrammarError for left recursion, and for a rule with too many ways to begin."""
     nullable = _nullable(rules)
     first = [list(_first_symbols(rule, nullable)) for rule in rules]
     ways, depths = [0] * len(rules), [0] * len(rules)
@@ -51,7 +52,7 @@ def check_ways(rules: list[Rule]) -> None:
         parts = [symbol for symbol in first[number] if isinstance(symbol, int)]
         depths[number] = 1 + max((depths[part] for part in parts), default=0)
         if depths[number] > MAX_DEPTH:
-            raise GrammarError(f"more than {MAX_DEPTH} rules begin with each other")
+            raise GrammarError(f"more than {MAX_DEPTH} rules begin with each other in a chain")
         count = sum(ways[symbol] if isinstance(symbol, int) else 1 for symbol in first[number])
         is_passed = any(all(_is_nothing(s, nullable) for s in part) for part in rule.alternates)
         copies = (rule.high or rule.low + 1) if is_passed else 1
@@ -61,7 +62,7 @@ def check_ways(rules: list[Rule]) -> None:
 
 
 def _order(rules: list[Rule], first: list[list[Symbol]]) -> list[int]:
-    """The rules, each behind those that it can begin with."""
+    """The numbers of all rules, each behind those of the rules that it can begin with."""
     graph = {
         number: {symbol for symbol in symbols if isinstance(symbol, int)}
         for number, symbols in enumerate(first)
@@ -79,7 +80,7 @@ def _is_nothing(symbol: Symbol, nullable: list[bool]) -> bool:
 
 
 def _first_symbols(rule: Rule, nullable: list[bool]) -> Iterator[Symbol]:
-    """Those that can stand at the rule's beginning."""
+    """The symbols that the rule can begin with."""
     if rule.high == 0:
         return
     for alternate in rule.alternates:
@@ -90,8 +91,8 @@ def _first_symbols(rule: Rule, nullable: list[bool]) -> Iterator[Symbol]:
 
 
 def _nullable(rules: list[Rule]) -> list[bool]:
-    """Which rules may be nothing at all."""
-    users: dict[int, list[tuple[int, int]]] = {}  # of a rule: in which alternates it stands
+    """For each rule, whether it can match the empty text."""
+    users: dict[int, list[tuple[int, int]]] = {}  # for each rule, the alternates that contain it
     left = [[len(alternate) for alternate in rule.alternates] for rule in rules]
     for number, rule in enumerate(rules):
         for place, alternate in enumerate(rule.alternates):
@@ -112,42 +113,42 @@ def _nullable(rules: list[Rule]) -> list[bool]:
     return nullable
 
 
-class _At(NamedTuple):
-    """The rest of a rule's alternate, from a place on."""
+class _Position(NamedTuple):
+    """The rest of a rule's alternate from an index on."""
 
     rule: int
     alternate: int
     place: int
 
 
-class _Again(NamedTuple):
-    """What still comes of a repetition."""
+class _Repeat(NamedTuple):
+    """The rest of a repetition."""
 
     rule: int
     low: int
     high: int | None
 
 
-_Frame = _At | _Again
+_Frame = _Position | _Repeat
 _NONE = 0
-"""The stack with nothing to come."""
+"""The empty stack."""
 
 
 class _Trial:
-    """Follows the ways through a grammar, as llama.cpp does, along characters that make many.
+    """Follows the ways through a grammar as llama.cpp does, along characters that make many ways.
 
-    A stack is a number: of a frame, what comes next, before another stack.
+    A stack is a number. It stands for a frame, which comes next, and the stack below it.
     """
 
     def __init__(self, rules: list[Rule]) -> None:
         self._rules = rules
         self._tries = 0
-        self._stacks: list[tuple[_Frame, int]] = [(_Again(0, 0, 0), _NONE)]
+        self._stacks: list[tuple[_Frame, int]] = [(_Repeat(0, 0, 0), _NONE)]
         self._numbers: dict[tuple[_Frame, int], int] = {}
         self._ready: dict[int, list[tuple[int, Terminal]]] = {}
 
     def run(self, number: int) -> None:
-        """From the beginning of a rule. Raises GrammarError if there are too many ways."""
+        """Try a rule from its beginning. Raises GrammarError if there are too many ways."""
         ways: Counter[tuple[int, Terminal]] = Counter()
         for stack in self._pushed(number, _NONE):
             ways.update(self._closure(stack))
@@ -163,8 +164,10 @@ class _Trial:
                 return
 
     def _characters(self, ways: Counter[tuple[int, Terminal]]) -> list[int]:
-        """Those with which most of the ranges begin that could be next: where ranges overlap,
-        one of them begins."""
+        """The characters to try next: those with which the most ranges begin.
+
+        Where ranges overlap, one of them begins, so this finds overlaps.
+        """
         begins: Counter[int] = Counter()
         for (_, terminal), count in ways.items():
             for character in _begins(terminal):
@@ -183,7 +186,7 @@ class _Trial:
         return following
 
     def _closure(self, start: int) -> list[tuple[int, Terminal]]:
-        """The stacks with a terminal next that this one can become, with that."""
+        """The stacks that this one can become and that have a terminal next, with that terminal."""
         if start in self._ready:
             self._count(len(self._ready[start]))
             return self._ready[start]
@@ -196,7 +199,7 @@ class _Trial:
             seen.add(stack)
             self._count(1)
             frame, rest = self._stacks[stack]
-            if isinstance(frame, _Again):
+            if isinstance(frame, _Repeat):
                 todo += self._repeated(frame, rest)
                 continue
             symbol = self._rules[frame.rule].alternates[frame.alternate][frame.place]
@@ -207,31 +210,31 @@ class _Trial:
         return ready
 
     def _pushed(self, number: int, rest: int) -> Iterator[int]:
-        """A rule before the rest."""
+        """The stacks with a rule on top of `rest`."""
         rule = self._rules[number]
         if (rule.low, rule.high) != (1, 1):
-            yield self._stack(_Again(number, rule.low, rule.high), rest)
+            yield self._stack(_Repeat(number, rule.low, rule.high), rest)
             return
         for place, alternate in enumerate(rule.alternates):
-            yield self._stack(_At(number, place, 0), rest) if alternate else rest
+            yield self._stack(_Position(number, place, 0), rest) if alternate else rest
 
-    def _repeated(self, frame: _Again, rest: int) -> Iterator[int]:
+    def _repeated(self, frame: _Repeat, rest: int) -> Iterator[int]:
         number, low, high = frame
         if low == 0:
             yield rest
         if high != 0 and self._rules[number].alternates[0]:
-            left = _Again(number, max(0, low - 1), None if high is None else high - 1)
+            left = _Repeat(number, max(0, low - 1), None if high is None else high - 1)
             yield self._stack(
-                _At(number, 0, 0), rest if left.high == 0 else self._stack(left, rest)
+                _Position(number, 0, 0), rest if left.high == 0 else self._stack(left, rest)
             )
 
     def _rest(self, frame: _Frame, rest: int) -> int:
-        """What is to come behind the frame's next symbol."""
-        if isinstance(frame, _Again):
+        """The stack behind the frame's next symbol."""
+        if isinstance(frame, _Repeat):
             return rest
         rule, alternate, place = frame
         is_last = place + 1 == len(self._rules[rule].alternates[alternate])
-        return rest if is_last else self._stack(_At(rule, alternate, place + 1), rest)
+        return rest if is_last else self._stack(_Position(rule, alternate, place + 1), rest)
 
     def _stack(self, frame: _Frame, rest: int) -> int:
         key = frame, rest
@@ -248,7 +251,7 @@ class _Trial:
 
 
 def _begins(terminal: Terminal) -> Iterable[int]:
-    """The characters with which its ranges begin."""
+    """The first characters of its ranges."""
     if terminal.is_negated:
         return [1, *(high + 1 for _, high in terminal.ranges)]
     return [low for low, _ in terminal.ranges]

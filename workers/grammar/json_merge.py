@@ -1,4 +1,4 @@
-"""Schemas that hold together: allOf, and what stands beside a reference or a union."""
+"""Merges schemas that apply together: allOf, and keywords beside a reference or a union."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ NOTES = {
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
     "$comment", "$id", "$schema", "$anchor", "$defs", "definitions", "discriminator",
 }  # fmt: skip
-"""Keywords that allow and forbid nothing."""
+"""Keywords without an effect on what is valid."""
 
 
 class MergeError(Exception):
-    """Why two schemas cannot be made one, as a part of a sentence."""
+    """Why two schemas cannot be merged, as a clause."""
 
 
 def merge(one: Any, other: Any) -> Any:
-    """A schema that allows what both allow. Raises MergeError."""
+    """A schema that allows what both schemas allow. Raises MergeError."""
     if one is True or one == {}:
         return other
     if other is True or other == {}:
@@ -26,7 +26,7 @@ def merge(one: Any, other: Any) -> Any:
     if one is False or other is False:
         return False
     if not isinstance(one, dict) or not isinstance(other, dict):
-        raise MergeError("a schema is an object")
+        raise MergeError("a schema must be an object")
     one, other = _without_forbidden(one, other), _without_forbidden(other, one)
     merged = dict(one)
     for keyword, value in other.items():
@@ -44,7 +44,7 @@ def _both(keyword: str, one: Any, other: Any) -> Any:
     try:
         return how(one, other)
     except (TypeError, AttributeError):
-        raise MergeError(f"allOf: {keyword} has a value of another type") from None
+        raise MergeError(f"allOf: {keyword} has a value of a wrong type") from None
 
 
 def _types(one: Any, other: Any) -> Any:
@@ -60,7 +60,7 @@ def _types(one: Any, other: Any) -> Any:
 def _values(one: list[Any], other: list[Any]) -> list[Any]:
     common = [value for value in one if value in other]
     if not common:
-        raise MergeError("allOf: no value is in both enum")
+        raise MergeError("allOf: the enums have no common value")
     return common
 
 
@@ -86,7 +86,7 @@ _HOW: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def _without_forbidden(schema: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """`schema`, whose properties are also what `other` says of properties that it does not name."""
+    """`schema`, with `other`'s additionalProperties merged into properties that `other` lacks."""
     further = other.get("additionalProperties", True)
     known, properties = other.get("properties", {}), schema.get("properties", {})
     if further is True or not isinstance(properties, dict) or not isinstance(known, dict):
@@ -98,7 +98,7 @@ def _without_forbidden(schema: dict[str, Any], other: dict[str, Any]) -> dict[st
 
 
 def are_disjoint(schemas: Sequence[Any]) -> bool:
-    """Whether it is certain that no value is allowed by two of them."""
+    """Whether it is certain that no value is valid by two of the schemas."""
     return all(_are_two_disjoint(*pair) for pair in itertools.combinations(schemas, 2))
 
 
@@ -127,7 +127,7 @@ def _constants(schema: dict[str, Any]) -> list[Any] | None:
 
 
 def _type_names(schema: dict[str, Any]) -> set[str]:
-    """Integers are numbers, too."""
+    """The schema's types. Integers count as numbers."""
     given = schema.get("type", [])
     names = {given} if isinstance(given, str) else set(given)
     return {"number" if name == "integer" else name for name in names}

@@ -1,6 +1,7 @@
-"""Regular expressions of JSON Schema, as grammars of JSON texts that match them as a whole.
+"""Converts regular expressions of JSON Schema to grammars of JSON strings.
 
-A pattern may match anywhere in a text; texts that it matches from end to end are some of those.
+In JSON Schema a pattern may match anywhere in a string. The grammar contains the strings that it
+matches as a whole, which are all valid.
 """
 
 from __future__ import annotations
@@ -10,31 +11,34 @@ import re
 from workers.grammar.json_text import literal
 
 MAX_DEPTH = 50
+"""The most levels of parentheses inside parentheses."""
 SPECIAL = "^$\\.*+?()[]{}|"
 SETS = {
     "d": "0-9",
     "w": "A-Za-z0-9_",
     "s": " ",
 }
-"""Inside brackets. White space is a space: other kinds would be escaped in JSON."""
+"""Sets of characters, as written inside brackets. White space is only the space, because JSON would
+escape the others."""
+# Negated sets, by the characters that they exclude.
 NOT_SETS = {"D": "0-9", "W": "A-Za-z0-9_", "S": r" \x09-\x0D\xA0\uFEFF"}
 UNWRITTEN = r'"\\\x00-\x1F\x7F'
-"""In brackets: characters that JSON escapes, which sets of others do without."""
+"""Characters that JSON escapes, as written inside brackets. Negated sets exclude them, too."""
 ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v"}
 QUANTIFIER = re.compile(r"([*+?]|\{\d{1,6}(?:,(?:\d{1,6})?)?\})\??")
 HEX = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})")
 
 
 class PatternError(Exception):
-    """What a pattern has that cannot be used, as a part of a sentence."""
+    """What is wrong with a pattern or not supported, as a clause."""
 
 
 def pattern_to_gbnf(pattern: str) -> str:
-    """What stands between the quotes of such a text. Raises PatternError."""
+    """The body of a rule for the text between the quotes. Raises PatternError."""
     parser = _Parser(pattern)
     body = parser.alternatives(depth=0)
     if parser.position < len(pattern):
-        raise PatternError("it has a ) too many")
+        raise PatternError("it has a ) without a (")
     return body
 
 
@@ -45,7 +49,7 @@ class _Parser:
 
     def alternatives(self, depth: int) -> str:
         if depth > MAX_DEPTH:
-            raise PatternError(f"it has more than {MAX_DEPTH} parentheses in each other")
+            raise PatternError(f"its parentheses are nested more than {MAX_DEPTH} deep")
         bodies = [self._sequence(depth)]
         while self._next() == "|":
             self.position += 1
@@ -74,7 +78,7 @@ class _Parser:
     def _end(self, depth: int) -> None:
         self.position += 1
         if depth or self._next() not in ("", "|"):
-            raise PatternError("it has a $ elsewhere than at its end")
+            raise PatternError("it has a $ that is not at its end")
 
     def _atom(self, depth: int) -> str:
         character = self._next()
@@ -88,13 +92,13 @@ class _Parser:
         if character == "\\":
             return self._escape()
         if character in SPECIAL and character not in "]}":
-            raise PatternError(f"it has a {character} where none can be")
+            raise PatternError(f"it has a misplaced {character}")
         return _written(character)
 
     def _group(self, depth: int) -> str:
         if self._next() == "?":
             if not self.pattern.startswith("?:", self.position):
-                raise PatternError("it has a group that looks around, or is named")
+                raise PatternError("lookarounds and named groups are not supported")
             self.position += 2
         body = self.alternatives(depth + 1)
         if self._next() != ")":
@@ -113,14 +117,14 @@ class _Parser:
         return _written(self._escaped_character())
 
     def _escaped_character(self) -> str:
-        """The one character that stands behind a backslash."""
+        """The character that an escape stands for, from behind its backslash."""
         found = HEX.match(self.pattern, self.position)
         if found is not None:
             self.position = found.end()
             return chr(int(found[1] or found[2], 16))
         character = self._next()
         if not character or (character not in ESCAPED and character.isalnum()):
-            raise PatternError(f"it has an escape that is not known here: \\{character}")
+            raise PatternError(f"it has an unsupported escape: \\{character}")
         self.position += 1
         return ESCAPED.get(character, character)
 
@@ -139,11 +143,11 @@ class _Parser:
             return f"[^{inside}{UNWRITTEN}]"
         options = [f"[{''.join(ranges)}]"] * bool(ranges) + [_written(c) for c in escaped]
         if not options:
-            raise PatternError("it has brackets with nothing inside")
+            raise PatternError("it has empty brackets")
         return f"({' | '.join(options)})"
 
     def _take_range(self, ranges: list[str], escaped: list[str]) -> None:
-        """The next character of brackets, the range that it begins, or a set."""
+        """Read the next character, range or set inside brackets."""
         if self._next() == "\\" and self.pattern[self.position + 1 : self.position + 2] in SETS:
             ranges.append(SETS[self.pattern[self.position + 1]])
             self.position += 2
@@ -159,7 +163,7 @@ class _Parser:
         self.position += 1
         last = self._one()
         if last < first:
-            raise PatternError("it has a range that runs backwards")
+            raise PatternError("it has a range whose end is before its start")
         for low, high in _without_unwritten(first, last):
             ranges.append(f"{_in_brackets(low)}-{_in_brackets(high)}")
         escaped += [c for c in '"\\' if first <= c <= last]
@@ -176,7 +180,7 @@ class _Parser:
 
 
 def _without_unwritten(first: str, last: str) -> list[tuple[str, str]]:
-    """The parts of a range that JSON writes as they are."""
+    """The parts of a range whose characters JSON does not escape."""
     low, parts = max(ord(first), 32), []
     for hole in (ord('"'), ord("\\"), 127):
         if low <= hole <= ord(last):
@@ -189,7 +193,7 @@ def _without_unwritten(first: str, last: str) -> list[tuple[str, str]]:
 
 
 def _written(character: str) -> str:
-    """A character as JSON writes it."""
+    """The literal of a character as JSON writes it."""
     if character in '"\\':
         return literal("\\" + character)
     named = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\f": "\\f", "\b": "\\b"}.get(character)

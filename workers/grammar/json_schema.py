@@ -1,9 +1,9 @@
-"""JSON Schemas as grammars: every text of the grammar is valid by the schema.
+"""Converts JSON Schemas to grammars. Every text of the grammar is valid by the schema.
 
-Not every valid JSON text is in the grammar: properties come in the schema's order, a pattern
-matches a whole string, further properties come only where the schema asks for them. A keyword
-that cannot be expressed is an error and never ignored; names that JSON Schema (2020-12) does not
-know say nothing by its own rules.
+Not every valid JSON text is in the grammar: properties have the schema's order, a pattern matches a
+whole string, and additional properties occur only if the schema mentions them. A keyword that
+cannot be expressed is an error and never ignored. Keywords that JSON Schema (2020-12) does not
+define have no effect, by its own rules.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from workers.grammar.json_pattern import PatternError, pattern_to_gbnf
 from workers.grammar.json_text import FORMATS, RULES, integers, literal, numbers
 
 MAX_RULES = 5_000
+"""The most rules of a converted schema."""
 MAX_REPETITIONS = 2_000
-"""A higher maximum is taken for this one."""
+"""The most repetitions of an item or a character. A higher maximum is lowered to this."""
 FURTHEST_BOUND = 10**30
-"""Of a number, either way."""
+"""The largest absolute value of a number's bound."""
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 OF_TYPE = {
     "object": {"properties", "required", "additionalProperties", "minProperties", "maxProperties"},
@@ -35,33 +36,34 @@ OF_TYPE = {
         "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
     },
 }  # fmt: skip
-"""Keywords that say something of one type only. A schema that names none but has some of them is
-taken to be of that type."""
+"""Keywords that apply to one type only. A schema without a type that has such keywords is taken to
+be of their types."""
 INEXPRESSIBLE = {
     "not", "if", "then", "else", "dependentSchemas", "dependentRequired", "dependencies",
     "contains", "patternProperties", "propertyNames", "unevaluatedItems", "unevaluatedProperties",
     "$dynamicRef", "$recursiveRef",
 }  # fmt: skip
+"""Keywords that are refused."""
 Schema = Mapping[str, Any]
 
 
 class SchemaError(Exception):
-    """What cannot be expressed, or is no schema, as a part of a sentence."""
+    """What is invalid or cannot be expressed, as a clause."""
 
 
 def schema_to_gbnf(text: str) -> str:
-    """The grammar of a schema that is a JSON text. Raises SchemaError."""
+    """The grammar for a schema, which is a JSON text. Raises SchemaError."""
     try:
         converter = _Converter(json.loads(text))
         return converter.convert()
     except MergeError as error:
         raise SchemaError(str(error)) from None
     except RecursionError:
-        raise SchemaError("it is nested too deeply, or refers to itself without an end") from None
+        raise SchemaError("it is nested too deeply, or refers to itself endlessly") from None
     except ValueError:
-        raise SchemaError("it is no JSON text") from None
+        raise SchemaError("it is not a JSON text") from None
     except (TypeError, AttributeError, KeyError):
-        raise SchemaError("a keyword has a value of a type that it cannot have") from None
+        raise SchemaError("a keyword has a value of a wrong type") from None
 
 
 class _Converter:
@@ -81,7 +83,7 @@ class _Converter:
     # ---------------------------------------------------------------- rules
 
     def _use(self, name: str) -> str:
-        """One of RULES, with those that it uses."""
+        """Include one of RULES and the rules that it uses. Returns its name."""
         if name not in self._rules:
             self._rules[name] = RULES[name]
             for used in re.findall(r"[a-z][a-z0-9-]*", _without_characters(RULES[name])):
@@ -113,7 +115,7 @@ class _Converter:
             return self._use("value")
         if not isinstance(schema, dict):
             raise SchemaError(
-                "false allows nothing" if schema is False else "a schema is an object"
+                "false allows no value" if schema is False else "a schema must be an object"
             )
         for keyword in INEXPRESSIBLE & schema.keys():
             raise SchemaError(f"{keyword} cannot be expressed as a grammar")
@@ -135,15 +137,15 @@ class _Converter:
         reference = schema["$ref"]
         if reference not in self._references:
             name = self._references[reference] = self._new_name()
-            self._rules[name] = ""  # its place; the body may refer to it
+            self._rules[name] = ""  # the body may refer to the name
             self._rules[name] = self._body(self._target(reference))
         return self._references[reference]
 
     def _target(self, reference: Any) -> Any:
-        """What a reference within the schema points to."""
+        """The part of the schema that a reference points to."""
         if not isinstance(reference, str) or not reference.startswith("#"):
             raise SchemaError(
-                f"$ref must point into the schema, as #/$defs/name: {reference!r:.80}"
+                f"$ref must point into the schema, like #/$defs/name: {reference!r:.80}"
             )
         target = self._root
         for part in reference[1:].split("/")[1:]:
@@ -168,7 +170,7 @@ class _Converter:
         return merged
 
     def _resolved(self, schema: Any) -> Any:
-        """With what it refers to in its own place."""
+        """The schema with its reference replaced by the target."""
         if not isinstance(schema, dict) or "$ref" not in schema:
             return schema
         others = {key: value for key, value in schema.items() if key != "$ref"}
@@ -178,7 +180,7 @@ class _Converter:
         alternatives = [self._resolved(part) for part in _list(schema, keyword)]
         if keyword == "oneOf" and not are_disjoint(alternatives):
             raise SchemaError(
-                "oneOf: a value could be of two alternatives; use anyOf, or tell them apart by a"
+                "oneOf: a value could match two alternatives; use anyOf, or distinguish them by a"
                 " required property with a const"
             )
         base = {key: value for key, value in schema.items() if key != keyword}
@@ -229,7 +231,7 @@ class _Converter:
         for name in required:
             if name not in properties:
                 if schema.get("additionalProperties", True) is False:
-                    raise SchemaError(f"required: {name!r:.80} is no property, and none is allowed")
+                    raise SchemaError(f"required: {name!r:.80} is not a property that is allowed")
                 properties[name] = schema.get("additionalProperties", True)
         possible = {
             name: part for name, part in properties.items() if part is not False or name in required
@@ -256,7 +258,7 @@ class _Converter:
         return self._named_rule(f'{key} {space} ":" {space} {self._rule(schema)}')
 
     def _further(self, names: set[str], schema: Any) -> str | None:
-        """A member with a name that is none of `names`."""
+        """A member whose name is not in `names`."""
         if schema is False:
             return None
         space = self._use("space")
@@ -264,11 +266,11 @@ class _Converter:
         return self._named_rule(f'{key} {space} ":" {space} {self._rule(schema)}')
 
     def _members(self, members: list[tuple[str, bool]], further: str | None) -> str:
-        """An object of these members in their order, the optional ones or not."""
+        """An object of these members in their order, with or without the optional ones."""
         space = self._use("space")
         comma = self._named_rule(f'{space} "," {space}')
         rest = f"({comma} {further})*" if further else ""
-        # From the end: what may follow a member, and what may stand where none stood before.
+        # From the end: what may follow a member, and what may come if no member came before.
         following, leading = rest, [f"{further} {rest}"] if further else []
         is_optional = True
         for member, is_required in reversed(members):
@@ -284,15 +286,15 @@ class _Converter:
         return f'"{{" {space} ({inside})? "}}"' if is_optional else f'"{{" {space} {inside} "}}"'
 
     def _other_name(self, names: set[str]) -> str:
-        """A string that is none of `names`; without escapes, which could hide one of them."""
+        """A string that is not in `names`. It has no escapes, which could hide a name."""
         plain = r'[^"\\\x00-\x1F\x7F]'
         body = self._other_ending({name for name in names if _is_plain(name)}, plain)
         return self._named_rule(f'"\\"" {body} "\\""')
 
     def _other_ending(self, endings: set[str], plain: str) -> str:
-        """What may follow a beginning that some names share, which go on with these endings."""
+        """What may follow a prefix that some names share. `endings`: the rest of these names."""
         first = sorted({ending[0] for ending in endings if ending})
-        if not first:  # the name itself ends here, and every longer one is another
+        if not first:  # a name ends here, so every longer string is another name
             return f"{plain} {plain}*" if "" in endings else f"{plain}*"
         inside = "".join(map(_in_brackets, first))
         options = [f'[^{inside}"\\\\\\x00-\\x1F\\x7F] {plain}*']
@@ -311,7 +313,7 @@ class _Converter:
         first = schema.get("prefixItems", [])
         items = schema.get("items", True)
         asks_for_more = "items" in schema
-        if isinstance(items, list):  # as before the year 2020
+        if isinstance(items, list):  # the form before JSON Schema 2020-12
             first, items = items, schema.get("additionalItems", True)
             asks_for_more = "additionalItems" in schema
         if low > high:
@@ -321,7 +323,7 @@ class _Converter:
         if items is False:
             high = min(high, len(first))
             if low > high:
-                raise SchemaError(f"minItems: there can be {high} items at the most")
+                raise SchemaError(f"minItems: at most {high} items are possible")
         fixed = [self._rule(part) for part in first[: int(min(high, len(first)))]]
         if first and not asks_for_more and low <= len(first):
             high = len(fixed)
@@ -338,7 +340,7 @@ class _Converter:
         return f'"[" {space} ({inside} {space}){optional} "]"'
 
     def _more_items(self, items: Any, comma: str, low: int, high: float, *, is_first: bool) -> str:
-        """From `low` to `high` items, the first without a comma before it if it `is_first`."""
+        """From `low` to `high` items. With `is_first`, no comma comes before the first of them."""
         item = self._rule(items)
         another = self._named_rule(f"{comma} {item}")
         if is_first:
@@ -404,7 +406,7 @@ def _either(bodies: Iterable[str]) -> str:
 
 
 def _times(low: int, high: float) -> str:
-    """How often something comes."""
+    """The operator for `low` to `high` repetitions."""
     if low > MAX_REPETITIONS:
         raise SchemaError(f"minItems and minLength are at most {MAX_REPETITIONS}")
     if high == math.inf:
@@ -413,7 +415,7 @@ def _times(low: int, high: float) -> str:
 
 
 def _types(schema: Schema) -> list[str]:
-    """The types that a value may have; "integer" goes with "number"."""
+    """The types that a value may have. "number" includes "integer"."""
     given = schema.get("type")
     types = [given] if isinstance(given, str) else given
     if types is None:
@@ -425,7 +427,7 @@ def _types(schema: Schema) -> list[str]:
 
 
 def _allows(schema: Schema, value: Any) -> bool:
-    """Whether a value of an enum is allowed by the keywords beside it."""
+    """Whether the keywords beside an enum allow this value of it."""
     if "type" in schema and not any(_is_of(name, value) for name in _types(schema)):
         return False
     if isinstance(value, str):
@@ -452,7 +454,7 @@ def _is_of(name: str, value: Any) -> bool:
 def _bound(
     schema: Schema, included: str, excluded: str, stricter: Callable[..., float]
 ) -> tuple[float | None, bool]:
-    """The stricter one of two bounds, and whether it is left out itself."""
+    """The stricter of two bounds, and whether it is exclusive."""
     bounds = {}
     for keyword in (included, excluded):
         if keyword in schema:
@@ -469,16 +471,16 @@ def _bound(
 
 
 def _check_order(low: int | None, high: int | None, *, is_empty: bool) -> None:
-    """`is_empty`: two equal bounds leave nothing between them."""
+    """Raise SchemaError if no number is possible. `is_empty`: none is if the bounds are equal."""
     if low is not None and high is not None and (low > high or (is_empty and low == high)):
-        raise SchemaError("minimum is above maximum: there is no such number")
+        raise SchemaError("minimum is above maximum: no number is possible")
 
 
 def _count(schema: Schema, keyword: str, default: float) -> float:
     value = schema.get(keyword, default)
     is_whole = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
     if not is_whole or (math.isfinite(value) and value != int(value)):
-        raise SchemaError(f"{keyword} must be a whole number, at least 0")
+        raise SchemaError(f"{keyword} must be a whole number of at least 0")
     return float(value) if value == math.inf else int(value)
 
 
@@ -493,7 +495,7 @@ def _list(schema: Schema, keyword: str, of: type = object) -> list[Any]:
     value = schema.get(keyword, [])
     is_list = isinstance(value, list) and all(isinstance(item, of) for item in value)
     if not is_list or (keyword in schema and not value and keyword != "required"):
-        raise SchemaError(f"{keyword} must be a list, and not empty")
+        raise SchemaError(f"{keyword} must be a list that is not empty")
     return list(value)
 
 
@@ -505,7 +507,7 @@ def _mapping(schema: Schema, keyword: str) -> dict[str, Any]:
 
 
 def _is_plain(name: str) -> bool:
-    """JSON can write it without an escape."""
+    """Whether JSON writes the name without escapes."""
     return json.dumps(name, ensure_ascii=False) == f'"{name}"' and "\x7f" not in name
 
 
@@ -514,5 +516,5 @@ def _in_brackets(character: str) -> str:
 
 
 def _without_characters(rule: str) -> str:
-    """A rule's text without what is in quotes and brackets."""
+    """A rule's text without its literals and sets of characters."""
     return re.sub(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]', " ", rule)

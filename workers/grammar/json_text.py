@@ -1,20 +1,20 @@
-"""What JSON values look like, in llama.cpp's notation of grammars.
+"""Rules for JSON values, in GBNF.
 
-All of it is bounded but for texts, lists and objects: a model that finds no end in white space
-or in digits would write them until its tokens are used up.
+White space and digits are bounded, because a model might repeat them until its tokens are used up.
+Strings, arrays and objects are not bounded.
 """
 
 from __future__ import annotations
 
 MAX_DIGITS = 16
-"""Of a number's whole part where a schema sets no bound."""
+"""The most digits of a number's integer part, unless a schema has bounds with more digits."""
 DIGITS = "[0-9]"
 FRACTION = '"." [0-9]{1,15}'
 
 RULES = {
     "space": r'(" " | "\n" [ \t]{0,20})?',
     "hex": "[0-9a-fA-F]",
-    # Halves of surrogate pairs are left out: one alone is no character.
+    # Surrogates are left out, because a single one is not a character.
     "escape": r'"\\" (["\\/bfnrt] | "u" ([0-9a-cA-CefEF] hex hex hex | [dD] [0-7] hex hex))',
     "char": r'[^"\\\x00-\x1F\x7F] | escape',
     "string": r'"\"" char* "\""',
@@ -51,7 +51,7 @@ RULES = {
     "email": '[A-Za-z0-9_+-]{1,30} ("." [A-Za-z0-9_+-]{1,30})? "@" label ("." label){1,4}',
     "uri": '"http" "s"? "://" hostname ("/" [A-Za-z0-9_.~-]{0,60}){0,8}',
 }
-"""By name; a rule may use the others."""
+"""The rules by name. A rule may use others."""
 FORMATS = (
     "date", "time", "date-time", "duration", "uuid", "ipv4", "ipv6", "hostname", "email", "uri",
 )  # fmt: skip
@@ -60,14 +60,14 @@ _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def literal(text: str) -> str:
-    """The text itself, nothing else."""
+    """A literal that matches exactly this text."""
     return '"' + "".join(_ESCAPES.get(c, c if c >= " " else f"\\x{ord(c):02X}") for c in text) + '"'
 
 
 def integers(low: int | None, high: int | None) -> str:
-    """Whole numbers from `low` to `high`, both included; None: any that has not too many digits.
+    """Integers from `low` to `high`, both included. None: limited by the number of digits only.
 
-    There must be one.
+    `low` must not exceed `high`.
     """
     low, high = _limited(low, high)
     alternatives = []
@@ -81,7 +81,7 @@ def integers(low: int | None, high: int | None) -> str:
 def numbers(
     low: int | None, high: int | None, *, above_low: bool = False, below_high: bool = False
 ) -> str:
-    """Numbers between `low` and `high`, which are included unless `above_low`, `below_high`."""
+    """Numbers from `low` to `high`. `above_low` excludes `low`, `below_high` excludes `high`."""
     low, high = _limited(low, high)
     alternatives = []
     if low < 0:
@@ -93,7 +93,7 @@ def numbers(
 
 
 def _limited(low: int | None, high: int | None) -> tuple[int, int]:
-    """The bounds, and in the place of those that there are not some that are far enough away."""
+    """The bounds. A missing one becomes the furthest number with as many digits as allowed."""
     given = [len(str(abs(bound))) for bound in (low, high) if bound is not None]
     digits = max(MAX_DIGITS, *given) if given else MAX_DIGITS
     furthest: int = 10**digits - 1
@@ -101,7 +101,7 @@ def _limited(low: int | None, high: int | None) -> tuple[int, int]:
 
 
 def _fractions(low: int, high: int, above_low: bool, below_high: bool) -> list[str]:
-    """From `low` ≥ 0 to `high`, either left out if it says so."""
+    """Alternatives for the numbers from `low` ≥ 0 to `high`, which may be excluded themselves."""
     alternatives = []
     if low < high:
         first = low + 1 if above_low else low
@@ -115,7 +115,7 @@ def _fractions(low: int, high: int, above_low: bool, below_high: bool) -> list[s
 
 
 def _magnitudes(low: int, high: int) -> list[str]:
-    """Whole numbers from `low` ≥ 0 to `high`, by their number of digits."""
+    """Alternatives for the integers from `low` ≥ 0 to `high`, by their number of digits."""
     alternatives = []
     for length in range(len(str(low)), len(str(high)) + 1):
         first = max(low, 10 ** (length - 1) if length > 1 else 0)
@@ -125,6 +125,7 @@ def _magnitudes(low: int, high: int) -> list[str]:
 
 
 def _of_one_length(low: str, high: str) -> list[str]:
+    """Alternatives for the integers from `low` to `high`, which have equally many digits."""
     if low == high:
         return [f'"{low}"']
     rest = len(low) - 1

@@ -1,4 +1,4 @@
-"""Answers that obey grammars and schemas, and grammars that nobody should run."""
+"""Answers that obey grammars and schemas, and grammars that are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def engine(llama_gguf: Path) -> Engine:
 
 @pytest.fixture(scope="module")
 def params(engine: Engine) -> SamplingParams:
-    """A random model writes hundreds of letters before it thinks of a quote: this helps it."""
+    """Biases for ends: a random model would write hundreds of letters before the next quote."""
     biases = [
         LogitBias(token, 6.0)
         for token in range(engine.info.vocabulary)
@@ -98,7 +98,7 @@ SCHEMAS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=range(len(SCHEMAS)))
-def test_a_random_model_obeys_a_schema_every_time(
+def test_a_random_model_always_obeys_a_schema(
     engine: Engine, params: SamplingParams, schema: dict[str, Any]
 ) -> None:
     validator = jsonschema.Draft202012Validator(
@@ -113,7 +113,7 @@ def test_a_random_model_obeys_a_schema_every_time(
     assert ended >= 20
 
 
-def test_any_object_is_allowed_where_only_that_is_asked_for(
+def test_a_schema_of_just_an_object_allows_any_object(
     engine: Engine, params: SamplingParams
 ) -> None:
     texts = set()
@@ -179,7 +179,7 @@ def test_where_nothing_is_allowed_the_request_fails(engine: Engine) -> None:
         answer(engine, replace(PLAIN, grammar='root ::= "a" "\\x00"'))
 
 
-def test_a_grammar_that_takes_too_long_costs_its_own_request(
+def test_a_grammar_that_takes_too_long_fails_its_own_request(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.engines.llama_cpp.grammar.LONGEST_S", 0.0)
@@ -187,8 +187,8 @@ def test_a_grammar_that_takes_too_long_costs_its_own_request(
         answer(engine, replace(PLAIN, grammar="root ::= [a-z]+"))
 
 
-def test_a_control_token_is_no_text_that_a_grammar_allows(engine: Engine) -> None:
-    """llama.cpp takes its name for its text, which the answer would not show."""
+def test_a_grammar_never_allows_a_control_token_as_text(engine: Engine) -> None:
+    """llama.cpp takes its name for its text, but an answer would not show it."""
     eager = replace(PLAIN, logit_bias=(LogitBias(1, 100.0),), grammar="root ::= [a-z<>]{8}")
     for seed in range(5):
         assert len(answer(engine, replace(eager, seed=seed))[0]) == 8
@@ -203,12 +203,12 @@ def test_log_probabilities_come_with_a_grammar_too(engine: Engine) -> None:
     engine.truncate(0, 0)
 
 
-# Grammars that are none, or none for us.
+# Grammars that are invalid or not supported.
 
 HOSTILE = {
     "root": "::= was expected",
-    'a ::= "x"': "no rule root",
-    "root ::= x": "no rule x",
+    'a ::= "x"': "the rule root is not defined",
+    "root ::= x": "the rule x is not defined",
     'root ::= "a': "missing",
     'root ::= ("a"': r"\) was expected",
     'root ::= "\\q"': "escape",
@@ -216,8 +216,8 @@ HOSTILE = {
     "root ::= *": "nothing to repeat",
     'root ::= "a" }': "end of the rule",
     'root ::= "a"{5,3}': "below its minimum",
-    'root ::= "a"{2001}': "2000 times",
-    'root ::= "a"{0,3000}': "2000 times",
+    'root ::= "a"{2001}': "2000 repetitions",
+    'root ::= "a"{0,3000}': "2000 repetitions",
     f'root ::= "{"a" * 60_000}"{{2000}}': "100000 elements",
     'root ::= "a"{99999999999999999999}': "end of the rule",
     f"root ::= {'(' * 5000}": "parentheses",
@@ -230,8 +230,8 @@ HOSTILE = {
     "root ::= <[5]>": "tokens",
     "root ::= !<think>": "tokens",
     'root ::= "\0"': "zero bytes",
-    'root ::= "\ud800"': "halves of characters",
-    'root ::= "a" {2} {2000} {2000}': "2000|elements|refuses",
+    'root ::= "\ud800"': "surrogates",
+    'root ::= "a" {2} {2000} {2000}': "2000|elements|cannot read",
 }
 
 
@@ -241,7 +241,7 @@ def test_a_grammar_that_cannot_be_used_is_a_bad_request(engine: Engine, grammar:
         engine.sampler(replace(PLAIN, grammar=grammar), [1])
 
 
-def test_grammars_as_people_write_them_are_taken(engine: Engine) -> None:
+def test_common_grammars_are_accepted(engine: Engine) -> None:
     from llama_cpp import llama_grammar
 
     shipped = [name for name in dir(llama_grammar) if name.endswith("_GBNF")]
@@ -301,7 +301,7 @@ print(taken, refused)
 """
 
 
-def test_random_grammars_are_run_or_refused_and_kill_nobody(llama_gguf: Path) -> None:
+def test_random_grammars_are_run_or_refused_and_never_crash(llama_gguf: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.run(
         [sys.executable, "-c", RANDOM_GRAMMARS, llama_gguf, "7", "400"],
@@ -314,7 +314,7 @@ def test_random_grammars_are_run_or_refused_and_kill_nobody(llama_gguf: Path) ->
 
 
 @given(st.text('root:=|()"[]^*+?{},0123ab\n\\\\x#. -', max_size=60))
-def test_any_text_is_a_grammar_or_has_a_reason_why_not(text: str) -> None:
+def test_any_text_is_a_grammar_or_is_refused_with_a_reason(text: str) -> None:
     for grammar in (text, f"root ::= {text}"):
         try:
             check_cost(parse_gbnf(grammar))
@@ -361,14 +361,14 @@ def test_any_text_is_a_grammar_or_has_a_reason_why_not(text: str) -> None:
         ({"type": "integer", "minimum": "1"}, "minimum"),
     ],
 )
-def test_a_schema_that_cannot_be_obeyed_is_a_bad_request(
+def test_a_schema_that_cannot_be_expressed_is_a_bad_request(
     engine: Engine, schema: dict[str, Any], word: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=f"^json_schema: .*{word}"):
         engine.sampler(schema_params(PLAIN, schema), [1])
 
 
-def test_a_schema_that_is_nested_for_ever_is_a_bad_request(engine: Engine) -> None:
+def test_a_schema_that_is_nested_too_deeply_is_a_bad_request(engine: Engine) -> None:
     schema = '{"items":' * 6000 + "{}" + "}" * 6000
     with pytest.raises(InvalidRequest, match=r"^json_schema: .*nested"):
         engine.sampler(replace(PLAIN, json_schema=schema), [1])
@@ -413,7 +413,7 @@ def test_a_range_of_numbers_has_no_others(
 
 
 @given(st.text('ab01\\\\.^$*+?()[]{},|-dwsSWDn"é', max_size=12))
-def test_any_pattern_is_a_grammar_or_has_a_reason_why_not(pattern: str) -> None:
+def test_any_pattern_is_a_grammar_or_is_refused_with_a_reason(pattern: str) -> None:
     try:
         body = pattern_to_gbnf(pattern)
     except PatternError as error:
@@ -446,7 +446,7 @@ def test_a_random_model_writes_what_a_pattern_matches(
     assert ended
 
 
-def test_a_large_schema_is_taken() -> None:
+def test_a_large_schema_is_accepted() -> None:
     properties = {f"p{i}": {"type": ["string", "null"], "maxLength": 50} for i in range(120)}
     schema: dict[str, Any] = {"type": "object", "properties": properties}
     check_ways(parse_gbnf(schema_to_gbnf(json.dumps(schema))))
@@ -470,7 +470,7 @@ def test_a_large_schema_is_taken() -> None:
         max_leaves=12,
     )
 )  # fmt: skip
-def test_anything_is_a_schema_or_has_a_reason_why_not(schema: Any) -> None:
+def test_any_value_is_a_schema_or_is_refused_with_a_reason(schema: Any) -> None:
     try:
         text = schema_to_gbnf(json.dumps(schema))
     except SchemaError as error:
