@@ -1,5 +1,5 @@
-"""Model files with a few bytes changed: whatever looks at them before they are loaded says a
-sentence, or what they hold, and takes little memory for it."""
+"""Model files with a few changed bytes. What reads them before they are loaded succeeds or raises
+ConfigurationError, and takes little memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from workers.model_files.folder import list_model_files
 from workers.model_files.gguf_header import read_gguf_header
 
 HEAD = 12_000
-"""Bytes from the beginning of a file in which changes tell; the rest is weights."""
+"""Bytes of the header at the beginning of a file. The rest are weights."""
 NUMBERS = [
     number.to_bytes(8, "little") for number in (0, 1, 2**31, 2**32 - 1, 2**32, 2**63, 2**64 - 1)
 ]
@@ -37,8 +37,8 @@ MANY = settings(max_examples=120, suppress_health_check=list(HealthCheck))
 
 
 def looked_at(path: Path, model_type: str | None) -> int:
-    """All that happens to a file of a folder before a worker loads it; how many of the looks
-    found something."""
+    """Do everything that happens to a file before a worker loads it. Returns the number of
+    successes."""
     found = 0
     tracemalloc.start()
     try:
@@ -63,7 +63,7 @@ def looked_at(path: Path, model_type: str | None) -> int:
 
 
 def card_of(path: Path) -> ModelCard:
-    """A card that goes to the front in one frame."""
+    """The file's card, which must fit into one frame."""
     card = gguf_card(path, read_gguf_header(path))
     info = ModelInfo("llama_cpp", "llama", 256, 257, 4, 64, (), card=card)
     encode_frame([Ready(PROTOCOL, info, 1.0)])
@@ -71,7 +71,7 @@ def card_of(path: Path) -> ModelCard:
 
 
 @pytest.mark.parametrize("kind", ["llama_gguf", "llama_ggjt", "gpt2_ggml"])
-def test_a_changed_or_cut_file_is_a_sentence_or_a_model(
+def test_a_changed_or_truncated_file_is_refused_or_read(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     good = request.getfixturevalue(kind).read_bytes()
@@ -97,7 +97,7 @@ def test_a_changed_or_cut_file_is_a_sentence_or_a_model(
     ),
     st.integers(0, 2**32 - 1),
 )
-def test_sizes_that_no_model_has_are_a_number_of_bytes_or_a_sentence(
+def test_a_header_with_impossible_sizes_is_refused_or_read(
     llama_gguf: Path, tmp_path: Path, key: str, value: int
 ) -> None:
     path = tmp_path / "model.gguf"
@@ -105,9 +105,7 @@ def test_sizes_that_no_model_has_are_a_number_of_bytes_or_a_sentence(
     assert looked_at(path, None) == 4
 
 
-def test_texts_without_end_are_cut_before_they_are_sent_anywhere(
-    llama_gguf: Path, tmp_path: Path
-) -> None:
+def test_very_long_texts_are_cut_before_they_are_sent(llama_gguf: Path, tmp_path: Path) -> None:
     good, long = llama_gguf.read_bytes(), b"n" * (9 << 20)
     path = tmp_path / "model.gguf"
     path.write_bytes(with_text(good, b"general.name", long))
@@ -119,7 +117,7 @@ def test_texts_without_end_are_cut_before_they_are_sent_anywhere(
     assert read_details(model).family == "n" * MAX_FAMILY
 
 
-def test_an_architecture_without_end_is_not_in_the_sentence_that_refuses_it(
+def test_a_very_long_architecture_is_cut_in_the_message_that_refuses_it(
     llama_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.engines.choice.has_llama_cpp", lambda: False)
@@ -130,6 +128,6 @@ def test_an_architecture_without_end_is_not_in_the_sentence_that_refuses_it(
     assert len(str(caught.value)) < 1000
 
 
-def test_names_of_the_texts_ends_count_among_those_of_control_tokens(llama_gguf: Path) -> None:
+def test_the_names_of_bos_and_eos_count_as_names_of_control_tokens(llama_gguf: Path) -> None:
     card = gguf_card(llama_gguf, read_gguf_header(llama_gguf), bos="b" * (9 << 20), eos="e")
     assert (card.bos, card.eos, card.control) == ("", "", ())

@@ -62,7 +62,7 @@ def prefill(engine: Engine, prompt: list[int], chunk: int) -> None:
 def generate(
     engine: Engine, text: str, params: SamplingParams, count: int = 24, chunk: int = 8
 ) -> list[int]:
-    """Tokens of slot 0 after `text`, up to and without an end token."""
+    """Generate after `text` in slot 0, up to an end token, which is not returned."""
     prompt = engine.tokenize(text)
     sampler = engine.sampler(params, prompt)
     prefill(engine, prompt, chunk)
@@ -77,7 +77,7 @@ def generate(
     return tokens
 
 
-def test_it_tells_what_it_has_loaded(engine: Engine, settings: ModelSettings) -> None:
+def test_the_info_describes_what_was_loaded(engine: Engine, settings: ModelSettings) -> None:
     info = engine.info
     assert info.engine == settings.engine
     assert info.slots >= 1
@@ -109,7 +109,7 @@ def test_the_same_seed_gives_the_same_text(engine: Engine) -> None:
     assert generate(engine, PROMPT, params) == generate(engine, PROMPT, params)
 
 
-def test_a_sequence_that_is_forgotten_half_way_leaves_no_trace(engine: Engine) -> None:
+def test_a_sequence_that_is_removed_during_prefill_leaves_no_trace(engine: Engine) -> None:
     expected = generate(engine, PROMPT, GREEDY)
     prompt = engine.tokenize("a prompt that is cancelled while it is processed")
     engine.decode([Feed(0, prompt[:5], 0, False)])
@@ -117,8 +117,7 @@ def test_a_sequence_that_is_forgotten_half_way_leaves_no_trace(engine: Engine) -
     assert generate(engine, PROMPT, GREEDY) == expected
 
 
-def test_a_sequence_may_go_on_behind_a_part_of_another_one(engine: Engine) -> None:
-    """As when a prompt begins like the one before it."""
+def test_a_sequence_may_continue_behind_the_prefix_of_another_one(engine: Engine) -> None:
     expected = generate(engine, PROMPT, GREEDY)
     prompt = engine.tokenize(PROMPT)
     other = [*prompt[:9], *prompt[2:12]]
@@ -131,7 +130,7 @@ def test_a_sequence_may_go_on_behind_a_part_of_another_one(engine: Engine) -> No
     assert engine.truncate(0, 0) == 0
 
 
-def test_a_saved_state_goes_on_in_any_slot(engine: Engine) -> None:
+def test_a_saved_state_can_be_continued_in_any_slot(engine: Engine) -> None:
     if not engine.state_format:
         with pytest.raises(EngineFailed, match="cannot save"):
             engine.save(0)
@@ -145,7 +144,7 @@ def test_a_saved_state_goes_on_in_any_slot(engine: Engine) -> None:
     engine.truncate(0, 0)
     last = engine.info.slots - 1
     for slot in {0, last}:
-        engine.decode([Feed(slot, prompt[3:8], 0, False)])  # which the state replaces
+        engine.decode([Feed(slot, prompt[3:8], 0, False)])  # replaced by the state
         engine.load(slot, state)
         sampler = engine.sampler(GREEDY, prompt)
         engine.decode([Feed(slot, prompt[-1:], len(prompt) - 1, True)])
@@ -154,7 +153,7 @@ def test_a_saved_state_goes_on_in_any_slot(engine: Engine) -> None:
         engine.truncate(slot, 0)
 
 
-def test_only_the_start_of_a_sequence_has_the_token_of_a_start(engine: Engine) -> None:
+def test_only_the_start_of_a_sequence_has_a_bos(engine: Engine) -> None:
     whole, rest = engine.tokenize("The Wolf"), engine.tokenize("The Wolf", is_start=False)
     assert whole[-len(rest) :] == rest
     assert len(whole) - len(rest) in (0, 1)
@@ -165,20 +164,20 @@ def pieces(engine: Engine, tokens: list[int]) -> str:
 
 
 @pytest.mark.parametrize("rest", ["lf", " lf", "\n\nlf", "", "é", "  ", "a", "_"])
-def test_a_text_goes_on_behind_another_without_a_space(engine: Engine, rest: str) -> None:
+def test_a_text_that_continues_another_gets_no_space_before_it(engine: Engine, rest: str) -> None:
     first = engine.tokenize("The Wo", is_start=False)
     tokens = first + engine.tokenize(rest, is_start=False, continues=True)
     assert pieces(engine, tokens).removeprefix(" ") == f"The Wo{rest}"
 
 
-def test_a_long_text_that_goes_on_is_refused_like_any_other(engine: Engine) -> None:
+def test_a_long_text_that_continues_another_is_refused_too(engine: Engine) -> None:
     if engine.info.engine == "echo":
         return
     with pytest.raises(ContextTooShort, match="256"):
         engine.tokenize("a" * 1_000_000, is_start=False, continues=True)
 
 
-def test_control_tokens_have_names_for_those_who_ask(engine: Engine) -> None:
+def test_control_tokens_have_names_that_can_be_shown(engine: Engine) -> None:
     card = engine.info.card
     for name in card.control:
         (token,) = (
@@ -190,7 +189,7 @@ def test_control_tokens_have_names_for_those_who_ask(engine: Engine) -> None:
     assert {card.bos, card.eos} - {""} <= set(card.control)
 
 
-def test_a_prompt_that_brings_its_own_beginning_gets_no_second_one(engine: Engine) -> None:
+def test_a_prompt_that_begins_with_a_bos_gets_no_second_one(engine: Engine) -> None:
     bos = engine.info.card.bos
     if bos:
         tokens = engine.tokenize(f"{bos}The Wolf")
@@ -216,7 +215,7 @@ def test_a_control_tokens_name_across_a_cut_is_text(engine: Engine, data: st.Dat
     assert pieces(engine, tokens).replace(" ", "") == text.replace(" ", "")
 
 
-def test_a_vector_is_that_of_its_text_whatever_the_chunks_and_touches_no_slot(
+def test_a_vector_does_not_depend_on_the_chunks_and_changes_no_slot(
     engine: Engine,
 ) -> None:
     if not engine.info.embedding:
@@ -243,7 +242,13 @@ def test_a_vector_is_that_of_its_text_whatever_the_chunks_and_touches_no_slot(
     engine.truncate(0, 0)
 
 
-def test_the_card_says_what_the_file_is(engine: Engine, settings: ModelSettings) -> None:
+def test_log_probabilities_are_refused_by_an_engine_without_them(engine: Engine) -> None:
+    if "logprobs" not in engine.info.sampling:
+        with pytest.raises(EngineFailed, match=f"{engine.info.engine} engine has no log prob"):
+            engine.logprobs(0, 1, 1)
+
+
+def test_the_card_describes_the_file(engine: Engine, settings: ModelSettings) -> None:
     card = engine.info.card
     if settings.path is not None:
         assert card.size == settings.path.stat().st_size
@@ -253,7 +258,7 @@ def test_the_card_says_what_the_file_is(engine: Engine, settings: ModelSettings)
         assert card.parameters == 164_160
 
 
-def test_loading_tells_how_far_it_is(settings: ModelSettings) -> None:
+def test_loading_reports_its_progress(settings: ModelSettings) -> None:
     told: list[float] = []
     load_engine(settings, 1, told.append)
     assert told == sorted(told)
@@ -270,12 +275,12 @@ def test_a_prompt_longer_than_any_context_is_refused_without_work(engine: Engine
         engine.tokenize("a" * 1_000_000)
 
 
-def test_the_end_token_never_comes_when_it_is_to_be_ignored(engine: Engine) -> None:
+def test_the_end_token_never_comes_with_ignore_eos(engine: Engine) -> None:
     params = SamplingParams(temp=2.0, seed=5, ignore_eos=True, top_k=0, top_p=1.0)
     assert len(generate(engine, PROMPT, params, count=150)) == 150
 
 
-# What only an engine with a model can show.
+# Tests that need a model.
 
 
 @pytest.fixture(scope="module", params=["llama-cpp", "llama-gguf", "llama-ggjt", "gpt2-ggml"])
@@ -299,13 +304,13 @@ def test_another_seed_gives_another_text_and_no_seed_a_new_one(model: Engine) ->
 
 
 def test_each_token_has_a_draw_of_its_own(model: Engine) -> None:
-    """The library seeds its generator anew for each token: with one seed for all, every token
-    would be the same quantile of its distribution, and runs of one token would be the rule."""
+    """The library seeds its generator anew for each token. With the same seed for all tokens, each
+    would be the same quantile of its distribution, and most tokens would repeat."""
     params = replace(SAMPLED, seed=3)
     prompt = model.tokenize(PROMPT)
     prefill(model, prompt, 8)
     sampler = model.sampler(params, prompt)
-    draws = {model.sample(0, sampler) for _ in range(50)}  # of one distribution
+    draws = {model.sample(0, sampler) for _ in range(50)}  # from one distribution
     model.truncate(0, 0)
     assert len(draws) > 5
 
@@ -321,11 +326,11 @@ def test_a_tiny_top_p_is_greedy(model: Engine) -> None:
 
 
 @pytest.mark.parametrize("top_k", [0, 10**6])
-def test_top_k_of_none_or_of_more_than_there_are_takes_them_all(model: Engine, top_k: int) -> None:
+def test_a_top_k_of_0_or_above_the_vocabulary_keeps_all_tokens(model: Engine, top_k: int) -> None:
     """The library would read past the end of its candidates."""
     params = replace(SAMPLED, top_k=top_k)
     if model.info.engine == "llama_cpp" and top_k == 0:
-        # It leaves the candidates unsorted, so the same draw is another token.
+        # llama.cpp leaves the candidates unsorted then, so the same draw is another token.
         assert len(generate(model, PROMPT, params)) == 24
         return
     assert generate(model, PROMPT, params) == generate(model, PROMPT, replace(params, top_k=512))
@@ -339,7 +344,7 @@ def test_a_low_temperature_is_nearly_greedy_and_a_high_one_is_not(model: Engine)
     assert generate(model, PROMPT, hot) != greedy
 
 
-def test_the_repeat_penalty_looks_at_as_many_tokens_as_it_is_told(model: Engine) -> None:
+def test_the_repeat_penalty_applies_to_the_last_n_tokens(model: Engine) -> None:
     """A huge penalty makes the last N tokens all different; N = 0 turns it off."""
     params = replace(GREEDY, repeat_penalty=1000.0)
     tokens = generate(model, PROMPT, replace(params, repeat_last_n=16), count=64)
@@ -372,7 +377,7 @@ def test_a_text_without_tokens_is_refused(gpt2_ggml: Path) -> None:
 
 
 def test_a_long_text_of_multibyte_characters_does_not_overflow(model: Engine) -> None:
-    """The library's own wrapper makes room for a token a character; these take four."""
+    """The library's own wrapper has room for one token per character. These take four."""
     tokens = model.tokenize("🜁" * 60)
     assert len(tokens) >= 240
 
@@ -398,7 +403,7 @@ def test_cutting_a_long_text_changes_no_token(
 
 
 @pytest.mark.parametrize("kv_type", ["f32", "q8_0"])
-def test_ctransformers_refuses_key_value_types_it_does_not_have(
+def test_ctransformers_refuses_kv_types_that_it_does_not_support(
     llama_gguf: Path, kv_type: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=f"no {kv_type}"):
@@ -432,7 +437,7 @@ def test_the_engine_is_chosen_by_the_file(
         choose_engine(tmp_path / "empty", None)
 
 
-def test_without_llama_cpp_a_gguf_goes_to_ctransformers_or_is_refused_with_the_remedy(
+def test_without_llama_cpp_ctransformers_runs_a_gguf_or_the_error_says_what_to_install(
     llama_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -448,16 +453,16 @@ def test_without_llama_cpp_a_gguf_goes_to_ctransformers_or_is_refused_with_the_r
         choose_engine(path, None)
 
 
-def test_ctransformers_runs_one_stream_and_says_so(llama_gguf: Path) -> None:
+def test_ctransformers_refuses_more_than_one_slot(llama_gguf: Path) -> None:
     with pytest.raises(ConfigurationError, match="--slots must be 1"):
         load_engine(model_settings("ctransformers", llama_gguf, slots=4), threads=1)
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.001, 0.02, 0.1, 0.34, 0.6, 0.9])
-def test_a_truncated_file_is_refused_or_costs_the_loading_process_only(
+def test_a_truncated_file_is_refused_or_crashes_only_the_loading_process(
     llama_gguf: Path, tmp_path: Path, share: float
 ) -> None:
-    """The library may abort on it: so it runs in a process of its own, as in a worker."""
+    """The library may abort, so it runs in a process of its own here, as in a worker."""
     path = tmp_path / "cut.gguf"
     whole = llama_gguf.read_bytes()
     path.write_bytes(whole[: max(4, int(len(whole) * share))])

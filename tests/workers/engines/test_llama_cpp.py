@@ -1,4 +1,4 @@
-"""What only the llama.cpp engine does: sequences that share steps, samplers, log probabilities."""
+"""Features of the llama.cpp engine: sequences that share steps, samplers, log probabilities."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tales() -> Engine:
 
 
 class Run:
-    """A sequence in a slot, fed by hand."""
+    """A sequence in a slot, fed by the test."""
 
     def __init__(self, engine: Engine, slot: int, text: str, params: SamplingParams) -> None:
         self.engine, self.slot = engine, slot
@@ -91,7 +91,7 @@ def generate(
 def test_sequences_that_share_their_steps_have_the_text_that_each_has_alone(
     tales: Engine,
 ) -> None:
-    """They join one after another, so prompts and single tokens are in one batch.
+    """Sequences join one after another, so prompts and single tokens are in one batch.
 
     Arithmetic in other shapes rounds differently: where the two likeliest tokens are as good as
     equally likely, the other may come. Nothing else may.
@@ -116,7 +116,7 @@ def test_sequences_that_share_their_steps_have_the_text_that_each_has_alone(
 
 
 def run_to(engine: Engine, run: Run, count: int) -> list[float]:
-    """Run alone to so many tokens; how much likelier each was than the second likeliest, as log."""
+    """Generate `count` tokens alone. Returns the log ratio of the likeliest to the second token."""
     gaps = []
     while len(run.tokens) < count:
         before = len(run.tokens)
@@ -128,7 +128,7 @@ def run_to(engine: Engine, run: Run, count: int) -> list[float]:
     return gaps
 
 
-def test_a_step_may_hold_as_many_tokens_as_the_engine_says(llama_gguf: Path) -> None:
+def test_a_step_may_contain_max_batch_tokens(llama_gguf: Path) -> None:
     engine = load_engine(model_settings("llama_cpp", llama_gguf, context=600), threads=1)
     tokens = (engine.tokenize(PROMPT) * 200)[: engine.max_batch]
     engine.decode([Feed(0, tokens, 0, True)])
@@ -177,8 +177,8 @@ def test_slots_follow_from_the_memory_for_keys_and_values(llama_gguf: Path) -> N
 def test_a_running_decode_can_be_interrupted_and_leaves_no_trace(
     count: int, llama_gguf: Path
 ) -> None:
-    """The interrupts come until one meets the decode in its course, whenever that is. Sequences
-    of different lengths are computed one part after the other, and none may stay behind."""
+    """Interrupts are repeated until one arrives during the decode. Sequences of different lengths
+    are computed in several parts, and no part may remain."""
     engine = load_engine(model_settings("llama_cpp", llama_gguf, context=512), threads=1)
     text = "The fox ran. " * 30
     expected = generate(engine, GREEDY, text=text)
@@ -212,7 +212,7 @@ def test_a_running_decode_can_be_interrupted_and_leaves_no_trace(
     assert runs[0].tokens == expected
 
 
-def test_an_interrupt_before_a_decode_meets_it_until_it_is_taken_back(engine: Engine) -> None:
+def test_an_interrupt_applies_to_later_decodes_until_it_is_revoked(engine: Engine) -> None:
     run = Run(engine, 0, PROMPT, GREEDY)
     engine.interrupt()
     for _ in range(2):
@@ -223,7 +223,7 @@ def test_an_interrupt_before_a_decode_meets_it_until_it_is_taken_back(engine: En
     engine.truncate(0, 0)
 
 
-def test_a_decode_that_may_not_be_interrupted_is_not(engine: Engine) -> None:
+def test_a_decode_that_is_not_interruptible_runs_to_its_end(engine: Engine) -> None:
     engine.interrupt()
     assert len(generate(engine, GREEDY, 3)) == 3
     engine.resume()
@@ -232,7 +232,7 @@ def test_a_decode_that_may_not_be_interrupted_is_not(engine: Engine) -> None:
 # ---------------------------------------------------------------- saved states
 
 
-def test_a_state_of_another_context_or_rubbish_is_refused_and_leaves_an_empty_slot(
+def test_a_state_of_another_context_or_garbage_is_refused_and_leaves_an_empty_slot(
     engine: Engine, llama_gguf: Path
 ) -> None:
     given = model_settings("llama_cpp", llama_gguf, kv_type="f32")
@@ -247,7 +247,7 @@ def test_a_state_of_another_context_or_rubbish_is_refused_and_leaves_an_empty_sl
         assert generate(engine, GREEDY) == expected
 
 
-def test_a_cut_state_is_refused(engine: Engine) -> None:
+def test_a_truncated_state_is_refused(engine: Engine) -> None:
     engine.decode([Feed(0, engine.tokenize(PROMPT), 0, False)])
     state = engine.save(0)
     engine.truncate(0, 0)
@@ -256,10 +256,8 @@ def test_a_cut_state_is_refused(engine: Engine) -> None:
     assert engine.truncate(0, 10) == 0
 
 
-def test_a_decode_that_fails_leaves_nothing_of_itself_behind(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """llama.cpp takes back only the part of a step that failed."""
+def test_a_failed_decode_leaves_no_trace(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp itself removes only the part of a step that failed."""
     expected = generate(engine, GREEDY)
     real_decode = llama_cpp.llama_decode
 
@@ -282,8 +280,8 @@ def test_a_decode_that_fails_leaves_nothing_of_itself_behind(
 def test_slots_with_gaps_between_them_have_the_text_of_slots_without(
     engine: Engine, slots: tuple[int, ...]
 ) -> None:
-    """Idle slots between those that decode are fed along; one of them holds a half fed prompt,
-    which must not notice."""
+    """Idle slots between decoding slots are computed along. One of them holds a part of a prompt,
+    which must not change."""
     expected = generate(engine, GREEDY)
     half_fed = Run(engine, 8, PROMPT, GREEDY)
     half_fed.unfed, rest = half_fed.unfed[:2], half_fed.unfed[2:]
@@ -357,7 +355,7 @@ def test_log_probabilities_are_those_of_the_whole_vocabulary(engine: Engine) -> 
     assert {c.id: c.logprob for c in everything.top}[run.tokens[0]] == everything.logprob
 
 
-def test_the_likeliest_token_is_the_one_that_greedy_chooses(engine: Engine) -> None:
+def test_the_likeliest_token_is_the_greedy_one(engine: Engine) -> None:
     run = Run(engine, 0, PROMPT, GREEDY)
     step(engine, [run])
     (best,) = engine.logprobs(0, run.tokens[0], 1).top
@@ -452,7 +450,7 @@ def test_a_bias_of_a_token_that_does_not_exist_is_refused(engine: Engine) -> Non
         engine.sampler(replace(GREEDY, logit_bias=(LogitBias(512, 1.0),)), [1])
 
 
-def test_a_window_far_beyond_the_context_costs_no_memory(engine: Engine) -> None:
+def test_a_penalty_window_above_the_context_takes_no_memory(engine: Engine) -> None:
     params = replace(GREEDY, repeat_penalty=1.1, repeat_last_n=2**31 - 1, dry_multiplier=1.0)
     before = psutil.Process().memory_info().rss
     sampler = engine.sampler(params, engine.tokenize(PROMPT))
@@ -497,9 +495,7 @@ def test_the_first_cut_is_made_where_it_saves_work() -> None:
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.6, 0.95])
-def test_a_cut_file_is_refused_in_a_sentence(
-    llama_gguf: Path, tmp_path: Path, share: float
-) -> None:
+def test_a_truncated_file_is_refused(llama_gguf: Path, tmp_path: Path, share: float) -> None:
     path = tmp_path / "cut.gguf"
     whole = llama_gguf.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
@@ -507,13 +503,13 @@ def test_a_cut_file_is_refused_in_a_sentence(
         load_engine(model_settings("llama_cpp", path), threads=1)
 
 
-def test_a_context_that_llama_cpp_cannot_count_is_refused(llama_gguf: Path) -> None:
+def test_a_context_that_is_too_large_for_llama_cpp_is_refused(llama_gguf: Path) -> None:
     given = model_settings("llama_cpp", llama_gguf, context=2**31 - 1, slots=4)
     with pytest.raises(ConfigurationError, match=r"4 slots × 2147483647 tokens .* at most"):
         load_engine(given, threads=1)
 
 
-def test_a_context_that_no_memory_holds_is_refused(llama_gguf: Path) -> None:
+def test_a_context_that_does_not_fit_into_the_memory_is_refused(llama_gguf: Path) -> None:
     given = model_settings("llama_cpp", llama_gguf, context=100_000, slots=4)
     with pytest.raises(ConfigurationError, match=r"4 slots × 100000 .*: 2 MiB are left"):
         load_engine(replace(given, kv_memory=2**20), threads=1)
@@ -523,7 +519,7 @@ def test_a_context_that_no_memory_holds_is_refused(llama_gguf: Path) -> None:
 
 
 def test_ten_thousand_short_requests_leave_memory_flat(llama_gguf: Path) -> None:
-    """All sixteen slots are used; the first quarter is for what grows to its size once."""
+    """All 16 slots are used. The first quarter is a warm-up, in which buffers grow."""
 
     async def load(pool: WorkerPool) -> tuple[int, int]:
         worker = next(iter(psutil.Process().children()))
@@ -569,6 +565,6 @@ def test_streams_that_arrive_together_all_get_their_texts(llama_gguf: Path) -> N
     assert all(together)
 
 
-def test_the_engine_is_what_the_contract_says(engine: Engine) -> None:
+def test_the_engine_supports_all_sampling_parameters(engine: Engine) -> None:
     assert isinstance(engine, LlamaCppEngine)
     assert set(engine.info.sampling) == set(SamplingParams.__dataclass_fields__)

@@ -22,12 +22,12 @@ PROMPT = "Once upon a time, é語🙂 said the Wolf."
 OTHER = "a shorter one"
 COUNT = 20
 TIE = 0.03
-"""A gap between the two likeliest tokens, as log, that other rounding may turn round."""
+"""The log ratio of the two likeliest tokens below which other rounding may swap them."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A builder of models, and what its models are and end with."""
+    """A builder of models, their architecture, and the name of their end token."""
 
     build: Callable[..., Path]
     architecture: str
@@ -58,7 +58,7 @@ def engine(path: Path) -> Engine:
 
 
 class Run:
-    """A sequence in a slot, greedy; its prompt goes in by chunks of so many tokens."""
+    """A greedy sequence in a slot, with a prompt in chunks of `chunk` tokens."""
 
     def __init__(self, engine: Engine, slot: int, text: str, chunk: int = 64) -> None:
         self.engine, self.slot, self.chunk = engine, slot, chunk
@@ -67,7 +67,7 @@ class Run:
         self.position = 0
         self.tokens: list[int] = []
         self.gaps: list[float] = []
-        """How much likelier each token was than the second likeliest, as log."""
+        """The log ratio of each token to the second likeliest."""
 
     def feed(self) -> Feed:
         tokens = self.unfed[: self.chunk]
@@ -84,7 +84,7 @@ class Run:
 
 
 def finish(engine: Engine, runs: Sequence[Run]) -> None:
-    """Run them together, each to COUNT tokens; their slots are free again."""
+    """Run them together to COUNT tokens each, and empty their slots."""
     while unfinished := [run for run in runs if len(run.tokens) < COUNT]:
         feeds = [run.feed() for run in unfinished]
         engine.decode(feeds)
@@ -105,16 +105,16 @@ def generate(engine: Engine, text: str, chunk: int = 64) -> list[int]:
 
 
 def assert_same(run: Run, alone: Run) -> None:
-    """The same tokens; after a tie, which is not among the first ones, others may follow.
+    """Assert equal tokens, except after a tie that is not among the first tokens.
 
-    With other cells of the KV cache, or in other company, sums are rounded differently.
+    With other cells of the KV cache, or in other batches, sums are rounded differently.
     """
     pairs = zip(run.tokens, alone.tokens, strict=True)
     differs = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
     assert differs is None or (differs > 5 and alone.gaps[differs] < TIE)
 
 
-def test_the_engine_tells_the_architecture(engine: Engine, family: Family) -> None:
+def test_the_info_has_the_architecture(engine: Engine, family: Family) -> None:
     assert engine.info.architecture == family.architecture
     assert engine.info.vocabulary == 512
     assert engine.info.context == 256
@@ -123,7 +123,7 @@ def test_the_engine_tells_the_architecture(engine: Engine, family: Family) -> No
 def test_a_text_survives_tokens_and_pieces(engine: Engine) -> None:
     tokens = engine.tokenize(PROMPT)
     assert b"".join(map(engine.piece, tokens)).decode().strip() == PROMPT
-    assert len(tokens) < len(PROMPT.encode())  # some are more than a byte
+    assert len(tokens) < len(PROMPT.encode())  # some have several bytes
 
 
 def test_every_byte_has_a_token(engine: Engine) -> None:
@@ -132,7 +132,7 @@ def test_every_byte_has_a_token(engine: Engine) -> None:
 
 
 def test_the_text_is_varied(engine: Engine) -> None:
-    """Else what follows would show little."""
+    """A precondition of the other tests."""
     assert len(set(generate(engine, PROMPT))) > 5
     assert generate(engine, PROMPT) != generate(engine, OTHER)
 
@@ -152,14 +152,14 @@ def test_sequences_decoded_together_have_the_text_that_each_has_alone(
         assert_same(run, single)
 
 
-def test_a_forgotten_sequence_leaves_no_trace(engine: Engine) -> None:
+def test_a_removed_sequence_leaves_no_trace(engine: Engine) -> None:
     expected = generate(engine, PROMPT)
     engine.decode([Feed(0, engine.tokenize(OTHER * 4), 0, False)])
     engine.truncate(0, 0)
     assert generate(engine, PROMPT) == expected
 
 
-def test_forgetting_one_sequence_leaves_the_other_as_it_is(engine: Engine) -> None:
+def test_removing_a_sequence_does_not_change_another(engine: Engine) -> None:
     alone = finished(engine, PROMPT)
     run = Run(engine, 1, PROMPT, chunk=3)
     feed = run.feed()
@@ -170,7 +170,7 @@ def test_forgetting_one_sequence_leaves_the_other_as_it_is(engine: Engine) -> No
     assert_same(run, alone)
 
 
-def test_the_end_in_a_prompt_is_a_control_token_and_no_text(engine: Engine, family: Family) -> None:
+def test_the_end_tokens_name_in_a_prompt_is_a_control_token(engine: Engine, family: Family) -> None:
     (*before, end) = engine.tokenize(f"The Wolf.{family.end}")
     assert engine.is_end(end)
     assert engine.piece(end) == b""
@@ -178,7 +178,7 @@ def test_the_end_in_a_prompt_is_a_control_token_and_no_text(engine: Engine, fami
     assert not any(map(engine.is_end, before))
 
 
-def test_the_end_is_in_the_text_of_no_token(engine: Engine, family: Family) -> None:
+def test_no_token_has_the_end_tokens_name_as_text(engine: Engine, family: Family) -> None:
     pieces = [engine.piece(token) for token in range(engine.info.vocabulary)]
     assert not any(family.end.encode() in piece for piece in pieces)
     ends = [token for token in range(engine.info.vocabulary) if engine.is_end(token)]

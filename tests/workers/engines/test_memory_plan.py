@@ -1,4 +1,4 @@
-"""What a model will take, said before it is loaded, against what it takes."""
+"""The estimated memory of models, and a comparison with the real memory of a worker."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from workers.model_files.gguf_header import read_gguf_header
 from workers.pool.pool import WorkerPool
 
 KV_BYTES = 2 * 6 * 256 * 2
-"""Of a token of the bundled model: keys and values, 6 layers of 256 numbers in f16."""
+"""The KV cache of one token of the bundled model: keys and values, 6 layers of 256 f16 numbers."""
 TALES = replace(model_settings("llama_cpp", BUNDLED, context=2048, slots=16), repack=False)
 
 
-def test_weights_are_shared_and_all_else_is_each_workers_own() -> None:
+def test_only_weights_are_shared_among_workers() -> None:
     one, two = plan_memory(TALES, 1), plan_memory(TALES, 2)
 
     assert one.weight_bytes == two.weight_bytes == BUNDLED.stat().st_size
@@ -43,11 +43,11 @@ def test_weights_are_shared_and_all_else_is_each_workers_own() -> None:
     assert one.repacked_bytes == two.repacked_bytes == 0
 
 
-def test_rearranged_weights_are_a_copy_in_each_worker() -> None:
+def test_repacked_weights_are_copied_in_each_worker() -> None:
     one, two = (plan_memory(replace(TALES, repack=True), workers) for workers in (1, 2))
 
     assert (one.repacked_bytes, two.repacked_bytes) == (one.weight_bytes, 2 * one.weight_bytes)
-    # The file's own are not needed beside them.
+    # The weights of the file are not needed besides them.
     assert one.total_bytes == plan_memory(TALES, 1).total_bytes
     assert two.total_bytes == plan_memory(TALES, 2).total_bytes + one.weight_bytes
 
@@ -61,7 +61,7 @@ def test_all_parts_of_a_split_model_are_counted(tmp_path: Path) -> None:
     assert plan_memory(model_settings("llama_cpp", first), 1).weight_bytes == sum(sizes)
 
 
-def test_layers_that_differ_are_counted_as_if_all_were_wide(tmp_path: Path) -> None:
+def test_layers_that_differ_are_counted_as_wide_as_the_model(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(2)
@@ -74,13 +74,13 @@ def test_layers_that_differ_are_counted_as_if_all_were_wide(tmp_path: Path) -> N
     assert plan_memory(model_settings("llama_cpp", path), 1).slot_bytes == 256 * 2 * 2 * 64 * 2
 
 
-def test_heads_may_have_widths_of_their_own(tmp_path: Path) -> None:
+def test_heads_of_any_width_are_counted(tmp_path: Path) -> None:
     path = build_gemma3_gguf(tmp_path / "m.gguf")
     token = read_gguf_header(path).kv_bytes_per_token(2)
     assert plan_memory(model_settings("llama_cpp", path), 1).slot_bytes == 256 * (token or 0)
 
 
-def test_a_file_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_configuration_error(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.gguf", tmp_path):
         with pytest.raises(ConfigurationError, match="cannot be read: "):
             plan_memory(model_settings("llama_cpp", path), 1)
@@ -90,11 +90,11 @@ def test_a_context_is_rounded_up_as_the_engine_does() -> None:
     assert plan_memory(replace(TALES, context=2049), 1).slot_bytes == 2304 * KV_BYTES
 
 
-def test_smaller_numbers_take_less() -> None:
+def test_smaller_kv_types_take_less_memory() -> None:
     assert plan_memory(replace(TALES, kv_type="q8_0"), 1).slot_bytes == 2048 * KV_BYTES * 17 // 32
 
 
-def test_slots_that_nobody_names_are_as_many_as_the_memory_holds() -> None:
+def test_the_default_number_of_slots_fits_into_the_memory() -> None:
     slot = plan_memory(TALES, 1).slot_bytes
 
     assert plan_memory(replace(TALES, slots=None, kv_memory=5 * slot), 1).slots == 5
@@ -107,7 +107,7 @@ def test_slots_for_a_memory(memory: int | None, slots: int) -> None:
     assert slots_for(memory, 10.0) == slots
 
 
-def test_of_a_model_that_is_no_gguf_the_file_is_counted(gpt2_ggml: Path) -> None:
+def test_only_the_file_of_a_ggml_model_is_counted(gpt2_ggml: Path) -> None:
     model = model_settings("ctransformers", gpt2_ggml, model_type="gpt2")
 
     plan = plan_memory(model, 1)
@@ -123,7 +123,7 @@ def test_the_echo_engine_has_no_weights() -> None:
     assert (plan.weight_bytes, plan.slots, plan.total_bytes) == (0, 4, WORKER_BYTES)
 
 
-def test_a_header_that_is_broken_is_told(tmp_path: Path) -> None:
+def test_a_broken_header_is_a_configuration_error(tmp_path: Path) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
 
@@ -131,8 +131,8 @@ def test_a_header_that_is_broken_is_told(tmp_path: Path) -> None:
         plan_memory(model_settings("llama_cpp", path), 1)
 
 
-def test_a_worker_takes_about_as_much_as_was_said() -> None:
-    """Within a quarter, with the model whose keys and values are most of it."""
+def test_a_worker_takes_about_the_estimated_memory() -> None:
+    """Within 25 %, with a model whose KV cache is the largest part."""
 
     async def taken() -> int:
         async with WorkerPool(pool_settings(TALES)) as pool:

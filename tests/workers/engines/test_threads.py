@@ -46,9 +46,9 @@ def engine(settings: ModelSettings) -> Engine:
 
 @contextmanager
 def repeated(work: Callable[[], None], threads: int = 2) -> Iterator[list[int]]:
-    """Repeat `work` in threads meanwhile. Yields how often each has finished it.
+    """Repeat `work` in other threads meanwhile. Yields the number of repetitions by thread.
 
-    Waits for the first round of each, and raises what the work raises.
+    Each thread does the work at least once. Raises the first error of the work.
     """
     stop = threading.Event()
     started = threading.Barrier(threads + 1)
