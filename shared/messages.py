@@ -79,11 +79,13 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A worker's first message: it can serve. `load_s` is how long loading took, in seconds."""
+    """The worker's model is loaded, and it can serve. `load_s`: how long that took, in seconds."""
 
     protocol: int
     info: ModelInfo
     load_s: float
+    prefix_tokens: int = 0
+    """Tokens of --restore-prompt, which stand before each prompt that is not whole."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,16 +70,18 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """How a dead worker is replaced. Times in seconds.
+    """How a worker's process is replaced when it has died. Times in seconds.
 
-    The first replacement starts at once, each further one after twice the wait
-    of the one before; `deaths` within `window_s` give the place up.
+    Deaths in a row are counted: those of processes that neither completed a request nor served for
+    `healthy_s`. The first replacement starts at once, the second after `first_wait_s`, each further
+    one after twice the wait before it. After `max_deaths` in a row the worker is given up.
     """
 
     first_wait_s: float = 0.5
     longest_wait_s: float = 30.0
-    deaths: int = 5
-    window_s: float = 60.0
+    max_deaths: int = 5
+    healthy_s: float = 600.0
+    """A process that has served for this long was healthy, even if no request came."""
 
 
 @dataclass(frozen=True, slots=True)

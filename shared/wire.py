@@ -24,7 +24,7 @@ from shared.errors import FrameError
 from shared.messages import Message, Token
 from shared.values import Candidate, Logprobs
 
-PROTOCOL = 4
+PROTOCOL = 5
 MAX_FRAME = 8 * 1024 * 1024
 """Bytes. A prompt is at most 1 MiB; a step of 256 sequences with 100 candidates each is below."""
 SMALL_FRAME = 64 * 1024

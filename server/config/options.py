@@ -457,7 +457,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         ("--max-deaths",),
         "N",
-        "deaths of a worker within a minute after which it is not replaced",
+        "deaths in a row, without a completed request between, after which a worker is given up",
         5,
         _integer("--max-deaths", 1),
         "workers",

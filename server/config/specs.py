@@ -145,7 +145,7 @@ class SpecMaker:
             load_timeout_s=self._options.load_timeout,
             progress_timeout_s=self._options.progress_timeout,
             restart=RestartPolicy(
-                longest_wait_s=self._options.restart_wait, deaths=self._options.max_deaths
+                longest_wait_s=self._options.restart_wait, max_deaths=self._options.max_deaths
             ),
         )
         return ModelSpec(file.name, pool)

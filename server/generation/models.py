@@ -42,7 +42,12 @@ class Models:
         return self._catalog
 
     def statuses(self) -> list[ModelStatus]:
-        """Of all models; the default one, if there is one, is the first."""
+        """The status of each known model; the default one, if there is one, is the first."""
+        return self._catalog.statuses()
+
+    async def current_statuses(self) -> list[ModelStatus]:
+        """As `statuses`, after a look for new models."""
+        await self._catalog.refresh()
         return self._catalog.statuses()
 
     @asynccontextmanager

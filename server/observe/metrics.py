@@ -157,6 +157,7 @@ class Metrics(Collector):
 
     async def text(self, accept: str) -> tuple[bytes, str]:
         """The figures in the format that an Accept header asks for, and its content type."""
+        await self._catalog.refresh()
         pids = [
             worker.pid
             for status in self._catalog.statuses()

@@ -47,6 +47,7 @@ def routes(catalog: Catalog) -> list[Route]:
         if reason is not None:
             error = NotReady(reason)
             return error_response(error, error_body(error))
+        await catalog.refresh()
         models = [describe(status) for status in catalog.statuses()]
         totals = {
             name: sum(model[name] for model in models) for name in ("workers", "active", "waiting")

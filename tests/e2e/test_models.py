@@ -101,6 +101,36 @@ def test_a_folders_models_are_loaded_when_they_are_asked_for(folder: RunningServ
     }
 
 
+def test_a_folder_that_is_gone_is_told_once_and_costs_only_what_is_not_loaded(
+    llama_gguf: Path, tmp_path: Path
+) -> None:
+    """/ready and the lists used to answer 500."""
+    path, elsewhere = tmp_path / "models", tmp_path / "elsewhere"
+    path.mkdir()
+    for name in ("one", "two"):
+        shutil.copy(llama_gguf, path / f"{name}.gguf")
+    flags = ("--models-dir", str(path), "-n", "64", "--slots", "1", "--workers", "1")
+    with RunningServer(*flags) as server:
+        assert server.post(model="one", prompt="x", num_predict=2).status_code == 200
+        path.rename(elsewhere)
+        assert server.post(model="new", prompt="x").status_code == 503
+        for _ in range(2):
+            assert set(states(server)) == {"one", "two"}
+            listed = server.client.get("/v1/models").json()["data"]
+            assert [model["id"] for model in listed] == ["one", "two"]
+            assert server.client.get("/api/tags").json() == {"models": []}
+            assert server.client.get("/metrics").status_code == 200
+        assert server.post(model="one", prompt="x", num_predict=2).status_code == 200
+        refused = server.post(model="two", prompt="x")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+        assert "the models' folder cannot be read" in refused.json()["error"]["message"]
+        assert sum("the models' folder cannot be read" in line for line in server.log) == 1
+        elsewhere.rename(path)
+        assert server.post(model="two", prompt="x", num_predict=2).status_code in (200, 503)
+        server.wait_for_log("the models' folder can be read again")
+        assert server.post(model="two", prompt="x", num_predict=2).status_code == 200
+
+
 def test_a_folder_of_several_has_no_default(folder: RunningServer) -> None:
     answer = folder.post(prompt="a")
     assert answer.status_code == 400

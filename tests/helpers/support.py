@@ -23,7 +23,7 @@ from workers.pool.stream import Event, RequestStream
 T = TypeVar("T")
 TIMEOUT_S = 30.0
 """Long enough for any event here on a slow machine; a test that needs it has failed."""
-QUICK_RESTART = RestartPolicy(first_wait_s=0.05, longest_wait_s=0.2, deaths=4, window_s=60.0)
+QUICK_RESTART = RestartPolicy(first_wait_s=0.05, longest_wait_s=0.2, max_deaths=4)
 
 
 def run(coroutine: Coroutine[Any, Any, T], timeout_s: float = TIMEOUT_S) -> T:

@@ -83,7 +83,8 @@ def load_and_serve(
     except ConfigurationError as error:
         sender.send([LoadFailed(str(error))])
         return
-    sender.send([Ready(PROTOCOL, engine.info, time.monotonic() - started)])
+    load_s = time.monotonic() - started
+    sender.send([Ready(PROTOCOL, engine.info, load_s, scheduler.prefix_tokens)])
     try:
         serve(engine, scheduler, receiver, sender, store)
     except (EOFError, BrokenPipeError):

@@ -79,6 +79,11 @@ class Scheduler:
         """Ids of the requests whose streams have begun. Other threads may look something up."""
 
     @property
+    def prefix_tokens(self) -> int:
+        """How many tokens stand before each prompt that is not whole."""
+        return len(self._root)
+
+    @property
     def is_idle(self) -> bool:
         has_sequences = self._waiting or self._prefilling or self._decoding
         return not has_sequences and self._embeddings.is_idle

@@ -6,7 +6,7 @@ See workers.pool.on_demand for a folder of models that share their cores.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -50,8 +50,11 @@ class Catalog(Protocol):
 
     async def __aexit__(self, *_: object) -> None: ...
 
+    async def refresh(self) -> None:
+        """Look for new models, unless that was done a moment ago. Raises nothing."""
+
     def statuses(self) -> list[ModelStatus]:
-        """The status of each model; the default model, if there is one, is the first."""
+        """The status of each known model; the default one, if there is one, is the first."""
 
     async def until_change(self) -> None:
         """Return when `statuses` have changed, but for counters and silence; see `Change`."""
@@ -101,6 +104,9 @@ class LoadedModels:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
+    async def refresh(self) -> None:
+        """Nothing to do: the models are given."""
+
     def statuses(self) -> list[ModelStatus]:
         return [status_of(spec, self._pools.get(spec.name)) for spec in self._specs.values()]
 
@@ -141,23 +147,25 @@ def status_of(spec: ModelSpec, pool: WorkerPool | None, waiting_for_cores: int =
     return ModelStatus(spec, NOT_LOADED if pool is None else pool.status(), waiting_for_cores)
 
 
-def find(name: str, specs: dict[str, ModelSpec]) -> ModelSpec:
-    """NAME:latest, as Ollama's clients say, is NAME where nothing else is called so.
+def named(name: str, specs: Mapping[str, ModelSpec]) -> ModelSpec | None:
+    """NAME:latest, as Ollama's clients write it, means NAME if no model is called NAME:latest."""
+    return specs.get(name) or specs.get(name.removesuffix(":latest"))
 
-    Raises ModelNotFound, which lists those there are.
-    """
-    spec = specs.get(name) or specs.get(name.removesuffix(":latest"))
+
+def find(name: str, specs: Mapping[str, ModelSpec]) -> ModelSpec:
+    """As `named`. Raises ModelNotFound, whose message lists the models."""
+    spec = named(name, specs)
     if spec is None:
         sentence = f"there is no model {name!r:.100}; there are: {listed(specs)}"
         raise ModelNotFound(sentence, field="model")
     return spec
 
 
-def name_is_missing(specs: dict[str, ModelSpec]) -> InvalidRequest:
-    """The error of a request that names no model where there is no default."""
+def name_is_missing(specs: Mapping[str, ModelSpec]) -> InvalidRequest:
+    """The error of a request that names no model although there is no default model."""
     return InvalidRequest(f"model is missing; there are: {listed(specs)}", field="model")
 
 
-def listed(specs: dict[str, ModelSpec]) -> str:
-    """Their names, for a sentence."""
+def listed(specs: Mapping[str, ModelSpec]) -> str:
+    """The models' names, for a sentence."""
     return ", ".join(specs) or "none"

@@ -115,8 +115,10 @@ class ChildProcess:
     def _on_queue_end(self, error: FrameError | None) -> None:
         """Nothing more will come: the process has died, has closed the queue or sent nonsense."""
         self.kill(Death(BROKEN, f"sent a bad frame: {error}") if error else None)
-        self._on_end()
-        self._conclude()
+        try:
+            self._on_end()
+        finally:
+            self._conclude()
 
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._process.sentinel)

@@ -4,13 +4,26 @@ tokens nobody has counted yet."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from shared.messages import Finished
+from shared.values import Usage
 
 TOKENS_PER_CHARACTER = 0.3
 """Before the first request: of English text with usual vocabularies."""
 LONGEST_WAIT_S = 600
 LEARNING_RATE = 0.1
+
+
+def without_prefix(finished: Finished, prefix_tokens: int) -> Finished:
+    """The same, but `prefix_tokens` that stood before the client's prompt are not counted."""
+    usage = finished.usage
+    own = Usage(
+        prompt_tokens=max(0, usage.prompt_tokens - prefix_tokens),
+        cached_tokens=max(0, usage.cached_tokens - prefix_tokens),
+        completion_tokens=usage.completion_tokens,
+    )
+    return replace(finished, usage=own)
 
 
 class Average:

@@ -83,10 +83,15 @@ class WorkerHandle:
         """Share of the model that is loaded, 0 to 1."""
         self.slots = 0
         """Requests that it can run at the same time; 0 before it is ready."""
+        self.prefix_tokens = 0
+        """Tokens of --restore-prompt, before each prompt that is not whole."""
+        self.completed = 0
+        """Requests that it has completed; cancelled and failed ones do not count."""
         self.prompts: dict[int, HeldPrompt] = {}
         """Saved prompts in the worker's memory, by id."""
         self.late_messages = 0
         """Dropped messages: tokens and ends of requests that nobody waits for."""
+        self._ready_at = math.inf  # in the loop's seconds
         self._on_change = on_change
         self._counters = counters
         self._in_flight: dict[int, RequestStream] = {}
@@ -121,6 +126,10 @@ class WorkerHandle:
             return self._loop.time() - self.last_heard
         is_loading = self.process.is_open and not self.ready.done()
         return 0.0 if is_loading else math.inf
+
+    def was_healthy(self, healthy_s: float) -> bool:
+        """The process has completed a request, or has served for `healthy_s` seconds."""
+        return self.completed > 0 or self._loop.time() - self._ready_at >= healthy_s
 
     @property
     def in_flight(self) -> int:
@@ -179,6 +188,8 @@ class WorkerHandle:
                 case Loading(progress=progress):
                     self.loaded = progress
                     self._on_change()
+                case Ready() | LoadFailed() if self.ready.done():
+                    self._kill_broken(f"sent a {type(message).__name__} after loading had ended")
                 case Ready():
                     self._on_ready(message)
                 case LoadFailed(message=text):
@@ -194,6 +205,8 @@ class WorkerHandle:
             self._kill_broken(f"speaks protocol {message.protocol}, not {PROTOCOL}")
             return
         self.slots = message.info.slots
+        self.prefix_tokens = message.prefix_tokens
+        self._ready_at = self._loop.time()
         self.ready.set_result(message)
         self._on_change()
 
@@ -226,6 +239,7 @@ class WorkerHandle:
             return
         if isinstance(message, Finished):
             self._counters.ended(message.usage)
+            self.completed += message.reason != "cancelled"
         stream = self._in_flight.pop(message.id, None)
         if stream is None:
             self._drop(message)

@@ -23,7 +23,7 @@ from shared.values import ModelInfo
 from workers.entry import run_worker
 from workers.pool.change import Change
 from workers.pool.child_process import Target
-from workers.pool.estimates import Pace
+from workers.pool.estimates import Pace, without_prefix
 from workers.pool.handle import WorkerHandle
 from workers.pool.routing import Router
 from workers.pool.status import PoolStatus
@@ -151,18 +151,25 @@ class WorkerPool:
     def release(self, stream: RequestStream) -> None:
         """Nobody takes this stream's events any more; a request still running is cancelled."""
         stream.abandon()
-        if stream.finished is not None:
-            self._router.learn(stream.key, stream.finished)
-            self._pace.learn(len(stream.key), stream.finished)
         self._open.discard(stream)
         if not self._open:
             self._none_open.set()
         handle = self._at.pop(stream.request.id, None)
         if handle is not None:
+            self._learn(stream, handle)
             handle.cancel(stream.request.id)
         else:
             self._waiting.remove(stream)
             self._change.notify_all()
+
+    def _learn(self, stream: RequestStream, handle: WorkerHandle) -> None:
+        request, finished = stream.request, stream.finished
+        if finished is None:
+            return
+        has_prefix = isinstance(request, Generate) and not request.prompt.is_whole
+        own = without_prefix(finished, handle.prefix_tokens if has_prefix else 0)
+        self._router.learn(stream.key, own)
+        self._pace.learn(len(stream.key), own)
 
     def status(self) -> PoolStatus:
         """The pool and its workers as they are now."""

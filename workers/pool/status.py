@@ -13,6 +13,8 @@ State = Literal["loading", "ready", "replacing", "given_up"]
 """A worker's state: its process loads the model; it serves; its process has died and will be
 replaced; no further process will be started."""
 
+SHUTTING_DOWN = "the server is shutting down"
+"""Why requests are refused while the pool drains."""
 USUAL_CAUSES = ("sigkill", "sigsegv", "sigabrt", "exit_1", "no_progress", "load_timeout")
 """Causes of death that are counted from 0: Prometheus sees no increase in a counter whose first
 value is 1."""
@@ -104,7 +106,7 @@ class PoolStatus:
     def why_not_ready(self) -> str | None:
         """Why requests are refused, in a sentence; None when they are not."""
         if self.is_draining:
-            return "the server is shutting down"
+            return SHUTTING_DOWN
         if self.ready_workers:
             return None
         if self.is_lost:

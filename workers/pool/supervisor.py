@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +20,11 @@ from workers.entry import run_worker
 from workers.pool.child_process import SHUT_DOWN, Death, Target
 from workers.pool.handle import WorkerHandle
 from workers.pool.status import State, WorkerCounters, WorkerStatus
+from workers.pool.tasks import finish, log_failure
 
 OWN_DELAY_S = 1.0
 """If the watch itself wakes this late, the front was stopped, and the worker is not to blame."""
+SUPERVISING_FAILED = Death("internal_error", "was ended because supervising it failed")
 
 logger = logging.getLogger("tokenflume.pool")
 
@@ -37,10 +38,12 @@ class SupervisedWorker:
     """The process that runs now."""
     given_up: str = ""
     """Why no further process will be started; empty otherwise."""
-    deaths: deque[float] = field(default_factory=deque)
-    """When processes died, in the loop's seconds, within the policy's window."""
+    deaths_in_a_row: int = 0
+    """See RestartPolicy."""
+    spawn_failures: int = 0
+    """Attempts in a row that started no process."""
     last_death: str = ""
-    """Why the process before died; empty again when the next one is ready."""
+    """Why the last process died; empty again when the next one is ready."""
     counters: WorkerCounters = field(default_factory=WorkerCounters)
 
     @property
@@ -101,7 +104,10 @@ class Supervisor:
         self._was_ready = False
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._supervise(worker)) for worker in self.workers]
+        for worker in self.workers:
+            task = asyncio.create_task(self._supervise(worker), name=f"supervising {worker.name}")
+            task.add_done_callback(log_failure)
+            self._tasks.append(task)
 
     @property
     def is_lost(self) -> bool:
@@ -129,62 +135,64 @@ class Supervisor:
                 worker.handle.process.kill(SHUT_DOWN)
 
     async def _supervise(self, worker: SupervisedWorker) -> None:
-        """The story of one worker."""
-        failures = 0
+        """Run one process after the other, until the worker is given up."""
         while not worker.given_up:
             try:
-                handle = await self._start_worker(worker)
-            except OSError as error:
-                # No memory, no process or no descriptor to be had: nobody died, and it may pass.
-                logger.error("%s cannot be started: %s", worker.name, error)
-                worker.counters.deaths["not_started"] += 1
-                failures += 1
-                await asyncio.sleep(back_off_s(self._settings.restart, failures + 1))
-                continue
-            failures = 0
-            self._on_change()
-            await self._watch(worker, handle)
-            worker.handle = None
-            if not worker.given_up:
-                await self._after_death(worker)
-        if not self.load_failure.done():  # whose waiter tells it
-            logger.error("%s is given up: %s", worker.name, worker.given_up)
+                wait_s = await self._run_process(worker)
+            except Exception:
+                # A bug. The worker must neither stay away silently nor leave a process behind.
+                logger.exception("supervising %s failed", worker.name)
+                wait_s = await self._end_process(worker)
+            await asyncio.sleep(wait_s)
         self._on_change()
 
-    async def _start_worker(self, worker: SupervisedWorker) -> WorkerHandle:
-        """Start a process. If cancelled meanwhile, finish the start first, so that `stop` knows it.
+    async def _run_process(self, worker: SupervisedWorker) -> float:
+        """Start a process and watch it until it ends; return the seconds to wait before the next.
 
-        Raises OSError.
+        That is 0 when the worker is given up.
         """
-        starting = asyncio.ensure_future(
-            WorkerHandle.start(worker.settings, self._on_change, worker.counters, self._target)
-        )
         try:
-            worker.handle = await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            worker.handle = await starting
-            raise
-        return worker.handle
-
-    async def _watch(self, worker: SupervisedWorker, handle: WorkerHandle) -> None:
-        """Stay with one worker until it has ended."""
+            handle = await self._spawn(worker)
+        except OSError as error:
+            return self._count_spawn_failure(worker, error)
+        worker.spawn_failures = 0
+        self._on_change()
         try:
             ready = await self._until_ready(handle)
         except ConfigurationError as error:
-            self._refuse(worker, error)
+            self._give_up_unloadable(worker, error)
         else:
             if ready is not None:
-                self._was_ready = True
-                worker.last_death = ""
-                self._on_change()
-                pid = handle.process.pid
-                logger.info("%s (pid %d): %s", worker.name, pid, describe_ready(ready))
+                self._on_ready(worker, handle, ready)
                 await self._watch_progress(handle)
         death = await handle.process.until_ended()
-        if not worker.given_up:
-            worker.last_death = death.reason
-            worker.counters.deaths[death.cause] += 1
-            logger.error("%s %s", worker.name, death.reason)
+        worker.handle = None
+        wait_s = 0.0 if worker.given_up else self._count_death(worker, handle, death)
+        self._on_change()
+        return wait_s
+
+    async def _spawn(self, worker: SupervisedWorker) -> WorkerHandle:
+        """Start a process. Raises OSError.
+
+        If cancelled meanwhile, the process is started first, so that `stop` knows of it.
+        """
+
+        async def start() -> WorkerHandle:
+            worker.handle = await WorkerHandle.start(
+                worker.settings, self._on_change, worker.counters, self._target
+            )
+            return worker.handle
+
+        return await finish(start())
+
+    async def _end_process(self, worker: SupervisedWorker) -> float:
+        """Kill the process, if one runs; return the seconds to wait before the next."""
+        handle = worker.handle
+        if handle is not None:
+            handle.process.kill(SUPERVISING_FAILED)
+            await handle.process.until_ended()
+            worker.handle = None
+        return self._count_death(worker, handle, SUPERVISING_FAILED)
 
     async def _until_ready(self, handle: WorkerHandle) -> Ready | None:
         """The worker's Ready; None when it dies before, or takes too long and is killed."""
@@ -214,26 +222,51 @@ class Supervisor:
                 handle.process.kill(Death("no_progress", reason))
                 return
 
-    def _refuse(self, worker: SupervisedWorker, error: ConfigurationError) -> None:
+    def _on_ready(self, worker: SupervisedWorker, handle: WorkerHandle, ready: Ready) -> None:
+        self._was_ready = True
+        worker.last_death = ""
+        logger.info("%s (pid %d): %s", worker.name, handle.process.pid, describe_ready(ready))
+        self._on_change()
+
+    def _give_up_unloadable(self, worker: SupervisedWorker, error: ConfigurationError) -> None:
         worker.given_up = str(error)
         if not self._was_ready and not self.load_failure.done():
             self.load_failure.set_result(error)
+        if not self.load_failure.done():  # otherwise whoever waits for it reports it
+            logger.error("%s is given up: %s", worker.name, worker.given_up)
 
-    async def _after_death(self, worker: SupervisedWorker) -> None:
-        """Wait before the next worker, or give the place up."""
-        policy, now = self._settings.restart, self._loop.time()
-        worker.deaths.append(now)
-        while worker.deaths[0] < now - policy.window_s:
-            worker.deaths.popleft()
-        if len(worker.deaths) >= policy.deaths:
-            worker.given_up = f"{policy.deaths} workers died within {policy.window_s:g} s"
-            return
-        self._on_change()
-        await asyncio.sleep(back_off_s(policy, len(worker.deaths)))
+    def _count_spawn_failure(self, worker: SupervisedWorker, error: OSError) -> float:
+        """Spawning failed for lack of memory, processes or descriptors; return the seconds to wait.
+
+        That is not a crash: the worker is never given up for it.
+        """
+        logger.error("%s cannot be started: %s", worker.name, error)
+        worker.counters.deaths["not_started"] += 1
+        worker.spawn_failures += 1
+        return back_off_s(self._settings.restart, worker.spawn_failures + 1)
+
+    def _count_death(
+        self, worker: SupervisedWorker, handle: WorkerHandle | None, death: Death
+    ) -> float:
+        """Give the worker up after too many deaths; return the seconds to wait otherwise."""
+        logger.error("%s %s", worker.name, death.reason)
+        worker.last_death = death.reason
+        worker.counters.deaths[death.cause] += 1
+        policy = self._settings.restart
+        if handle is not None and handle.was_healthy(policy.healthy_s):
+            worker.deaths_in_a_row = 0
+        worker.deaths_in_a_row += 1
+        if worker.deaths_in_a_row < policy.max_deaths:
+            return back_off_s(policy, worker.deaths_in_a_row)
+        worker.given_up = (
+            f"{policy.max_deaths} processes died in a row without completing a request"
+        )
+        logger.error("%s is given up: %s", worker.name, worker.given_up)
+        return 0.0
 
 
 def back_off_s(policy: RestartPolicy, deaths: int) -> float:
-    """Seconds to wait after the last of so many recent deaths: 0, then doubling, bounded."""
+    """Seconds to wait before a restart after `deaths` in a row: 0, then doubling, bounded."""
     if deaths <= 1:
         return 0.0
     doublings = min(deaths - 2, 60)

@@ -54,7 +54,7 @@ def routes(models: Models) -> Sequence[BaseRoute]:
     cache = DetailsCache()
 
     async def tags(_: Request) -> Response:
-        statuses = models.statuses()
+        statuses = await models.current_statuses()
         found = await asyncio.to_thread(listed, statuses, describe, cache)
         return JSONResponse({"models": found})
 
@@ -68,7 +68,7 @@ def routes(models: Models) -> Sequence[BaseRoute]:
 
     async def show(request: Request) -> Response:
         name = shown_name(await read_body(request.headers, request.receive))
-        statuses = {status.spec.name: status for status in models.statuses()}
+        statuses = {status.spec.name: status for status in await models.current_statuses()}
         specs = {name: status.spec for name, status in statuses.items()}
         status = statuses[find(name, specs).name]
         return JSONResponse(await asyncio.to_thread(shown, status, cache))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
@@ -23,21 +26,21 @@ def routes(models: Models) -> Sequence[BaseRoute]:
     """The two routes."""
 
     async def listing(_: Request) -> Response:
-        entries = [describe(models, status) for status in models.statuses()]
+        statuses = await models.current_statuses()
+        entries = await asyncio.to_thread(lambda: [describe(models, s) for s in statuses])
         return JSONResponse({"object": "list", "data": entries})
 
     async def one(request: Request) -> Response:
-        statuses = {status.spec.name: status for status in models.statuses()}
+        statuses = {status.spec.name: status for status in await models.current_statuses()}
         spec = find(request.path_params["id"], {n: s.spec for n, s in statuses.items()})
-        return JSONResponse(describe(models, statuses[spec.name]))
+        return JSONResponse(await asyncio.to_thread(describe, models, statuses[spec.name]))
 
     return [Route("/v1/models", listing), Route("/v1/models/{id:path}", one)]
 
 
 def describe(models: Models, status: ModelStatus) -> Json:
     """OpenAI's four fields, and what we know beyond them: of a model that is not loaded, little."""
-    info, path = status.info, status.spec.model.path
-    file = path.stat() if path is not None and path.exists() else None
+    info, file = status.info, _file_status(status.spec.model.path)
     return {
         "id": status.spec.name,
         "object": "model",
@@ -48,6 +51,14 @@ def describe(models: Models, status: ModelStatus) -> Json:
         "chat": None if info is None else models.is_for_chats(info.card),
         "meta": _meta(info) if info else {"size": file.st_size} if file else {},
     }
+
+
+def _file_status(path: Path | None) -> os.stat_result | None:
+    """None if the model has no file, or it cannot be reached."""
+    try:
+        return None if path is None else path.stat()
+    except OSError:
+        return None
 
 
 def _meta(info: ModelInfo) -> Json:

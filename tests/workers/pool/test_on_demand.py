@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from shared.errors import InvalidRequest, ModelNotFound, ModelUnavailable, NotReady
+from shared.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    ModelNotFound,
+    ModelUnavailable,
+    NotReady,
+)
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from shared.settings import ModelSpec
@@ -203,7 +209,7 @@ def test_a_model_that_is_lost_is_loaded_again(folder: Folder) -> None:
         async with models.use("frail") as (_, pool):
             await until(lambda: pool.status().is_lost)
         folder.add("frail")
-        models.statuses()  # looks again
+        await models.refresh(0)
         assert await ask(models, "frail") == "hello"
 
     on_demand(folder, story)
@@ -224,7 +230,7 @@ def test_without_a_name_only_a_single_model_can_be_meant(folder: Folder) -> None
         with pytest.raises(InvalidRequest, match="model is missing; there are: a, b, c"):
             await ask(models, None)
         del folder.specs["a"], folder.specs["c"]
-        models.statuses()
+        await models.refresh(0)
         assert await ask(models, None) == "hello"
 
     on_demand(folder, story)
@@ -247,6 +253,89 @@ def test_draining_ends_what_runs_in_time_and_refuses_what_waits(folder: Folder) 
         await draining
 
     on_demand(folder, story)
+
+
+def test_draining_refuses_requests_whose_model_is_still_being_loaded(folder: Folder) -> None:
+    """They used to get a 500, "cannot be loaded: ", when the loading had ended."""
+    folder.add("slow", load_s=1.0)
+
+    async def story(models: ModelsOnDemand) -> None:
+        asked = asyncio.create_task(ask(models, "slow"))
+        await until(lambda: bool(models.loaded()))
+        started = asyncio.get_running_loop().time()
+        await models.drain(20)
+        with pytest.raises(NotReady, match="shutting down"):
+            await asked
+        assert asyncio.get_running_loop().time() - started < 0.9  # not when loading has ended
+
+    on_demand(folder, story)
+
+
+def test_a_loading_that_ends_while_draining_is_no_failure(
+    folder: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.add("slow", load_s=0.3)
+
+    async def story(models: ModelsOnDemand) -> None:
+        asked = asyncio.create_task(ask(models, "slow"))
+        await until(lambda: bool(models.loaded()))
+        await models.drain(20)
+        with pytest.raises(NotReady, match="shutting down"):
+            await asked
+        await until(lambda: not models._loading)
+
+    on_demand(folder, story)
+    assert "cannot be loaded" not in caplog.text
+
+
+def test_a_loading_that_fails_by_a_bug_is_logged_and_leaves_nothing_behind(
+    folder: Folder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The half-started pool used to stay, and to be taken for the model's."""
+
+    async def fail(_: WorkerPool) -> None:
+        raise RuntimeError("a bug")
+
+    async def story(models: ModelsOnDemand) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(WorkerPool, "until_ready", fail)
+            with pytest.raises(RuntimeError):
+                await ask(models, "a")
+        assert models.loaded() == []
+        assert await ask(models, "a") == "hello"
+
+    on_demand(folder, story)
+    assert "the task loading a failed" in caplog.text
+    assert "RuntimeError: a bug" in caplog.text
+
+
+def test_a_folder_that_becomes_unreadable_refuses_what_is_not_loaded_and_serves_the_rest(
+    folder: Folder,
+) -> None:
+    """It used to be an error 500 of everything that looked into the folder."""
+    is_readable = True
+
+    def find_models() -> list[ModelSpec]:
+        if not is_readable:
+            raise ConfigurationError("the folder cannot be read")
+        return folder()
+
+    async def go() -> None:
+        nonlocal is_readable
+        async with ModelsOnDemand(find_models, 25, 8) as models:
+            await ask(models, "a")
+            is_readable = False
+            await models.refresh(0)
+            assert [status.spec.name for status in models.statuses()] == ["a", "b", "c"]
+            assert await ask(models, "a") == "hello"
+            for name in ("b", "new", None):
+                with pytest.raises(NotReady, match="the models' folder cannot be read"):
+                    await ask(models, name)
+            is_readable = True
+            await models.refresh(0)
+            assert await ask(models, "b") == "hello"
+
+    run(go())
 
 
 def test_leaving_ends_a_loading_and_all_workers(folder: Folder) -> None:

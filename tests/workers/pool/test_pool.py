@@ -15,11 +15,12 @@ import psutil
 import pytest
 
 from shared.errors import InvalidRequest, NotReady, QueueFull, Unsupported
-from shared.messages import Embedded, Failed, Finished, Steps, Token
+from shared.messages import Embedded, Failed, Finished, LoadFailed, Ready, Steps, Token
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from shared.settings import CacheSettings, RestartPolicy
-from shared.values import Counts
+from shared.values import Counts, ModelInfo
+from shared.wire import PROTOCOL
 from tests.helpers.support import (
     QUICK_RESTART,
     collect,
@@ -38,10 +39,12 @@ from workers.pool.handle import WorkerHandle
 from workers.pool.pool import WorkerPool
 from workers.pool.status import WorkerCounters
 from workers.pool.stream import RequestStream
-from workers.pool.supervisor import back_off_s
+from workers.pool.supervisor import Supervisor, back_off_s
+from workers.prompts.restore import process_and_save
 
 LONG = SamplingParams(num_predict=10_000, ignore_eos=True)
 FULL = SamplingParams(num_predict=1_000)
+INFO = ModelInfo("echo", "echo", 256, 257, 4, 64, ())
 
 
 def slow_echo(folder: Path, **options: object) -> object:
@@ -333,13 +336,117 @@ def test_a_crash_loop_ends_with_the_place_given_up_and_everyone_told(
                 pool.submit(Prompt("x"), FULL)
 
     run(go())
-    assert "worker 0 is given up: 4 workers died within 60 s" in caplog.text
+    assert (
+        "worker 0 is given up: 4 processes died in a row without completing a request"
+        in caplog.text
+    )
+
+
+def test_a_crash_loop_ends_however_long_loading_takes(tmp_path: Path) -> None:
+    """A model whose loading took longer than a fifth of a minute never had five deaths within one,
+    and was restarted for ever."""
+
+    async def go() -> None:
+        model = model_settings(path=echo_options(tmp_path, load_s=0.3, dies_after_s=0.05))
+        policy = replace(QUICK_RESTART, max_deaths=3, longest_wait_s=0.5, first_wait_s=0.5)
+        async with WorkerPool(pool_settings(model, restart=policy)) as pool:
+            await until(lambda: pool.status().is_lost)
+            assert pool.status().workers[0].counters.deaths.total() == 3
+
+    run(go())
+
+
+def test_a_worker_that_completes_requests_between_its_deaths_is_never_given_up() -> None:
+    async def step(pool: WorkerPool) -> None:
+        for _ in range(5):
+            assert text_of(await collect(pool, pool.submit(Prompt("fine"), FULL))) == "fine"
+            (pid,) = worker_pids(pool)
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda pid=pid: worker_pids(pool) not in ([], [pid]))  # type: ignore[misc]
+            await until_ready(pool)
+        assert pool.status().workers[0].counters.deaths["sigkill"] == 5
+
+    with_pool(pool_settings(restart=replace(QUICK_RESTART, max_deaths=2)), step)
+
+
+def test_a_worker_that_served_long_enough_without_a_request_was_healthy(tmp_path: Path) -> None:
+    """One that is idle, and killed for memory once a month, must not be given up in the end."""
+
+    async def go() -> None:
+        model = model_settings(path=echo_options(tmp_path, dies_after_s=0.3))
+        policy = replace(QUICK_RESTART, max_deaths=2, healthy_s=0.1)
+        async with WorkerPool(pool_settings(model, restart=policy)) as pool:
+            (worker,) = pool.status().workers
+            await until(lambda: worker.counters.deaths.total() == 4)
+            assert not pool.status().is_lost
+
+    run(go())
+
+
+@pytest.mark.parametrize("message", [Ready(PROTOCOL, INFO, 0.1), LoadFailed("no such tensor")])
+def test_a_worker_that_ends_loading_twice_is_broken_and_replaced(
+    message: Ready | LoadFailed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The future of its readiness was set twice: an InvalidStateError inside the protocol."""
+
+    async def step(pool: WorkerPool) -> None:
+        (worker,) = pool._supervisor.workers
+        assert worker.handle is not None
+        worker.handle._on_messages([message])
+        await until(lambda: worker.counters.deaths["broken_frames"] == 1)
+        await until_ready(pool)
+
+    with_pool(pool_settings(), step)
+    kind = type(message).__name__
+    assert f"worker 0 sent a {kind} after loading had ended" in caplog.text
+
+
+def test_an_error_in_supervising_a_worker_is_logged_and_costs_one_process_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The task used to end unseen: no process of this worker was ever watched or replaced."""
+
+    async def go() -> None:
+        changes = 0
+
+        def fail_once() -> None:
+            nonlocal changes
+            changes += 1
+            if changes == 1:
+                raise RuntimeError("a bug")
+
+        supervisor = Supervisor(pool_settings(), fail_once)
+        supervisor.start()
+        (worker,) = supervisor.workers
+        await until(lambda: worker.status.state == "ready")
+        assert worker.counters.deaths["internal_error"] == 1
+        assert len(children()) == 1
+        await supervisor.stop(2.0)
+
+    run(go())
+    assert "supervising worker 0 failed" in caplog.text
+    assert "RuntimeError: a bug" in caplog.text
+    assert children() == []
+
+
+def test_a_worker_that_can_never_be_supervised_is_given_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its target cannot be pickled."""
+
+    async def go() -> None:
+        async with WorkerPool(pool_settings(), target=lambda *_: None) as pool:
+            assert await pool.until_ready() == "no worker is left; the server's log says why"
+
+    run(go())
+    assert caplog.text.count("supervising worker 0 failed") == QUICK_RESTART.max_deaths
+    assert "worker 0 is given up" in caplog.text
 
 
 def test_requests_that_wait_when_the_last_worker_is_given_up_fail(tmp_path: Path) -> None:
     async def go() -> None:
         options = echo_options(tmp_path, slots=1)
-        once = replace(QUICK_RESTART, deaths=1)
+        once = replace(QUICK_RESTART, max_deaths=1)
         async with WorkerPool(pool_settings(model_settings(path=options), restart=once)) as pool:
             await until_ready(pool)
             poison = pool.submit(Prompt("x[[sleep 0.1]][[abort]]"), FULL)
@@ -419,7 +526,7 @@ def test_killing_and_replacing_workers_leaks_no_descriptors() -> None:
             await kill_one()
         assert psutil.Process().num_fds() <= before
 
-    patient = replace(QUICK_RESTART, deaths=100, longest_wait_s=0.05)
+    patient = replace(QUICK_RESTART, max_deaths=100, longest_wait_s=0.05)
     with_pool(pool_settings(restart=patient), step)
 
 
@@ -438,7 +545,7 @@ def test_a_worker_is_replaced_once_there_are_descriptors_again(
         await until_ready(pool)
         assert text_of(await collect(pool, pool.submit(Prompt("back"), FULL))) == "back"
 
-    with_pool(pool_settings(restart=replace(QUICK_RESTART, deaths=2)), step)
+    with_pool(pool_settings(restart=replace(QUICK_RESTART, max_deaths=2)), step)
 
 
 def test_the_loop_does_not_go_on_to_watch_a_worker_that_was_gone_before_it_knew() -> None:
@@ -585,6 +692,33 @@ def test_waiting_prompts_are_bounded_in_tokens_too() -> None:
         pool.release(held)
 
     with_pool(pool_settings(model_settings(slots=1, context=20_000), queue_tokens=500), step)
+
+
+def test_the_tokens_of_a_restored_prompt_are_not_those_of_the_prompts_that_wait(
+    tmp_path: Path,
+) -> None:
+    """They were counted as the short prompts' own, so that a few more were too many: an early 429.
+
+    The echo engine has a token for each byte.
+    """
+    path = tmp_path / "long.prompt"
+    settings = pool_settings(model_settings(slots=1, context=20_000), queue_tokens=500)
+    (worker,) = settings.workers
+    process_and_save(worker, "x" * 2000, path)
+    restoring = replace(worker, cache=CacheSettings(memory=10**6, restore=path))
+
+    async def step(pool: WorkerPool) -> None:
+        for _ in range(3):
+            end = end_of(await collect(pool, pool.submit(Prompt("short one!"), FULL)))
+            assert isinstance(end, Finished)
+            assert end.usage.prompt_tokens == 2010
+        held = pool.submit(Prompt("run "), LONG)
+        await first_tokens(held)
+        waiting = [pool.submit(Prompt("y" * 100), FULL) for _ in range(4)]
+        for stream in (held, *waiting):
+            pool.release(stream)
+
+    with_pool(replace(settings, workers=(restoring,)), step)
 
 
 def test_a_full_queue_says_when_to_come_back_by_what_requests_took() -> None:

@@ -103,6 +103,8 @@ def test_loading_readiness_a_crash_and_the_next_worker_are_told_as_they_happen(
         async with WorkerPool(pool_settings(model)) as pool:
             loaded = await seen_until(lambda: pool.status().loaded, pool.until_change, 1.0)
             assert len(loaded) > 3
+            while not pool.status().ready_workers:
+                await pool.until_change()
             (status,) = pool.status().workers
             assert (status.state, status.trouble) == ("ready", "")
             os.kill(status.pid or 0, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Turns: groups are in one after the other, nobody waits for ever, and who leaves is forgotten."""
+"""The group lock: one group holds it at a time, nobody waits forever, who leaves is forgotten."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import pytest
 
 from shared.errors import NotReady, QueueFull
 from tests.helpers.support import run, until
-from workers.pool.turns import Turns
+from workers.pool.group_lock import GroupLock
 
 
 class Visitor:
-    """A task that enters its group's turn, and stays until told to go."""
+    """A task that takes the lock for its group, and holds it until told to go."""
 
-    def __init__(self, turns: Turns, group: str) -> None:
+    def __init__(self, lock: GroupLock, group: str) -> None:
         self.is_in = False
         self._may_go = asyncio.Event()
-        self._turns = turns
+        self._lock = lock
         self._group = group
         self.task = asyncio.create_task(self._visit())
 
     async def _visit(self) -> None:
-        async with self._turns.of(self._group):
+        async with self._lock.held_by(self._group):
             self.is_in = True
             try:
                 await self._may_go.wait()
@@ -48,8 +48,8 @@ async def settle() -> None:
 
 def visit(story: Callable[[Callable[[str], Visitor]], Awaitable[None]], limit: int = 100) -> None:
     async def go() -> None:
-        turns = Turns(limit)
-        await story(lambda group: Visitor(turns, group))
+        lock = GroupLock(limit)
+        await story(lambda group: Visitor(lock, group))
 
     run(go())
 
@@ -111,12 +111,12 @@ def test_who_gives_up_waiting_does_not_hold_up_those_behind() -> None:
     visit(story)
 
 
-def test_who_is_cancelled_at_the_moment_of_being_let_in_leaves_the_turn_to_others() -> None:
+def test_who_is_cancelled_at_the_moment_of_getting_the_lock_leaves_the_lock_to_others() -> None:
     async def story(visitor: Callable[[str], Visitor]) -> None:
         first, unlucky, late = visitor("a"), visitor("b"), visitor("c")
         await settle()
         first.task.cancel()
-        await asyncio.sleep(0)  # `first` leaves; `unlucky` is let in, but has not run
+        await asyncio.sleep(0)  # `first` leaves; `unlucky` gets the lock, but has not run
         unlucky.task.cancel()
         await until(lambda: late.is_in)
         await late.go()
@@ -138,7 +138,7 @@ def test_no_more_wait_than_may() -> None:
     visit(story, limit=1)
 
 
-def test_where_none_may_wait_a_free_turn_is_still_taken() -> None:
+def test_where_none_may_wait_a_free_lock_is_still_taken() -> None:
     async def story(visitor: Callable[[str], Visitor]) -> None:
         first, also, other = visitor("a"), visitor("a"), visitor("b")
         await settle()
@@ -153,10 +153,10 @@ def test_where_none_may_wait_a_free_turn_is_still_taken() -> None:
 
 def test_closing_tells_all_who_wait() -> None:
     async def go() -> None:
-        turns = Turns(10)
-        first, waiting = Visitor(turns, "a"), Visitor(turns, "b")
+        lock = GroupLock(10)
+        first, waiting = Visitor(lock, "a"), Visitor(lock, "b")
         await settle()
-        turns.close(NotReady("the server is shutting down"))
+        lock.close(NotReady("the server is shutting down"))
         with pytest.raises(NotReady, match="shutting down"):
             await waiting.task
         assert first.is_in
@@ -168,14 +168,14 @@ def test_closing_tells_all_who_wait() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_happens_only_one_group_is_in_and_all_come_to_their_end(seed: int) -> None:
     async def go() -> None:
-        rng, turns = random.Random(seed), Turns(1000)
+        rng, lock = random.Random(seed), GroupLock(1000)
         visitors: list[Visitor] = []
         groups: list[str] = []
         for _ in range(300):
             match rng.randrange(4):
                 case 0 | 1:
                     groups.append(rng.choice("abc"))
-                    visitors.append(Visitor(turns, groups[-1]))
+                    visitors.append(Visitor(lock, groups[-1]))
                 case 2 if visitors:
                     victim = rng.choice(visitors)
                     victim.task.cancel()
@@ -188,8 +188,8 @@ def test_whatever_happens_only_one_group_is_in_and_all_come_to_their_end(seed: i
         for v in visitors:
             v._may_go.set()
         await asyncio.wait([v.task for v in visitors])
-        assert turns.waiting == 0
-        last = Visitor(turns, "d")
+        assert lock.waiting == 0
+        last = Visitor(lock, "d")
         await settle()
         assert last.is_in
         await last.go()
