@@ -133,7 +133,8 @@ class ModelsOnDemand:
         spec = self._known(name)
         if spec is not None and spec.name in self._loaded:
             return spec
-        await self._listing.refresh(0.0 if spec is None else MAX_AGE_S)
+        is_known = spec is not None and self._listing.is_readable
+        await self._listing.refresh(MAX_AGE_S if is_known else 0.0)
         if not self._listing.is_readable:
             raise NotReady(UNREADABLE)
         specs = self._listing.specs

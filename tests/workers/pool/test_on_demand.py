@@ -332,7 +332,6 @@ def test_a_folder_that_becomes_unreadable_refuses_what_is_not_loaded_and_serves_
                 with pytest.raises(NotReady, match="the models' folder cannot be read"):
                     await ask(models, name)
             is_readable = True
-            await models.refresh(0)
             assert await ask(models, "b") == "hello"
 
     run(go())
