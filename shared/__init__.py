@@ -1,1 +1,1 @@
-"""What the front process and the workers both speak. Imports nothing of ours."""
+"""What the front process and the workers both use. Imports nothing else of this project."""

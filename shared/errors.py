@@ -1,9 +1,8 @@
-"""What can go wrong with a request or with the configuration.
+"""The errors that the front and the workers share.
 
-A ServingError has a code, an HTTP status and a message made for the client.
-Code and status belong to the class; each docstring says what the client sees.
-In a worker the same error travels as Failed(code, message) and is the same
-class again in the front.
+A ServingError has a code, an HTTP status and a message for the client. Code and status belong to
+the class; each docstring says what the client sees. An error of a worker travels as Failed(code,
+message), and becomes the same class again in the front.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from typing import ClassVar
 
 
 class ConfigurationError(Exception):
-    """The configuration cannot work: the program ends with status 3 and this sentence."""
+    """The configuration cannot work. The program prints the message and exits with status 3."""
 
 
 class FrameError(Exception):
-    """A frame that is too long, is not msgpack, or is none of our messages."""
+    """A frame is too long, is not msgpack, or contains something else than our messages."""
 
 
 class ServingError(Exception):
@@ -25,7 +24,7 @@ class ServingError(Exception):
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     retry_after_s: int | None = None
-    """Seconds after which trying again makes sense; None: it makes none."""
+    """Seconds after which the client may try again; None: trying again does not help."""
 
     def __init__(
         self, message: str, field: str | None = None, retry_after_s: int | None = None
@@ -33,7 +32,7 @@ class ServingError(Exception):
         super().__init__(message)
         self.message = message
         self.field = field
-        """The request's field that it is about; None: no single one, or not known."""
+        """The field of the request that is wrong; None: several, none, or not known."""
         if retry_after_s is not None:
             self.retry_after_s = retry_after_s
 
@@ -46,7 +45,7 @@ class InvalidRequest(ServingError):
 
 
 class ContextTooShort(ServingError):
-    """400: the prompt does not fit into the context; the message says both numbers."""
+    """400: the prompt does not fit into the context; the message has both lengths."""
 
     code = "context_length"
     status = 400
@@ -60,21 +59,21 @@ class Unsupported(ServingError):
 
 
 class ModelNotFound(ServingError):
-    """404: there is no model of this name; the message lists those there are."""
+    """404: no model has this name; the message lists the models."""
 
     code = "model_not_found"
     status = 404
 
 
 class ModelUnavailable(ServingError):
-    """500: the model cannot be loaded, or needs more memory than may be used."""
+    """500: the model cannot be loaded, or needs more memory than it may use."""
 
     code = "model_unavailable"
     status = 500
 
 
 class QueueFull(ServingError):
-    """429 with Retry-After: as many requests wait as are allowed to."""
+    """429 with Retry-After: the queue is full."""
 
     code = "queue_full"
     status = 429
@@ -109,6 +108,6 @@ def _leaves(kind: type[ServingError]) -> list[type[ServingError]]:
 
 
 def error_from_code(code: str, message: str) -> ServingError:
-    """The error that a worker reported; an unknown code is an internal error."""
+    """The error that a worker reported; a ServingError if the code is unknown."""
     classes = {kind.code: kind for kind in _leaves(ServingError)}
     return classes.get(code, ServingError)(message)

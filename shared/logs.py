@@ -1,7 +1,7 @@
-"""Logging for both sides: to standard error, a line an event.
+"""Logging of the front and the workers: to standard error, as text or as JSON.
 
-Where standard error is the journal, that stamps the lines itself, and takes their priority from
-a number before each. As JSON an event is an object on one line, with a field for each figure.
+If standard error is the journal, lines have no time, which the journal adds, and begin with their
+priority, as sd-daemon(3) describes. As JSON an event is one object on one line.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ LogFormat = Literal["text", "json"]
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 JOURNAL_FORMAT = "%(name)s: %(message)s"
 PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6}
-"""As syslog numbers them; what is below is 7, for debugging."""
+"""Syslog's numbers; lower levels are 7, for debugging."""
 
 
 class JournalFormatter(logging.Formatter):
-    """Each line of an event has its priority, or the journal would give a traceback's none."""
+    """Writes the priority before each line of an event, also before those of a traceback."""
 
     def __init__(self) -> None:
         super().__init__(JOURNAL_FORMAT)
@@ -33,7 +33,7 @@ class JournalFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """An object a line. A record's `fields`, a mapping that it may have, are fields of it, too."""
+    """Writes each event as one JSON object. A record may have `fields`, a mapping that is added."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
@@ -50,7 +50,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class JournalJsonFormatter(JsonFormatter):
-    """The object, behind the event's priority."""
+    """Writes the event's priority before the object."""
 
     def format(self, record: logging.LogRecord) -> str:
         return f"<{priority(record.levelno)}>{super().format(record)}"
@@ -66,7 +66,7 @@ def configure_logging(level: str, log_format: LogFormat = "text") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_formatter(log_format, is_journal=stderr_is_journal(os.environ)))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # The others' logs of downloads have addresses in them that are as good as a password.
+    # The libraries' logs of downloads contain URLs whose signatures are as good as a password.
     for name in ("asyncio", "httpx2", "httpcore2"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -78,9 +78,10 @@ def _formatter(log_format: LogFormat, *, is_journal: bool) -> logging.Formatter:
 
 
 def stderr_is_journal(environment: Mapping[str, str]) -> bool:
-    """systemd names the journal's stream, by device and inode, in JOURNAL_STREAM.
+    """Whether standard error is the stream that systemd names in JOURNAL_STREAM.
 
-    The variable is also inherited by processes whose standard error goes elsewhere.
+    The device and inode are compared, because processes whose standard error goes elsewhere inherit
+    the variable too.
     """
     try:
         status = os.fstat(2)

@@ -1,13 +1,13 @@
-"""The messages between the front and a worker: a closed set, one frozen noun each.
+"""The messages between the front and a worker: a closed set of frozen dataclasses.
 
 Down, on a worker's request queue:  Generate, Embed, Tokenize, Cancel, DropPrompt, Shutdown.
 Up, on its token queue:             Loading, Ready, LoadFailed, Tokens, Embedded, Tokenized,
                                     Finished, Failed, PromptSaved, PromptDropped, Steps,
                                     Heartbeat.
 
-A request's life is one Generate, any number of Tokens, then exactly one Finished or Failed; or one
-Embed, then Embedded and Finished, or Failed. Cancel asks for a Finished with reason "cancelled".
-A Tokenize is answered by one Tokenized or Failed.
+A worker sends any number of Loading, then one Ready or LoadFailed. A Generate is answered by any
+number of Tokens, then exactly one Finished or Failed; an Embed by Embedded and Finished, or by
+Failed; a Tokenize by one Tokenized or Failed. Cancel asks for a Finished with reason "cancelled".
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Generate:
     prompt: Prompt
     sampling: SamplingParams
     prompt_id: int = 0
-    """The client's name for the prompt, under which its state is saved; 0: it is not."""
+    """Id under which the prompt's state is saved, chosen by the client; 0: it is not saved."""
     shows_control: bool = False
-    """The answer's control tokens are in its text, by their names; else they have no text."""
+    """Whether the answer's text contains the names of control tokens; else they have no text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """Turn `prompt` into a vector. `id` is unique in the front's lifetime, as all ids are."""
+    """Embed `prompt`: compute its vector. `id` is unique in the front's lifetime."""
 
     id: int
     prompt: Prompt
@@ -43,38 +43,39 @@ class Embed:
 
 @dataclass(frozen=True, slots=True)
 class Tokenize:
-    """Say the tokens of `prompt`, and their bytes. Takes no slot."""
+    """Tell the tokens of `prompt` and their bytes. Needs no slot."""
 
     id: int
     prompt: Prompt
     is_start: bool
-    """As a sequence begins: with a BOS where the model wants one."""
+    """Whether it begins a sequence: a BOS is put first if the model wants one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Nobody waits for request `id` any more."""
+    """End request `id`: nobody waits for it any more."""
 
     id: int
 
 
 @dataclass(frozen=True, slots=True)
 class DropPrompt:
-    """Forget what was saved under `prompt_id`."""
+    """Delete the prompt that is saved under `prompt_id`."""
 
     prompt_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
-    """End now. The front has seen to it that nothing worth finishing is left."""
+    """End now. The front sends it when no request runs any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """A worker's model is being loaded: this share of it is there, in [0, 1]."""
+    """A worker loads its model."""
 
     progress: float
+    """Share that is loaded, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,22 +91,22 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """A worker's only message: its model cannot be loaded, and trying again will not help."""
+    """The worker's model cannot be loaded, and trying again would not help. The worker ends."""
 
     message: str
 
 
 class Token(NamedTuple):
-    """One generated token. A tuple, because the front makes tens of thousands a second."""
+    """One generated token. A tuple, because the front decodes tens of thousands a second."""
 
     request: int
     id: int
     position: int
-    """0 for a request's first generated token."""
+    """Number of the token in its answer, from 0."""
     text: str
-    """Whole characters; empty where the token ends within one: the next ones complete it."""
+    """Whole characters; empty if the token ends within a character, which later tokens complete."""
     logprobs: Logprobs | None = None
-    """None where the request did not ask for them."""
+    """None unless the request asked for log probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The vector of an Embed: little-endian float32 numbers, of length 1 together."""
+    """The vector of an Embed: little-endian float32 numbers, normalized to length 1."""
 
     id: int
     vector: bytes
@@ -130,12 +131,12 @@ class Tokenized:
     id: int
     tokens: tuple[int, ...]
     pieces: tuple[bytes, ...]
-    """The bytes of each; control tokens by their names."""
+    """The bytes of each token; the name of a control token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The request is over, as it should be or because it was cancelled."""
+    """The request has ended without an error."""
 
     id: int
     reason: FinishReason
@@ -145,7 +146,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request is over, with an error: see shared.errors for the codes."""
+    """The request has ended with an error: see shared.errors for the codes."""
 
     id: int
     code: str
@@ -154,7 +155,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class PromptSaved:
-    """The state of a prompt of so many tokens is in the worker's memory, under `prompt_id`."""
+    """A prompt's state is now in the worker's memory, under `prompt_id`."""
 
     prompt_id: int
     tokens: int
@@ -164,25 +165,28 @@ class PromptSaved:
 
 @dataclass(frozen=True, slots=True)
 class PromptDropped:
-    """What was saved under `prompt_id` is no more in the worker's memory."""
+    """The prompt saved under `prompt_id` is no longer in the worker's memory."""
 
     prompt_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The engine's steps of one kind since the last such message: shared.steps has the bounds."""
+    """The engine's steps of one kind since the last message of that kind, as histograms.
+
+    shared.steps has their bounds.
+    """
 
     kind: StepKind
     seconds: Counts
-    """What they took."""
+    """Duration of the steps."""
     tokens: Counts
-    """What they were fed."""
+    """Tokens that the steps processed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The worker's loop went round. Sent by the loop itself, so a stuck engine sends none."""
+    """The worker's loop runs. The loop itself sends it, so a stuck engine sends none."""
 
 
 Message = (

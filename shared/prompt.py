@@ -1,4 +1,4 @@
-"""What a model is to continue: a text, or the tokens of one."""
+"""A prompt: a text, or token ids."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text in which control tokens may be written by their names, or tokens."""
+    """Either a text, in which control tokens may be written by their names, or token ids."""
 
     text: str = ""
     cuts: tuple[int, ...] = ()
-    """Places within `text`, ascending, at which it is tokenized anew: a control token's name that
-    stands across one is plain text. Where somebody else's text is put between control tokens."""
+    """Offsets in `text`, ascending: the parts between them are tokenized separately, so a control
+    token's name across a cut is plain text. A chat template cuts where a message's text begins and
+    where it ends."""
     tokens: tuple[int, ...] | None = None
-    """In the place of a text."""
+    """Token ids instead of a text; None: the text counts."""
     is_whole: bool = False
-    """Nothing is put before it, as a chat has its own beginning; else it continues from the
-    server's saved prompt, if there is one (--restore-prompt)."""
+    """Whether nothing is put before it, as for chats, which have their own beginning. Otherwise it
+    continues the prompt of --restore-prompt, if the server has one."""
 
     @property
     def parts(self) -> list[str]:
-        """The text between the cuts."""
-        places = (0, *self.cuts, len(self.text))
-        return [self.text[start:end] for start, end in itertools.pairwise(places)]
+        """The text, split at the cuts."""
+        ends = (0, *self.cuts, len(self.text))
+        return [self.text[start:end] for start, end in itertools.pairwise(ends)]
 
     @property
     def key(self) -> str:
-        """Prompts with a common beginning have keys with a common beginning; for routing."""
+        """A text for routing: prompts with a common prefix have keys with a common prefix."""
         return self.text if self.tokens is None else "".join(f"{token} " for token in self.tokens)

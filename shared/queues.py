@@ -3,10 +3,9 @@
     front: RequestSender ──▶ request queue ──▶ RequestReceiver :worker
     front: TokenReceiver ◀── token queue   ◀── TokenSender     :worker
 
-The worker's ends block, as its one loop wants them to; the front's ends are
-asyncio transports and never do. No queue is shared by two workers: a worker
-killed with a lock in its hand would take the others with it. Each side closes
-the ends that are not its own, so the death of one is an EOF for the other.
+The worker's ends block; the front's ends are asyncio transports and never block. No queue is shared
+by two workers: a worker that is killed while it holds a shared queue's lock would stop the others.
+Each side closes the ends that it does not use, so the death of one is an EOF for the other.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from shared.messages import Message
 from shared.wire import FrameParser, encode_frame
 
 READ_SIZE = 64 * 1024
+"""Bytes that are read at a time."""
 
 
 class RequestReceiver:
@@ -36,9 +36,10 @@ class RequestReceiver:
         os.set_blocking(self._fd, False)
 
     def receive(self, timeout_s: float | None) -> list[Message]:
-        """What has arrived; waits up to `timeout_s` seconds, None: for ever, when nothing has.
+        """The messages that have arrived. If there are none, wait up to `timeout_s` seconds.
 
-        Raises EOFError when the front is gone, FrameError when it sends rubbish.
+        `timeout_s`: None to wait without a limit. Raises EOFError if the front is gone, and
+        FrameError if it sends something else than messages.
         """
         if timeout_s is None or timeout_s > 0:
             self._poll.poll(None if timeout_s is None else timeout_s * 1000)
@@ -59,9 +60,9 @@ class TokenSender:
         self._fd = connection.fileno()
 
     def send(self, batch: Sequence[Message]) -> None:
-        """Write one frame; blocks while the pipe is full, so nothing is lost or piled up.
+        """Write one frame; block while the pipe is full, so nothing is lost and nothing piles up.
 
-        Raises BrokenPipeError when the front is gone.
+        Raises BrokenPipeError if the front is gone.
         """
         rest = memoryview(encode_frame(batch))
         while rest:
@@ -81,7 +82,7 @@ class RequestSender:
         return cls(transport)
 
     def send(self, message: Message) -> None:
-        """Hand over a message; one for a dead worker goes nowhere, its death is told elsewhere."""
+        """Write a message without blocking. A message for a dead worker is dropped."""
         if not self._transport.is_closing():
             self._transport.write(encode_frame([message]))
 
@@ -91,10 +92,10 @@ class RequestSender:
 
 
 class TokenReceiver(asyncio.Protocol):
-    """The front's end of a worker's token queue: calls back with what arrives.
+    """The front's end of a worker's token queue.
 
-    `on_messages` gets each batch, in order; `on_end` is called once, with the
-    FrameError that made the queue useless, or None at its end.
+    `on_messages` is called with each batch, in order. `on_end` is called once, when nothing more
+    will come: with the FrameError that broke the queue, or with None at its EOF.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How the next token is chosen: the parameters, their ranges and their one validation."""
+"""The sampling parameters of a request: their ranges, defaults and validation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_DRY_BREAKER_LENGTH = 64
 MAX_LOGIT_BIASES = 1024
 MAX_LOGPROBS = 100
 MAX_GRAMMAR = 2**16
-"""Characters of a grammar or a schema."""
+"""Most characters of a grammar or a schema."""
 MAX_SEED = 2**64 - 1
 NEVER = -math.inf
 """The bias of a token that is never chosen; `false` in a request."""
@@ -38,25 +38,25 @@ NEVER = -math.inf
 
 @dataclass(frozen=True, slots=True)
 class LogitBias:
-    """What is added to the logit of one token: in [-100, 100], or NEVER."""
+    """Added to the logit of one token."""
 
     token: int
     bias: float
+    """In [-100, 100], or NEVER."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """One request's sampling, in the units of the request's fields.
+    """One request's sampling parameters, in the units of the request's fields.
 
-    The defaults are those of the native endpoint; `from_fields` replaces some
-    of them by what a client sent. An engine need not honour all fields: see
-    `beyond`.
+    The defaults are those of the native endpoint; `from_fields` replaces some of them by a client's
+    values. An engine need not support all fields: see `beyond`.
     """
 
     num_predict: int = 32
     """Tokens to generate at the most, ≥ 1."""
     n_batch: int | None = None
-    """Prompt tokens fed at a time, ≥ 1; None: as the engine likes best. Never changes the text."""
+    """Prompt tokens processed at a time, ≥ 1; None: the engine's choice. Never changes the text."""
     top_k: int = 40
     """Keep the k likeliest tokens, ≥ 0; 0: all of them."""
     top_p: float = 0.95
@@ -66,11 +66,11 @@ class SamplingParams:
     typical_p: float = 1.0
     """Keep the most typical tokens that together have this probability, in (0, 1]; 1: off."""
     top_n_sigma: float = 0.0
-    """Keep logits within so many standard deviations of the greatest, in [-1, 1000]; ≤ 0: off."""
+    """Keep logits within n standard deviations of the greatest, in [-1, 1000]; ≤ 0: off."""
     xtc_probability: float = 0.0
-    """How likely it is that XTC removes the likeliest tokens of a step, in [0, 1]; 0: off."""
+    """Probability that XTC removes the likeliest tokens of a step, in [0, 1]; 0: off."""
     xtc_threshold: float = 0.1
-    """XTC removes tokens above this probability, but for the least likely of them; in [0, 1]."""
+    """XTC removes tokens above this probability, except the least likely of them; in [0, 1]."""
     temp: float = 0.80
     """Divides the logits, ≥ 0; 0: always the likeliest token."""
     repeat_penalty: float = 1.30
@@ -78,11 +78,11 @@ class SamplingParams:
     repeat_last_n: int = 64
     """How many of the last tokens count as recent, ≥ 0; 0: none."""
     frequency_penalty: float = 0.0
-    """Taken from a logit for each time that its token is recent, in [-2, 2]; 0: off."""
+    """Subtracted from a logit for each recent occurrence of its token, in [-2, 2]; 0: off."""
     presence_penalty: float = 0.0
-    """Taken from the logit of a token that is recent, in [-2, 2]; 0: off."""
+    """Subtracted once from the logit of each recent token, in [-2, 2]; 0: off."""
     dry_multiplier: float = 0.0
-    """DRY: how strongly tokens that go on with a repetition are penalized, in [0, 1000]; 0: off."""
+    """DRY: strength of the penalty of tokens that continue a repetition, in [0, 1000]; 0: off."""
     dry_base: float = 1.75
     """DRY: the penalty grows by this factor with each token repeated, in [1, 1000]."""
     dry_allowed_length: int = 2
@@ -90,34 +90,33 @@ class SamplingParams:
     dry_penalty_last_n: int = -1
     """DRY: how many of the last tokens are searched, ≥ -1; -1: the whole context, 0: off."""
     dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
-    """DRY: texts over which no repetition reaches; at most 16 of at most 64 characters."""
+    """DRY: texts at which a repetition ends; at most 16, each of at most 64 characters."""
     mirostat: int = 0
-    """The version of Mirostat that chooses instead of top_k, top_p and their like; 0: off."""
+    """Version of Mirostat to use instead of top_k, top_p and similar filters: 1 or 2; 0: off."""
     mirostat_tau: float = 5.0
-    """Mirostat: the surprise per token to aim at, in bits, in (0, 100]."""
+    """Mirostat: target surprise per token, in bits, in (0, 100]."""
     mirostat_eta: float = 0.1
-    """Mirostat: how quickly it corrects its aim, in (0, 1]."""
+    """Mirostat: learning rate, in (0, 1]."""
     logit_bias: tuple[LogitBias, ...] = ()
-    """Added to the logits, at most 1024, each token at most once."""
+    """Biases added to logits, at most 1024, each token at most once."""
     logprobs: int | None = None
-    """Report each token's log probability, and so many of the likeliest, 0 … 100; None: off."""
+    """Report each token's log probability, and those of the n likeliest, 0 to 100; None: off."""
     seed: int | None = None
-    """Of this request's own random generator; None: a fresh one."""
+    """Seed of this request's random generator; None: a random seed."""
     ignore_eos: bool = False
     """Never choose the end-of-sequence token."""
     stop: tuple[str, ...] = ()
-    """Texts that end the generation; they are not part of the answer."""
+    """Texts that end the answer, and are not part of it."""
     grammar: str = ""
-    """GBNF, llama.cpp's notation of grammars, whose rule `root` the answer obeys; empty: none."""
+    """A grammar in GBNF, llama.cpp's notation, whose rule `root` the answer obeys; empty: none."""
     json_schema: str = ""
     """A JSON Schema as a JSON text, which the answer obeys; empty: none. Not with `grammar`."""
 
     def from_fields(self, given: Mapping[str, Any]) -> SamplingParams:
-        """These defaults with a client's fields in their place.
+        """A copy of these parameters with a client's fields.
 
-        `temperature` is another name of `temp`. Raises InvalidRequest, naming
-        the field and its range, for a wrong type, a value out of range, or a
-        name that is no sampling field.
+        `temperature` is another name of `temp`. Raises InvalidRequest, with the field and its
+        range, for a wrong type, a value out of range, or a name that is not a sampling field.
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if "temp" in given and "temperature" in given:
@@ -132,10 +131,7 @@ class SamplingParams:
         return SamplingParams(**values)
 
     def beyond(self, supported: Collection[str]) -> list[str]:
-        """The fields that ask for something and are not in `supported`, in their order.
-
-        A field that has its default asks for nothing.
-        """
+        """The fields that differ from their default and are not in `supported`, in their order."""
         return [
             field.name
             for field in fields(self)
@@ -144,7 +140,7 @@ class SamplingParams:
 
 
 def _logit_bias(name: str, value: Any) -> tuple[LogitBias, ...]:
-    """An object of token ids, or a list of pairs. A JSON object's names are texts."""
+    """Parse an object whose names are token ids, or a list of pairs."""
     pairs = [[_token(key), bias] for key, bias in value.items()] if type(value) is dict else value
     is_pairs = isinstance(pairs, (list, tuple)) and all(
         isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
@@ -161,7 +157,7 @@ def _logit_bias(name: str, value: Any) -> tuple[LogitBias, ...]:
 
 
 def _token(key: str) -> int | str:
-    """The id that the text says; the check that follows refuses a text in its own words."""
+    """The text as a token id; unchanged if it is not a number, so that `_one_bias` refuses it."""
     return int(key) if key.isascii() and key.isdecimal() and len(key) <= 10 else key
 
 
@@ -182,7 +178,7 @@ def _text_at_most(name: str, value: Any, length: int) -> str:
 
 
 def _schema(name: str, value: Any) -> str:
-    """An object, or the JSON text of one."""
+    """Parse a schema, given as an object or as the JSON text of one."""
     if isinstance(value, str):
         try:
             value = json.loads(value)

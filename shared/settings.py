@@ -1,4 +1,4 @@
-"""The frozen configuration tree. Built once; each part goes only to its user."""
+"""The settings: a frozen tree that is built once. Each part goes only to the code that uses it."""
 
 from __future__ import annotations
 
@@ -18,52 +18,52 @@ class ModelSettings:
     """What a worker loads, and how."""
 
     path: Path | None
-    """None only for the echo engine, which needs no file."""
+    """The model's file; None only for the echo engine, which needs none."""
     engine: EngineName
     model_type: str | None
-    """Architecture of a headerless GGML file, such as "gpt2"; None: the file says it."""
+    """Architecture of a GGML file, which does not say it, such as "gpt2"; None: GGUF says it."""
     context: int
-    """Tokens per sequence, prompt and generation together."""
+    """Longest sequence, in tokens: prompt and answer together."""
     batch: int | None
-    """Prompt tokens fed at a time; None: the engine's own choice."""
+    """Prompt tokens processed at a time; None: the engine's choice."""
     kv_type: KvType
     slots: int | None = None
-    """Sequences at a time in each worker; None: as the engine and the memory allow."""
+    """Sequences that each worker runs at the same time; None: as engine and memory allow."""
     kv_memory: int | None = None
-    """Bytes that a worker should take for keys and values, half of what is left; None: any."""
+    """Bytes that a worker's KV cache should not exceed; None: no limit."""
     mlock: bool = False
-    """Keep the weights in memory, never swapped out."""
+    """Lock the weights in memory, so that they are never swapped out."""
     repack: bool = True
-    """Rearrange the weights for this CPU where the engine can: faster, in memory of its own."""
+    """Rearrange the weights for this CPU, if the engine can: faster, but not shared memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheSettings:
-    """Where processed prompts are kept."""
+    """Where the states of processed prompts are saved."""
 
     memory: int = 0
-    """Bytes that each worker may take for saved prompts."""
+    """Most bytes of saved prompts in the memory of each worker."""
     folder: Path | None = None
-    """For prompts that clients name; None: they are in memory only."""
+    """Folder for prompts that clients give an id; None: they are saved in memory only."""
     disk: int = 0
-    """Bytes that the folder's files may have together."""
+    """Most bytes of the folder's files together."""
     restore: Path | None = None
-    """A saved prompt from which every request continues."""
+    """File of a saved prompt that every request continues (--restore-prompt)."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """All that one worker process is told."""
+    """Everything that one worker process needs to know."""
 
     index: int
     cpus: tuple[int, ...]
-    """The CPUs that are this worker's own; one thread runs on each. Empty: not pinned."""
+    """CPUs of this worker alone; one thread runs on each. Empty: it is not pinned."""
     model: ModelSettings
     log_level: str
     max_stall_s: float = 0.15
-    """Longest step, in seconds, that may carry both a running stream and a prompt."""
+    """Longest time between two tokens of a stream while prompts are processed, in seconds."""
     node: int | None = None
-    """The NUMA node to take memory from; None: wherever the kernel does."""
+    """NUMA node to allocate memory on; None: the kernel chooses."""
     cache: CacheSettings = CacheSettings()
     log_format: LogFormat = "text"
 
@@ -86,32 +86,32 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """The workers, and how they are kept."""
+    """The workers of one model, the queue before them, and their timeouts."""
 
     workers: tuple[WorkerSettings, ...]
     queue: int
-    """Requests that may wait for a slot."""
+    """Most requests that wait for a slot."""
     queue_tokens: int
-    """Tokens that the prompts of those may have together, unless it is a single one."""
+    """Most tokens of the waiting prompts together; a single prompt may have more."""
     load_timeout_s: float
-    """From a worker's start to its Ready."""
+    """Seconds from a process's start until it must be ready. Otherwise it is killed."""
     progress_timeout_s: float
-    """Without a sign of progress a worker counts as stuck, and is ended."""
+    """A worker that is silent for this many seconds is stuck, and is killed."""
     restart: RestartPolicy = RestartPolicy()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model that requests may name, and the workers that run it."""
+    """A model that requests can name, and the settings of its workers."""
 
     name: str
     pool: PoolSettings
     memory: int = 0
-    """Bytes that it takes when it is loaded, about."""
+    """Expected bytes in memory when it is loaded; 0: unknown."""
 
     @property
     def model(self) -> ModelSettings:
-        """What each of its workers loads."""
+        """The settings of the model that each of its workers loads."""
         return self.pool.workers[0].model
 
 
@@ -121,9 +121,9 @@ class FolderSettings:
 
     path: Path
     memory_limit: int
-    """Bytes that the loaded ones may take together."""
+    """Most bytes that the loaded models may take together."""
     queue: int
-    """Requests that may wait for their model's turn on the cores."""
+    """Most requests that wait until their model may use the cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,46 +131,46 @@ class ChatSettings:
     """How chats become prompts."""
 
     template: str | None = None
-    """A built-in chat template's name, or a file's, for all models; None: each model's own."""
+    """Name of a built-in chat template, or a file, for all models; None: each model's own."""
     prompts: Path | None = None
     """A file of named system prompts."""
     system: str | None = None
-    """The system prompt where a chat has none, or its name."""
+    """System prompt of chats that have none, or its name in `prompts`; None: none."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessSettings:
-    """Who may ask."""
+    """Who may use the API."""
 
     key_file: Path | None = None
-    """Names and keys; None: no key is needed."""
+    """File of names and keys; None: no key is needed."""
     hosts: tuple[str, ...] = ()
-    """Names, besides localhost and addresses, that requests may be sent to; "*": all."""
+    """Host names that requests may be sent to, besides localhost and IP addresses; "*": all."""
     origins: tuple[str, ...] = ()
-    """Origins whose pages may use the API; "*": all."""
+    """Origins whose web pages may use the API (CORS); "*": all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that `tokenflume` was told, checked."""
+    """The checked configuration of the server."""
 
     host: str
     port: int
     models: tuple[ModelSpec, ...]
-    """Those that are loaded at start; the first is the default. Empty with a folder of models."""
+    """Models loaded at start; the first is the default. Empty if there is a folder of models."""
     sampling: SamplingParams
-    """What a request gets where it does not say."""
+    """Defaults of requests."""
     drain_timeout_s: float
-    """How long running streams may go on after SIGTERM."""
+    """Seconds that running streams may take to end after SIGTERM."""
     send_timeout_s: float
-    """How long a client may take nothing, or be out of reach."""
+    """Seconds that a client may read nothing, or be unreachable, before it is disconnected."""
     plan: str
-    """The plan of cores and workers in words, for the log."""
+    """The plan of cores and workers, in words, for the log."""
     log_level: str
     folder: FolderSettings | None = None
     chat: ChatSettings = ChatSettings()
     access: AccessSettings = AccessSettings()
     request_timeout_s: float = 30.0
-    """In which a request must arrive whole."""
+    """Seconds in which a whole request must arrive."""
     log_prompts: bool = False
-    """What clients ask is in the log."""
+    """Whether prompts are logged."""

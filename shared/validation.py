@@ -1,7 +1,7 @@
-"""The checks that fields of a request share: each returns the value, or says what it must be.
+"""Checks of request fields. Each returns the value, or raises InvalidRequest.
 
-All raise InvalidRequest with a sentence that names the field and its range. A Check says the same
-as a JSON Schema, so what is published is what is checked.
+The message names the field and its range. A Check also has a JSON Schema, so the published
+description is what is checked.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ T = TypeVar("T", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Check(Generic[T]):
-    """What a field takes. Called with (name, value) it returns what the value means, or raises
+    """A field's type and range. Call it with (name, value): it returns the parsed value, or raises
     InvalidRequest."""
 
     schema: Schema
-    """Of all values that are taken. It may take more: not all can be said in a schema."""
+    """Describes the accepted values. It may allow more: a schema cannot express everything."""
     read: Callable[[str, Any], T]
 
     def __call__(self, name: str, value: Any) -> T:
         return self.read(name, value)
 
     def saying(self, description: str) -> Check[T]:
-        """The same, with a description for its readers."""
+        """A copy whose schema has this description."""
         return replace(self, schema={**self.schema, "description": description})
 
 
@@ -67,20 +67,20 @@ def texts_of(count: int, length: int) -> Check[tuple[str, ...]]:
 
 
 def or_none(check: Check[T]) -> Check[T | None]:
-    """The same, and null."""
+    """As `check`, but null is accepted too, as None."""
     return Check(
         nullable(check.schema), lambda name, value: None if value is None else check(name, value)
     )
 
 
 def nullable(schema: Schema) -> Schema:
-    """Of the same values, and null."""
+    """A schema of the same values and null."""
     several = schema["anyOf"] if schema.keys() == {"anyOf"} else [schema]
     return {"anyOf": several if NULL in several else [*several, NULL]}
 
 
 def integer(name: str, value: Any, low: int, high: int = MAX_INTEGER) -> int:
-    """The value, if it is an integer in [low, high]; a boolean is none."""
+    """The value, if it is an integer in [low, high]. A boolean is not accepted."""
     if type(value) is not int or not low <= value <= high:
         raise InvalidRequest(f"{name} must be an integer from {low} to {high}")
     return value
@@ -111,7 +111,7 @@ def number(
 
 
 def boolean(name: str, value: Any) -> bool:
-    """The value, if it is true or false; 0 and 1 are neither."""
+    """The value, if it is true or false. 0 and 1 are not accepted."""
     if not isinstance(value, bool):
         raise InvalidRequest(f"{name} must be true or false")
     return value
@@ -131,7 +131,8 @@ def text(name: str, value: Any) -> str:
 
 
 def texts(name: str, value: Any, count: int, length: int) -> tuple[str, ...]:
-    """One `text` or a list of at most `count`, each of at most `length` characters."""
+    """A string, or a list of at most `count` strings, as a tuple; each has at most `length`
+    characters."""
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, (list, tuple)) or len(strings) > count:
         raise InvalidRequest(f"{name} must be a string or a list of at most {count}")

@@ -7,30 +7,30 @@ from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "cancelled"]
 StepKind = Literal["prefill", "decode", "embed"]
-"""What a step of an engine is for: prompts, next tokens, or a vector."""
+"""What a step of an engine computes: prompts, next tokens, or a vector."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a model's file says of itself. Empty and 0 where it does not."""
+    """What a model's file says about the model. Fields are empty or 0 if it does not say them."""
 
     name: str = ""
     parameters: int = 0
-    """Weights."""
+    """Number of weights."""
     size: int = 0
     """Bytes of the file."""
     quantization: str = ""
-    """Of most of its weights, such as "Q4_K_M"."""
+    """Type of most weights, such as "Q4_K_M"."""
     trained_context: int = 0
-    """Tokens that sequences had in training, at the most."""
+    """Longest sequence in training, in tokens."""
     chat_template: str = ""
-    """A Jinja template, from messages to a prompt."""
+    """A Jinja template that turns messages into a prompt."""
     bos: str = ""
-    """The name of the token that begins a sequence, such as "<s>"."""
+    """Name of the token that begins a sequence, such as "<s>"."""
     eos: str = ""
-    """The name of the token that ends a turn."""
+    """Name of the token that ends a turn."""
     control: tuple[str, ...] = ()
-    """The names of all tokens that a text may not be mistaken for, such as "<|im_start|>"."""
+    """Names of all control tokens, such as "<|im_start|>". Clients' texts must not become them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,40 +40,40 @@ class ModelInfo:
     engine: str
     architecture: str
     context: int
-    """Tokens of prompt and generation together that one sequence may have."""
+    """Longest sequence, in tokens: prompt and answer together."""
     vocabulary: int
     slots: int
-    """Sequences that run at the same time in one worker."""
+    """Sequences that one worker can run at the same time."""
     batch: int
-    """Prompt tokens fed at a time when a request does not say."""
+    """Prompt tokens processed at a time, unless a request says a number."""
     sampling: tuple[str, ...]
     """Names of the SamplingParams fields that the engine honours."""
     saves_states: bool = False
-    """A processed prompt can be saved and loaded; else it can only be gone on from."""
+    """Whether a processed prompt's state can be saved and loaded."""
     embedding: int = 0
-    """Numbers of an embedding; 0: the engine makes none."""
+    """Length of an embedding vector; 0: the engine makes no embeddings."""
     card: ModelCard = ModelCard()
 
 
 class Candidate(NamedTuple):
-    """One of the likeliest tokens of a place."""
+    """One of the likeliest tokens at a position."""
 
     id: int
     piece: bytes
-    """May begin or end within a character."""
+    """The token's bytes; they may begin or end within a character."""
     logprob: float
 
 
 class Logprobs(NamedTuple):
-    """How likely a chosen token was, before sampling changed the distribution.
+    """Log probabilities at one position, before sampling changed the distribution.
 
-    Natural logarithms of probabilities, ≤ 0; -inf for a token that was impossible.
+    Natural logarithms, ≤ 0; -inf for an impossible token.
     """
 
     logprob: float
-    """Of the chosen token."""
+    """Log probability of the chosen token."""
     top: tuple[Candidate, ...]
-    """The likeliest tokens, as many as were asked for, likeliest first."""
+    """The likeliest tokens, as many as the request asked for, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +95,9 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """A histogram's values."""
+    """The values of a histogram."""
 
     buckets: tuple[int, ...]
-    """How many there are in each bucket; the last one has no bound."""
+    """Number of values in each bucket; the last bucket has no bound."""
     total: float
-    """Their sum."""
+    """Sum of all values."""

@@ -2,10 +2,10 @@
 
     frame   := length (4 bytes, big-endian) payload
     payload := msgpack array of messages
-    message := [tag, field, field, …]     tag: place in MESSAGES; fields in their order
+    message := [tag, field, field, …]     tag: index in MESSAGES; fields in their order
 
-Nothing is ever unpickled. A frame over MAX_FRAME bytes, or one that does not
-decode to our messages, is a FrameError: its sender is broken and must end.
+Nothing is ever unpickled. A frame over MAX_FRAME bytes, or one that does not decode to our
+messages, raises FrameError: its sender is broken and must be ended.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ from shared.messages import Message, Token
 from shared.values import Candidate, Logprobs
 
 PROTOCOL = 5
+"""Version of the messages. Ready carries it; a worker of another version is ended."""
 MAX_FRAME = 8 * 1024 * 1024
-"""Bytes. A prompt is at most 1 MiB; a step of 256 sequences with 100 candidates each is below."""
+"""Longest frame in bytes. A prompt has at most 1 MiB; a step of 256 sequences with 100 candidates
+each is shorter."""
 SMALL_FRAME = 64 * 1024
-"""Bytes below which nobody counts arrays."""
+"""Frames up to this many bytes are decoded without counting their arrays."""
 MAX_ARRAYS = MAX_FRAME // 13
-"""Arrays in a frame: of ours that come in large numbers, candidates, each takes 13 bytes at the
-least. Of empty ones a frame could have millions, which take seconds and 70 times its size."""
+"""Most arrays in a frame. The smallest array of which a frame has many is a candidate, of 13 bytes
+or more. Without the limit a frame could have millions of empty arrays, whose decoding takes seconds
+and 70 times the frame's size in memory."""
 
 MESSAGES: tuple[type[Any], ...] = (
     messages.Generate,
@@ -59,7 +62,7 @@ _TAGS = {kind: tag for tag, kind in enumerate(MESSAGES)}
 
 
 def encode_frame(batch: Sequence[Message]) -> bytes:
-    """One frame that holds all of `batch`."""
+    """One frame with all messages of `batch`. Raises FrameError if it is too long."""
     payload: bytes = msgpack.packb([[_TAGS[type(m)], *_values(m)] for m in batch], default=_values)
     if len(payload) > MAX_FRAME:
         raise FrameError(f"a frame of {len(payload)} bytes is over the limit of {MAX_FRAME}")
@@ -67,13 +70,13 @@ def encode_frame(batch: Sequence[Message]) -> bytes:
 
 
 class FrameParser:
-    """Cuts a stream of bytes, in whatever pieces it comes, into messages."""
+    """Decodes a stream of frames incrementally: pieces of any size come in, messages come out."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Message]:
-        """The messages that `data` completes. After a FrameError the parser is of no more use."""
+        """The messages that `data` completes. Raises FrameError, and is then useless."""
         self._buffer += data
         result: list[Message] = []
         start, end = 0, len(self._buffer)
@@ -91,7 +94,7 @@ class FrameParser:
 
 
 def decode_payload(payload: bytes) -> list[Message]:
-    """The messages of one frame. Raises FrameError."""
+    """The messages of one frame's payload. Raises FrameError."""
     try:
         return [_message(value) for value in _array(_unpack(payload))]
     except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
@@ -99,7 +102,7 @@ def decode_payload(payload: bytes) -> list[Message]:
 
 
 def _unpack(payload: bytes) -> Any:
-    """Raises as msgpack does, at the first thing that no message has."""
+    """Raises ValueError or msgpack's errors for a map, an extension or too many arrays."""
     count = None if len(payload) <= SMALL_FRAME else _array_counter()
     return msgpack.unpackb(payload, list_hook=count, object_hook=_refuse, ext_hook=_refuse)
 
@@ -121,13 +124,13 @@ def _refuse(*_: Any) -> NoReturn:
     raise ValueError("it has a map or an extension")
 
 
-# Encoding and decoding follow the dataclasses, so a new message needs no code here.
+# Encoders and decoders are derived from the dataclasses: a new message is only added to MESSAGES.
 
 _Decoder = Callable[[Any], Any]
 
 
 def _values(record: Any) -> list[Any]:
-    """A dataclass's fields; msgpack asks for those of dataclasses within, and packs tuples."""
+    """The values of a dataclass's fields. msgpack calls this for nested dataclasses."""
     return [getattr(record, field.name) for field in fields(record)]
 
 
@@ -146,7 +149,7 @@ def _array(value: Any) -> list[Any]:
 
 
 def _decoder(hint: Any) -> _Decoder:
-    """A function that checks and builds a value of the type `hint`."""
+    """A function that checks and builds values of the type `hint`."""
     if hint is Token:
         return _token
     if is_dataclass(hint):
@@ -171,7 +174,7 @@ def _checked(is_valid: Callable[[Any], bool], name: str) -> _Decoder:
 
 
 def _union_decoder(kinds: tuple[Any, ...], name: str) -> _Decoder:
-    """Of plain types; or of one other and None."""
+    """For a union of plain types, or of one other type and None."""
     plain = [kind for kind in kinds if isinstance(kind, type)]
     if len(plain) == len(kinds):
         return _checked(lambda value: type(value) in plain, name)

@@ -1,6 +1,7 @@
-"""The target of every spawned worker process.
+"""The function that every spawned worker process runs.
 
-The front imports this module, and with it none of the worker's half: that is imported in the child.
+The front imports this module. The child's half is imported inside the function, so the front never
+loads it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from shared.settings import WorkerSettings
 
 
 def run_worker(settings: WorkerSettings, requests: Connection, tokens: Connection) -> None:
-    """Serve `requests` until the front says so or is gone; in the child only."""
+    """Serve `requests` until the front sends Shutdown or is gone. Only for the child process."""
     from workers.child.process import run
 
     run(settings, requests, tokens)

@@ -1,4 +1,4 @@
-"""Errors keep their class on the way through a worker, and say what HTTP needs to know."""
+"""Errors keep their class on the way from a worker to the front, and have an HTTP status."""
 
 from __future__ import annotations
 

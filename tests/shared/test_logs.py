@@ -1,4 +1,4 @@
-"""Log lines, in a process of its own whose standard error is what it should be."""
+"""Log lines, written by a process whose standard error is a file, a journal or closed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_json_in_the_journal_has_its_priority_before_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("journal", ["", "1:1", "{dev}", "nonsense"])
 def test_elsewhere_lines_have_the_time_and_the_level(tmp_path: Path, journal: str) -> None:
-    """Also where the variable is the journal's, but standard error was sent elsewhere."""
+    """Also if JOURNAL_STREAM names the journal, but standard error is redirected elsewhere."""
     first = log_of(tmp_path / "log", journal).splitlines()[0]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d [\d:,]+ INFO    tokenflume: fine", first)
 

@@ -1,4 +1,4 @@
-"""The queues of a worker over real pipes: nothing lost, nothing out of order, death is an end.
+"""The queues of a worker over real pipes: nothing is lost or out of order, and a death is an EOF.
 
 The front's ends run on asyncio's own loop and on uvloop, which is the server's.
 """
@@ -36,12 +36,12 @@ from shared.wire import MAX_FRAME, encode_frame
 
 T = TypeVar("T")
 TIMEOUT_S = 20.0
-"""A test that needs it has failed."""
+"""A test that takes this long has failed."""
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 OVERSIZED = struct.pack(">I", 2**32 - 1)
 GARBAGE = struct.pack(">I", 4) + b"\xc1\xff\x00\xc1"
 CAPACITY = 1024 * 1024
-"""Bytes: more than any pipe here holds."""
+"""Bytes; larger than any pipe's buffer here."""
 
 Run = Callable[[Coroutine[Any, Any, T]], T]
 
@@ -72,7 +72,7 @@ def pipe() -> Iterator[tuple[Connection, Connection]]:
 
 
 def in_thread(function: Callable[[], T]) -> Future[T]:
-    """Start the function; its result, or its exception, is the future's."""
+    """Run the function in a thread; the future gets its result or exception."""
     future: Future[T] = Future()
 
     def target() -> None:
@@ -100,13 +100,13 @@ def is_full(writer: Connection) -> bool:
 
 
 async def until_full(writer: Connection) -> None:
-    """A pipe does not tell when it has become full."""
+    """Wait for a full pipe by looking: it raises no event."""
     while not is_full(writer):
         await asyncio.sleep(0.001)
 
 
 class Front:
-    """Keeps what a TokenReceiver calls back with."""
+    """Records the callbacks of a TokenReceiver."""
 
     def __init__(self) -> None:
         self.batches: list[list[Message]] = []

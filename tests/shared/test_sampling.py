@@ -1,4 +1,4 @@
-"""Sampling parameters: what each field takes, what it refuses, and in which words."""
+"""Sampling parameters: what each field accepts, what it refuses, and with which message."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ JSON = st.recursive(
 
 
 def refusal(given_fields: dict[str, Any]) -> str:
-    """The sentence with which the fields are refused."""
+    """The message with which the fields are refused."""
     with pytest.raises(InvalidRequest) as caught:
         DEFAULTS.from_fields(given_fields)
     return caught.value.message

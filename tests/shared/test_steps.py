@@ -1,4 +1,4 @@
-"""Steps in figures: whatever was counted on one side is counted on the other."""
+"""Histograms of steps: what the worker counts arrives in the front."""
 
 from __future__ import annotations
 

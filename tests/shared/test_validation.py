@@ -1,4 +1,4 @@
-"""The checks that fields share: what each takes, and in which words it refuses the rest."""
+"""The checks of request fields: what each accepts, and the messages of its refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames: what is sent arrives as it was, however it is cut; anything else is a FrameError."""
+"""Frames: what is sent arrives unchanged, in whatever pieces; anything else is a FrameError."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from shared.wire import MAX_FRAME, MESSAGES, FrameParser, encode_frame
 
 HEADER = 4
 FLAT = 256 * 1024
-"""Bytes that reading a header may take, whatever length it claims."""
+"""Most bytes of memory for parsing a header, whatever length it claims."""
 
 INTEGERS = st.integers(-(2**63), 2**64 - 1)
 NUMBERS = st.floats(allow_nan=False)
@@ -187,7 +187,7 @@ EXAMPLES: tuple[Message, ...] = (
 )
 PLACES = {field.name: place for place, field in enumerate(fields(SamplingParams))}
 MAY_BE_NONE = {(0, 3, PLACES[name]) for name in ("n_batch", "seed", "logprobs")}
-"""Tag, field and field within it: what may be None in a Generate's sampling."""
+"""Tag, field, nested field: what may be None in a Generate's sampling."""
 OF_ANY_LENGTH: dict[type, set[tuple[int, ...]]] = {
     Generate: {(2, 1), (2, 2)}
     | {(3, PLACES[name]) for name in ("stop", "dry_sequence_breakers", "logit_bias")},
@@ -198,7 +198,7 @@ OF_ANY_LENGTH: dict[type, set[tuple[int, ...]]] = {
     Tokenized: {(2,), (3,)},
     Steps: {(2, 0), (3, 0)},
 }
-"""Fields, and fields within them, that are lists of any length."""
+"""Fields and nested fields that are lists of any length."""
 
 Path = tuple[int, ...]
 
@@ -218,7 +218,7 @@ def feed_value(value: Any) -> list[Message]:
 
 
 def paths(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Every place in a nested list, with what is there; the outermost first."""
+    """Every position in a nested list with its value, the outermost first."""
     yield path, value
     if isinstance(value, list):
         for index, item in enumerate(value):
@@ -236,7 +236,7 @@ def replaced(value: Any, path: Path, by: Any) -> Any:
 
 
 def assert_refused_or_the_same(payload: bytes) -> None:
-    """A frame is refused as a FrameError, or is what we would have sent ourselves."""
+    """The payload raises FrameError, or is exactly what encoding its messages gives."""
     try:
         batch = FrameParser().feed(frame(payload))
     except FrameError:
@@ -314,7 +314,7 @@ def test_a_batch_comes_with_the_last_byte_of_its_frame_and_not_before() -> None:
 
 
 def failure_of(payload_size: int) -> Failed:
-    """A message whose payload has exactly so many bytes."""
+    """A message whose payload has exactly this many bytes."""
     overhead = len(encode_frame([Failed(1, "c", "")])) - HEADER + 4  # a long text says its length
     return Failed(1, "c", "x" * (payload_size - overhead))
 
@@ -409,7 +409,7 @@ def test_a_frame_full_of_small_things_is_refused_in_bounded_memory(what: str) ->
 
 
 def test_the_largest_step_that_there_is_is_read() -> None:
-    """The arrays of a frame are bounded far above what engines bring."""
+    """The limit of arrays in a frame is far above what engines produce."""
     tops = Logprobs(-0.5, (Candidate(9, b"\xc3", -1.5),) * 100)
     batch: list[Message] = [Tokens(tuple(Token(7, 5, 0, "x", tops) for _ in range(256)))]
     assert FrameParser().feed(encode_frame(batch)) == batch
@@ -435,7 +435,7 @@ def test_bytes_that_come_one_by_one_take_no_more_time_than_they_are() -> None:
 
 @st.composite
 def damaged_frames(draw: st.DrawFn) -> bytes:
-    """Frames with a few bytes changed, doubled or taken away, wherever."""
+    """Frames with a few bytes changed, duplicated or removed."""
     data = b"".join(map(encode_frame, draw(st.lists(BATCH, min_size=1, max_size=3))))
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(data)))
@@ -456,7 +456,7 @@ def test_a_damaged_stream_is_messages_and_then_a_frame_error_however_it_is_cut(
 
 
 def fed(data: bytes, cuts: Sequence[int]) -> str:
-    """What a parser makes of the stream: its messages, and whether it was refused.
+    """A parser's messages of the stream, and whether it raised FrameError.
 
     As a text, as no number is equal to itself that is none.
     """
@@ -608,8 +608,7 @@ def test_text_that_is_not_utf_8_is_a_frame_error() -> None:
     "before", [b"", b"\x91", b"\x91\x92\x01"], ids=["batch", "message", "field"]
 )
 def test_nesting_of_any_depth_is_a_frame_error(depth: int, before: bytes) -> None:
-    """The sentence of the error had the value in it, and writing that out ran into the limit
-    of recursion: an exception that nobody expects."""
+    """The error's message contained the value, and formatting it raised RecursionError."""
     with pytest.raises(FrameError):
         FrameParser().feed(frame(before + b"\x91" * depth + b"\xc0"))
 

@@ -1,4 +1,4 @@
-"""The models that can be served, by name: all loaded from the start, each on cores of its own.
+"""The models that requests can name. Here: all loaded at start, each on cores of its own.
 
 See workers.pool.on_demand for a folder of models that share their cores.
 """
@@ -25,7 +25,7 @@ NOT_LOADED = PoolStatus(model=None, workers=(), waiting=0, is_draining=False)
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """A model, and what has become of it."""
+    """A model that requests can name, and the state of its pool."""
 
     spec: ModelSpec
     pool: PoolStatus = NOT_LOADED
@@ -34,7 +34,7 @@ class ModelStatus:
 
     @property
     def info(self) -> ModelInfo | None:
-        """None while no worker has loaded it."""
+        """What its workers have loaded; None before one is ready."""
         return self.pool.model
 
     @property
@@ -44,7 +44,7 @@ class ModelStatus:
 
 
 class Catalog(Protocol):
-    """The door for the front. An asynchronous context: inside it the workers live."""
+    """What the front sees of all models. Leaving this asynchronous context ends all workers."""
 
     async def __aenter__(self) -> Catalog: ...
 
@@ -60,29 +60,29 @@ class Catalog(Protocol):
         """Return when `statuses` have changed, but for counters and silence; see `Change`."""
 
     def loaded(self) -> list[tuple[ModelSpec, WorkerPool]]:
-        """The models that are in memory, or on their way there."""
+        """The models that are in memory, or being loaded, with their pools."""
 
     def use(self, name: str | None) -> AbstractAsyncContextManager[tuple[ModelSpec, WorkerPool]]:
-        """Within, the model's workers are there, which may first have to load it.
+        """Within the context the model is loaded; entering it may load the model first.
 
-        None: the default model. Raises ServingError.
+        `name`: None for the default model. Raises ServingError.
         """
 
     def why_not_ready(self) -> str | None:
         """Why no request can be served now, in a sentence; None if some can."""
 
     async def load_failure(self) -> ConfigurationError:
-        """Returns when a model turns out not to be loadable at start: it is not to go on then."""
+        """Returns if a model cannot be loaded at start. The server must then end."""
 
     async def drain(self, timeout_s: float) -> None:
-        """As WorkerPool.drain, for all."""
+        """As WorkerPool.drain, for all models at the same time."""
 
     def kill_workers(self) -> None:
-        """End all workers at once; their streams are cut."""
+        """SIGKILL all workers; their streams are cut."""
 
 
 class LoadedModels:
-    """Models that are always there. The first is the default.
+    """Models that are loaded from start to end. The first is the default.
 
     `target`: what worker processes run.
     """
@@ -143,17 +143,17 @@ class LoadedModels:
 
 
 def status_of(spec: ModelSpec, pool: WorkerPool | None, waiting_for_cores: int = 0) -> ModelStatus:
-    """`pool`: None if the model is not loaded, and is not being."""
+    """`pool`: None if the model is neither loaded nor being loaded."""
     return ModelStatus(spec, NOT_LOADED if pool is None else pool.status(), waiting_for_cores)
 
 
 def named(name: str, specs: Mapping[str, ModelSpec]) -> ModelSpec | None:
-    """NAME:latest, as Ollama's clients write it, means NAME if no model is called NAME:latest."""
+    """The model of this name. "x:latest", as Ollama's clients write it, also means "x"."""
     return specs.get(name) or specs.get(name.removesuffix(":latest"))
 
 
 def find(name: str, specs: Mapping[str, ModelSpec]) -> ModelSpec:
-    """As `named`. Raises ModelNotFound, whose message lists the models."""
+    """As `named`, but raises ModelNotFound, whose message lists the models."""
     spec = named(name, specs)
     if spec is None:
         sentence = f"there is no model {name!r:.100}; there are: {listed(specs)}"

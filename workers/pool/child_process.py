@@ -85,12 +85,16 @@ class ChildProcess:
         requests_out.close()
         tokens_in.close()
         self._loop.add_reader(self._process.sentinel, self._on_exit)
-        self._sender = await RequestSender.open(requests_in)
-        await self._receiver.open(tokens_out)
+        try:
+            self._sender = await RequestSender.open(requests_in)
+            await self._receiver.open(tokens_out)
+        except OSError:
+            self._process.kill()  # it could not be reached
+            raise
 
     @property
     def is_open(self) -> bool:
-        """It can be talked with: nobody has ended it, and its token queue is open."""
+        """The process can serve: nobody is ending it, and its token queue is open."""
         return self._death is None and not self._receiver.is_at_end
 
     def send(self, message: Message) -> None:

@@ -1,5 +1,4 @@
-"""How fast requests go through, learned from those that have: for waits, and for prompts whose
-tokens nobody has counted yet."""
+"""Estimates learned from completed requests: tokens of a prompt, seconds until a slot is free."""
 
 from __future__ import annotations
 
@@ -10,9 +9,11 @@ from shared.messages import Finished
 from shared.values import Usage
 
 TOKENS_PER_CHARACTER = 0.3
-"""Before the first request: of English text with usual vocabularies."""
+"""The estimate before the first request: English text with usual vocabularies."""
 LONGEST_WAIT_S = 600
+"""Upper bound of an estimated wait."""
 LEARNING_RATE = 0.1
+"""Weight of the newest value in an Average."""
 
 
 def without_prefix(finished: Finished, prefix_tokens: int) -> Finished:
@@ -27,7 +28,7 @@ def without_prefix(finished: Finished, prefix_tokens: int) -> Finished:
 
 
 class Average:
-    """A mean in which newer values count more; 0 before the first."""
+    """An exponential moving average; 0 before the first value."""
 
     def __init__(self) -> None:
         self.value = 0.0
@@ -39,7 +40,7 @@ class Average:
 
 
 class Pace:
-    """Averages in which newer requests count more."""
+    """Moving averages of how long requests take and how many tokens a character has."""
 
     def __init__(self) -> None:
         self._request_s = Average()
@@ -47,7 +48,7 @@ class Pace:
         self._tokens.add(TOKENS_PER_CHARACTER)
 
     def learn(self, characters: int, finished: Finished) -> None:
-        """A request of a prompt of so many characters is over."""
+        """Take a completed request into account, whose prompt has this many characters."""
         timings, tokens = finished.timings, finished.usage.prompt_tokens
         if tokens:
             self._request_s.add(timings.prefill_s + timings.decode_s)
@@ -55,10 +56,10 @@ class Pace:
             self._tokens.add(tokens / characters)
 
     def tokens(self, characters: int) -> int:
-        """About how many a prompt of so many characters has."""
+        """Estimated tokens of a prompt of this many characters."""
         return math.ceil(characters * self._tokens.value)
 
     def wait_s(self, requests: int, slots: int) -> int:
-        """Whole seconds until so many requests have gone through so many slots, from 1 on."""
+        """Estimated seconds until `slots` have served `requests`: 1 to LONGEST_WAIT_S."""
         seconds = self._request_s.value * requests / max(1, slots)
         return max(1, min(LONGEST_WAIT_S, math.ceil(seconds)))

@@ -62,7 +62,7 @@ class GroupLock:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it got the lock, and was cancelled before it ran again
+            if not turn.cancelled():  # it got the lock, but was cancelled before it ran
                 self._holders -= 1
             elif entry in self._queue:
                 self._queue.remove(entry)

@@ -90,7 +90,7 @@ class WorkerHandle:
         self.prompts: dict[int, HeldPrompt] = {}
         """Saved prompts in the worker's memory, by id."""
         self.late_messages = 0
-        """Dropped messages: tokens and ends of requests that nobody waits for."""
+        """Number of dropped messages: tokens and ends of abandoned requests."""
         self._ready_at = math.inf  # in the loop's seconds
         self._on_change = on_change
         self._counters = counters
@@ -224,7 +224,7 @@ class WorkerHandle:
             self._kill_broken("counts its steps in other buckets")
 
     def _answer(self, question_id: int, message: Tokenized | Failed) -> None:
-        """Nobody may wait for it any more."""
+        """Deliver the answer to a question, unless its asker has gone."""
         answer = self._questions.get(question_id)
         if answer is None or answer.done():
             self._drop(message)

@@ -15,7 +15,7 @@ from workers.pool.change import Change
 MAX_AGE_S = 2.0
 """A listing this old is good enough, unless a request names a model that is not in it."""
 SCAN_TIMEOUT_S = 5.0
-"""Nobody waits longer for a scan: a disk or a network file system may hang."""
+"""Longest wait for a scan, in seconds: a disk or a network file system may hang."""
 
 logger = logging.getLogger("tokenflume.pool")
 
@@ -28,9 +28,8 @@ class ModelListing:
         self._change = change
         self._specs: dict[str, ModelSpec] = {}
         self._scan: asyncio.Task[None] | None = None
-        self._scanned_at = (
-            -math.inf
-        )  # when the last scan began: time.monotonic, as uvloop's time stands still in a turn
+        self._scanned_at = -math.inf
+        """When the last scan began, in seconds of time.monotonic. The loop's time is too coarse."""
         self._failure = ""
 
     @property

@@ -1,10 +1,9 @@
-"""The pool of workers: the one door for the front.
+"""The workers of one model. The front reaches them only through this class.
 
-    submit ─▶ waiting (bounded, first come first served) ─▶ a worker: see workers.pool.routing
+    submit ─▶ WaitingLine (bounded) ─▶ Router chooses a worker ─▶ WorkerHandle
 
-A request waits here, in the front, until a worker has a free slot: a waiting
-request survives any worker's death, and one whose client leaves never reaches
-a worker.
+A request waits in the front until a worker has a free slot. So a waiting request survives the death
+of any worker, and a request whose client leaves while it waits never reaches a worker.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ from workers.pool.child_process import Target
 from workers.pool.estimates import Pace, without_prefix
 from workers.pool.handle import WorkerHandle
 from workers.pool.routing import Router
-from workers.pool.status import PoolStatus
+from workers.pool.status import SHUTTING_DOWN, PoolStatus
 from workers.pool.stream import RequestStream
 from workers.pool.supervisor import Supervisor
 from workers.pool.waiting import WaitingLine
 from workers.prompts.files import SavedPromptInfo, delete_prompt, prompts_in
 
 STOP_GRACE_S = 2.0
-"""From asking a worker to end to killing it."""
+"""Seconds from asking a worker to end until it is killed."""
 CUT_GRACE_S = 2.0
-"""For telling the clients of cut streams."""
+"""Seconds for relaying the failure of cut streams to their clients."""
 
 
 class WorkerPool:
-    """An asynchronous context: inside it the workers live, after it none is left.
+    """An asynchronous context: entering it starts the workers, leaving it ends them all.
 
     `target`: what worker processes run. `change`: what to notify of changes; pools of one catalog
     share it.
@@ -57,10 +56,10 @@ class WorkerPool:
         self._change = change or Change()
         self._waiting = WaitingLine()
         self._pace = Pace()
-        self._at: dict[int, WorkerHandle] = {}  # request id to the worker that has it
+        self._running: dict[int, WorkerHandle] = {}  # by request id
         self._open: set[RequestStream] = set()
-        self._none_open = asyncio.Event()
-        self._none_open.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._ids = itertools.count(1)
         self._supervisor: Supervisor
         self._is_draining = False
@@ -83,32 +82,32 @@ class WorkerPool:
         shows_control: bool = False,
         client: str = "",
     ) -> RequestStream:
-        """Take a request, or raise before anything is done: NotReady, Unsupported, QueueFull.
+        """Queue a request. Raises NotReady, Unsupported or QueueFull before anything is done.
 
-        `client`: who asks; those that wait are served in turn. Whoever takes the stream's events
-        calls `release` at the end, however it came.
+        `client`: waiting requests of different clients are served in turn. The caller takes the
+        stream's events and must call `release` in the end, also after an error.
         """
-        model = self._model_or_why_not()
+        model = self._ready_model()
         if beyond := sampling.beyond(model.sampling):
             raise Unsupported(f"the {model.engine} engine cannot honour {', '.join(beyond)}")
         request = Generate(next(self._ids), prompt, sampling, prompt_id, shows_control)
         return self._enqueue(request, client)
 
     def embed(self, prompt: Prompt, client: str = "") -> RequestStream:
-        """As `submit`, for the prompt's vector in the place of a continuation."""
-        model = self._model_or_why_not()
+        """As `submit`; the events are the prompt's vector instead of a continuation."""
+        model = self._ready_model()
         if not model.embedding:
             raise Unsupported(f"the {model.engine} engine makes no embeddings")
         return self._enqueue(Embed(next(self._ids), prompt), client)
 
     async def tokenize(self, prompt: Prompt, *, is_start: bool) -> Tokenized:
         """The prompt's tokens and their bytes. Raises ServingError."""
-        self._model_or_why_not()
+        self._ready_model()
         handle = min(self._ready_handles(), key=lambda handle: handle.in_flight)
         return await handle.ask(Tokenize(next(self._ids), prompt, is_start))
 
-    def _model_or_why_not(self) -> ModelInfo:
-        """Raises NotReady."""
+    def _ready_model(self) -> ModelInfo:
+        """The loaded model. Raises NotReady."""
         model = self._model()
         if self._is_draining or model is None:
             raise NotReady(self.status().why_not_ready or "no worker is ready yet")
@@ -121,40 +120,43 @@ class WorkerPool:
 
     def _enqueue(self, request: Generate | Embed, client: str) -> RequestStream:
         stream = RequestStream(request, client)
-        self._refuse_too_many(stream)
+        self._check_queue(stream)
         self._open.add(stream)
-        self._none_open.clear()
+        self._idle.clear()
         self._waiting.add(stream)
         self._dispatch()
         return stream
 
-    def _refuse_too_many(self, stream: RequestStream) -> None:
-        """Raises QueueFull. A single prompt may wait however long it is."""
-        if self._free():
+    def _check_queue(self, stream: RequestStream) -> None:
+        """Raises QueueFull if the stream would have to wait, and must not.
+
+        A prompt of any length may wait if it is the only one.
+        """
+        if self._free_handles():
             return
         waiting, settings = len(self._waiting), self._settings
         if waiting >= settings.queue:
-            raise self._queue_full(f"{waiting} requests wait, as many as may")
+            raise self._queue_full(f"the queue is full: {waiting} requests wait")
         tokens = self._pace.tokens(self._waiting.characters + len(stream.key))
         if waiting and tokens > settings.queue_tokens:
             raise self._queue_full(
-                f"the prompts that wait would have about {tokens} tokens, more than"
+                f"the waiting prompts would have about {tokens} tokens, more than"
                 f" {settings.queue_tokens}"
             )
 
     def _queue_full(self, reason: str) -> QueueFull:
-        """With the time that those who wait will take."""
+        """The error, with the expected time until the waiting requests have been served."""
         slots = sum(handle.slots for handle in self._ready_handles())
         retry_after_s = self._pace.wait_s(len(self._waiting) + 1, slots)
         return QueueFull(f"every slot is taken, and {reason}", retry_after_s=retry_after_s)
 
     def release(self, stream: RequestStream) -> None:
-        """Nobody takes this stream's events any more; a request still running is cancelled."""
+        """End the use of a stream. Its request is cancelled if it still runs or waits."""
         stream.abandon()
         self._open.discard(stream)
         if not self._open:
-            self._none_open.set()
-        handle = self._at.pop(stream.request.id, None)
+            self._idle.set()
+        handle = self._running.pop(stream.request.id, None)
         if handle is not None:
             self._learn(stream, handle)
             handle.cancel(stream.request.id)
@@ -188,7 +190,7 @@ class WorkerPool:
         await self._change.wait()
 
     async def saved_prompts(self) -> list[SavedPromptInfo]:
-        """What clients have saved under ids, in memory and in files; by id."""
+        """The prompts that clients saved, in workers' memory and in files, ordered by id."""
         found: dict[int, SavedPromptInfo] = {}
         if self._folder is not None:
             found = await asyncio.to_thread(prompts_in, self._folder)
@@ -204,7 +206,7 @@ class WorkerPool:
         return [found[prompt_id] for prompt_id in sorted(found)]
 
     async def drop_prompt(self, prompt_id: int) -> bool:
-        """Forget what was saved under the id, everywhere; whether there was something."""
+        """Delete a saved prompt everywhere; return whether there was one."""
         handles = self._ready_handles()
         is_known = any(prompt_id in handle.prompts for handle in handles)
         for handle in handles:
@@ -219,68 +221,72 @@ class WorkerPool:
         return self._settings.workers[0].cache.folder
 
     async def until_ready(self, count: int = 1) -> str | None:
-        """Returns None when `count` workers are ready, or why they will not be."""
+        """Wait until `count` workers are ready: None. If all are given up: why, in a sentence."""
         while len(self._ready_handles()) < count and not self._supervisor.is_lost:
             await self.until_change()
         return self.status().why_not_ready
 
     async def load_failure(self) -> ConfigurationError:
-        """Returns when a model turns out not to be loadable at start: there is nothing to serve."""
+        """Returns if the model cannot be loaded at start. There is then nothing to serve."""
         return await asyncio.shield(self._supervisor.load_failure)
 
     async def drain(self, timeout_s: float) -> None:
-        """Take no more requests; return when none is left, or after `timeout_s` seconds.
+        """Refuse new requests, and return when all others have ended.
 
-        Those that are left then have failed, with the reason.
+        Requests that have not ended after `timeout_s` seconds fail, with the reason.
         """
         self._is_draining = True
         self._change.notify_all()
-        if await self._until_none_open(timeout_s):
+        if await self._until_idle(timeout_s):
             return
-        self._fail(list(self._open), "the server is shutting down")
-        await self._until_none_open(CUT_GRACE_S)
+        self._fail(list(self._open), SHUTTING_DOWN)
+        await self._until_idle(CUT_GRACE_S)
 
-    async def _until_none_open(self, timeout_s: float) -> bool:
+    async def _until_idle(self, timeout_s: float) -> bool:
         try:
             async with asyncio.timeout(timeout_s):
-                await self._none_open.wait()
+                await self._idle.wait()
         except TimeoutError:
             return False
         return True
 
     def kill_workers(self) -> None:
-        """End all workers at once; their streams are cut."""
+        """SIGKILL all workers; their streams are cut."""
         self._supervisor.kill_all()
 
     def _ready_handles(self) -> list[WorkerHandle]:
         handles = (worker.handle for worker in self._supervisor.workers)
         return [handle for handle in handles if handle is not None and handle.is_ready]
 
-    def _free(self) -> list[WorkerHandle]:
+    def _free_handles(self) -> list[WorkerHandle]:
         return [handle for handle in self._ready_handles() if handle.has_free_slot]
 
     def _dispatch(self) -> None:
-        """Give waiting requests to free slots; called at every change of either."""
+        """Give waiting requests to free slots. Called whenever a request or a worker changes."""
         self._change.notify_all()
-        while self._waiting and (free := self._free()):
+        while self._waiting and (free := self._free_handles()):
             stream = self._waiting.take()
             handle = self._choose(free, stream)
-            self._at[stream.request.id] = handle
+            self._running[stream.request.id] = handle
             stream.dispatched(handle.settings.index)
             handle.submit(stream)
         if self._waiting and self._supervisor.is_lost:
             self._fail(self._waiting.take_all(), self.status().why_not_ready or "")
 
     def _choose(self, free: list[WorkerHandle], stream: RequestStream) -> WorkerHandle:
-        """The worker that has the request's prompt, or the beginning of it, unless too busy."""
+        """Choose one of the free workers for the request.
+
+        Workers that hold the request's saved prompt come first; among them, or among all, the
+        router decides. An Embed reuses nothing, so it goes to the worker with the fewest requests.
+        """
         request = stream.request
         if isinstance(request, Embed):
             return min(free, key=lambda handle: handle.in_flight)
         self._router.keep_only(self._ready_handles())
-        having = [handle for handle in free if request.prompt_id in handle.prompts]
-        for handle in having:
+        holding = [handle for handle in free if request.prompt_id in handle.prompts]
+        for handle in holding:
             handle.prompts[request.prompt_id].used_at = time.time()
-        busy = {handle: handle.in_flight for handle in having or free}
+        busy = {handle: handle.in_flight for handle in holding or free}
         handle = self._router.choose(busy, stream.key)
         self._router.sent(handle, stream.key)
         return handle

@@ -1,11 +1,13 @@
-"""Which worker gets a request: the one that has processed its beginning, unless it is busier by
-more than that is worth.
+"""Chooses the worker for a request: by prefix affinity, weighed against load.
 
-The front knows texts, not tokens. It remembers what it sent to each worker. A beginning of n
-characters that a worker had before saves n × the seconds that a character of a prompt takes; a
-request more that runs there than elsewhere costs SLOWER × the seconds that a stream takes. Both
-seconds are learned from the requests that finish. The worker with the smallest balance is chosen,
-of equal ones the least busy.
+The front knows texts, not tokens, and remembers the texts that it sent to each worker. The cost of
+a worker, in seconds:
+
+    requests that it runs × SLOWER × seconds that a stream takes
+    - characters of the prompt's prefix that it has processed × seconds of prefill per character
+
+Both durations are moving averages over completed requests. The worker with the lowest cost is
+chosen; among equals the one with the fewest requests.
 """
 
 from __future__ import annotations
@@ -21,15 +23,16 @@ from workers.prompts.prefix import common_prefix
 Worker = TypeVar("Worker", bound=Hashable)
 
 MOST_PROMPTS = 64
+"""Prompts that are remembered for each worker."""
 MOST_CHARACTERS = 2**22
-"""What is remembered of each worker."""
+"""Characters of these prompts together."""
 SLOWER = 0.2
-"""How much slower a neighbour makes a stream. On two cores 16 streams of 1.1 billion weights take
-190 ms a token, one alone 44 ms: a fifth for each."""
+"""By which share one more stream slows down each other stream of a worker. Measured on two cores
+with 1.1 billion weights: 16 streams take 190 ms a token, a single one 44 ms."""
 
 
 class RecentPrompts:
-    """The last texts that one worker got."""
+    """The last prompts that one worker got."""
 
     def __init__(self) -> None:
         self._texts: deque[str] = deque()
@@ -42,12 +45,12 @@ class RecentPrompts:
             self._characters -= len(self._texts.popleft())
 
     def known(self, text: str) -> int:
-        """Characters at the beginning of the text that some earlier one began with too."""
+        """Length of the longest common prefix with any remembered prompt, in characters."""
         return max((common_prefix(other, text) for other in self._texts), default=0)
 
 
 class Router(Generic[Worker]):
-    """See the module's docstring."""
+    """Implements the module's rule, for any hashable kind of worker."""
 
     def __init__(self) -> None:
         self._prompts: dict[Worker, RecentPrompts] = {}
@@ -55,22 +58,22 @@ class Router(Generic[Worker]):
         self._stream_s = Average()
 
     def choose(self, busy: Mapping[Worker, int], text: str) -> Worker:
-        """One of the workers that could take the text; `busy`: the requests that each has."""
+        """Choose one of the workers in `busy`, which says how many requests each one runs."""
         if len(busy) == 1:
             return next(iter(busy))
         return min(busy, key=lambda worker: (self._cost(worker, busy[worker], text), busy[worker]))
 
     def sent(self, worker: Worker, text: str) -> None:
-        """The worker got the text."""
+        """Remember that the worker got the text."""
         self._prompts.setdefault(worker, RecentPrompts()).add(text)
 
     def keep_only(self, workers: Iterable[Worker]) -> None:
-        """All others are gone, and what they had processed with them."""
+        """Forget all other workers: their processes have ended, and their caches with them."""
         for worker in self._prompts.keys() - set(workers):
             del self._prompts[worker]
 
     def learn(self, text: str, finished: Finished) -> None:
-        """A request of this text took so long."""
+        """Take a completed request of this text into account."""
         usage, timings = finished.usage, finished.timings
         processed = usage.prompt_tokens - usage.cached_tokens
         if processed > 0 and usage.completion_tokens > 0:

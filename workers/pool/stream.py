@@ -1,4 +1,4 @@
-"""The events of one request, on their way from its worker's handle to whoever relays them."""
+"""The events of one request: its worker's handle puts them, the relay takes them."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ Event = Token | Embedded | Finished | Failed
 
 
 class RequestStream:
-    """An asynchronous buffer with one reader. It is bounded by the request's num_predict."""
+    """An asynchronous buffer with one reader. It holds at most `num_predict` tokens and an end."""
 
     def __init__(self, request: Generate | Embed, client: str = "") -> None:
         self.request = request
         self.client = client
         self.key = request.prompt.key
-        """Of the prompt; made once, as tokens have to be written out for it."""
+        """The prompt's routing key; computed once, because tokens are formatted for it."""
         self.is_abandoned = False
         self.finished: Finished | None = None
         self.queued_s = 0.0
-        """How long the request waited for a slot, in seconds."""
+        """Seconds that the request waited for a slot; 0 while it waits."""
         self.worker: int | None = None
-        """The index of the worker that has it; None while it waits."""
+        """Index of the worker that runs the request; None while it waits."""
         self._submitted_at = time.monotonic()
         self._is_over = False
         self._events: list[Event] = []
         self._wake: asyncio.Future[None] | None = None
 
     def dispatched(self, worker: int) -> None:
-        """The request has its slot, in the worker of this index."""
+        """Note that the request got a slot in the worker of this index."""
         self.worker = worker
         self.queued_s = time.monotonic() - self._submitted_at
 
     def put(self, event: Event) -> None:
-        """Add an event; none is taken after the last one, nor once the stream is abandoned."""
+        """Add an event. It is dropped after the last event, or if the stream is abandoned."""
         if self._is_over:
             return
         self._is_over = isinstance(event, Finished | Failed)
@@ -46,16 +46,16 @@ class RequestStream:
             self._wake_reader()
 
     def abandon(self) -> None:
-        """Nobody wants the events any more: a waiting `take` returns nothing."""
+        """Drop all events from now on; a waiting `take` returns an empty list."""
         self.is_abandoned = True
         self._events.clear()
         self._wake_reader()
 
     async def take(self) -> list[Event]:
-        """All events that have come since the last call; waits for one when there is none.
+        """All events since the last call; waits for the next one if there are none.
 
-        The last event of a request is its Finished or Failed; nothing follows
-        it. Empty once the stream is abandoned.
+        The last event of a request is its Finished or Failed. The list is empty if the stream is
+        abandoned.
         """
         while not self._events and not self.is_abandoned:
             self._wake = asyncio.get_running_loop().create_future()

@@ -1,7 +1,8 @@
-"""Keeps the workers alive: spawn, wait until ready, watch, replace, and end them.
+"""Restarts workers: each has a task that starts a process, watches it, and replaces it.
 
-Each worker has a task that reads as its story: start a process, watch it until it dies, wait, start
-the next one. A worker whose processes die too often is given up.
+spawn ─▶ wait for Ready (load timeout) ─▶ watch progress (progress timeout) ─▶ death
+  ▲                                                                             │
+  └──────────────────── backoff, unless the worker is given up ◀────────────────┘
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from workers.pool.status import State, WorkerCounters, WorkerStatus
 from workers.pool.tasks import finish, log_failure
 
 OWN_DELAY_S = 1.0
-"""If the watch itself wakes this late, the front was stopped, and the worker is not to blame."""
+"""If the watching task wakes this late, the front itself was stopped: the worker is not stuck."""
 SUPERVISING_FAILED = Death("internal_error", "was ended because supervising it failed")
 
 logger = logging.getLogger("tokenflume.pool")
@@ -83,7 +84,7 @@ class SupervisedWorker:
 
 
 class Supervisor:
-    """Runs the workers. `on_change` is called when the state of one changes: see `status`."""
+    """Runs the workers of one pool. `on_change` is called when a worker's state changes."""
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class Supervisor:
         self.load_failure: asyncio.Future[ConfigurationError] = (
             asyncio.get_running_loop().create_future()
         )
-        """Done when a worker says, before any was ever ready, that its model cannot be loaded."""
+        """Set if a worker reports that its model cannot be loaded, before any was ready."""
         self._settings = settings
         self._on_change = on_change
         self._target = target
@@ -115,7 +116,7 @@ class Supervisor:
         return all(worker.given_up for worker in self.workers)
 
     async def stop(self, grace_s: float) -> None:
-        """End all workers; those that have not ended after `grace_s` seconds are killed."""
+        """Shut down all workers, and SIGKILL those that have not ended after `grace_s` seconds."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -129,7 +130,7 @@ class Supervisor:
             await handle.process.until_ended()
 
     def kill_all(self) -> None:
-        """SIGKILL every worker that is alive."""
+        """SIGKILL all worker processes."""
         for worker in self.workers:
             if worker.handle is not None:
                 worker.handle.process.kill(SHUT_DOWN)
@@ -140,7 +141,7 @@ class Supervisor:
             try:
                 wait_s = await self._run_process(worker)
             except Exception:
-                # A bug. The worker must neither stay away silently nor leave a process behind.
+                # A bug. It must not leave the worker without a process, or a process unwatched.
                 logger.exception("supervising %s failed", worker.name)
                 wait_s = await self._end_process(worker)
             await asyncio.sleep(wait_s)
@@ -195,10 +196,13 @@ class Supervisor:
         return self._count_death(worker, handle, SUPERVISING_FAILED)
 
     async def _until_ready(self, handle: WorkerHandle) -> Ready | None:
-        """The worker's Ready; None when it dies before, or takes too long and is killed."""
+        """Wait for Ready. None: the process died, or took too long and is killed.
+
+        Raises ConfigurationError if the model cannot be loaded.
+        """
         timeout = self._settings.load_timeout_s
-        news: list[asyncio.Future[Any]] = [handle.ready, handle.process.ended]
-        await asyncio.wait(news, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        events: list[asyncio.Future[Any]] = [handle.ready, handle.process.ended]
+        await asyncio.wait(events, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if handle.ready.done():
             return handle.ready.result()
         if not handle.process.ended.done():
@@ -207,7 +211,7 @@ class Supervisor:
         return None
 
     async def _watch_progress(self, handle: WorkerHandle) -> None:
-        """Return when the worker has ended; kill it when it makes no progress."""
+        """Return when the process has ended; kill it if it is silent for the progress timeout."""
         timeout = self._settings.progress_timeout_s
         while not handle.process.ended.done():
             deadline = handle.last_heard + timeout
@@ -274,7 +278,7 @@ def back_off_s(policy: RestartPolicy, deaths: int) -> float:
 
 
 def describe_ready(ready: Ready) -> str:
-    """What was loaded and how long it took, for the log."""
+    """A log line: what was loaded, and how long that took."""
     info = ready.info
     return (
         f"loaded {info.architecture} on {info.engine} in {ready.load_s:.2f} s;"

@@ -81,7 +81,7 @@ def test_another_group_waits_until_the_last_has_left() -> None:
 
 
 def test_who_comes_after_a_waiting_group_waits_behind_it() -> None:
-    """Else a busy model would keep the others out for ever."""
+    """Otherwise a busy model would block the others forever."""
 
     async def story(visitor: Callable[[str], Visitor]) -> None:
         first, other, late = visitor("a"), visitor("b"), visitor("a")

@@ -1,4 +1,4 @@
-"""Models that are loaded on their first use, take turns, and give their memory up."""
+"""Models that are loaded on first use, share the cores in turn, and are unloaded for others."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def loaded(models: ModelsOnDemand) -> set[str]:
 
 
 async def hold(models: ModelsOnDemand, name: str) -> tuple[asyncio.Task[None], asyncio.Event]:
-    """A stream of the model that runs until the event."""
+    """Start a stream of the model that runs until the event is set."""
     runs, may_end = asyncio.Event(), asyncio.Event()
 
     async def stream() -> None:
@@ -256,7 +256,7 @@ def test_draining_ends_what_runs_in_time_and_refuses_what_waits(folder: Folder) 
 
 
 def test_draining_refuses_requests_whose_model_is_still_being_loaded(folder: Folder) -> None:
-    """They used to get a 500, "cannot be loaded: ", when the loading had ended."""
+    """They used to get a 500, "cannot be loaded: ", as soon as loading had ended."""
     folder.add("slow", load_s=1.0)
 
     async def story(models: ModelsOnDemand) -> None:
@@ -291,7 +291,7 @@ def test_a_loading_that_ends_while_draining_is_no_failure(
 def test_a_loading_that_fails_by_a_bug_is_logged_and_leaves_nothing_behind(
     folder: Folder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The half-started pool used to stay, and to be taken for the model's."""
+    """The half-started pool used to stay, and the next request took it for a loaded model."""
 
     async def fail(_: WorkerPool) -> None:
         raise RuntimeError("a bug")
@@ -312,7 +312,7 @@ def test_a_loading_that_fails_by_a_bug_is_logged_and_leaves_nothing_behind(
 def test_a_folder_that_becomes_unreadable_refuses_what_is_not_loaded_and_serves_the_rest(
     folder: Folder,
 ) -> None:
-    """It used to be an error 500 of everything that looked into the folder."""
+    """Everything that looked into the folder used to answer 500."""
     is_readable = True
 
     def find_models() -> list[ModelSpec]:

@@ -93,7 +93,7 @@ def test_a_request_is_streamed_in_order_and_ends_with_its_counts() -> None:
 def test_a_worker_that_dies_cuts_only_its_own_streams_and_is_replaced(
     fault: str, cause: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also one that is stuck, with or without the GIL, or stopped: it makes no progress."""
+    """Stuck workers, with or without the GIL, and stopped ones make no progress."""
     settings = pool_settings(slow_echo(tmp_path), workers=2, progress_timeout_s=1.5)
 
     async def step(pool: WorkerPool) -> None:
@@ -216,7 +216,7 @@ def test_a_queue_of_zero_still_lets_free_slots_be_used(tmp_path: Path) -> None:
 def test_a_request_whose_client_leaves_while_it_waits_never_reaches_a_worker(
     tmp_path: Path,
 ) -> None:
-    """The poison would kill the worker if it were run."""
+    """The prompt would kill the worker if it ran."""
 
     async def step(pool: WorkerPool) -> None:
         before = worker_pids(pool)
@@ -325,7 +325,7 @@ def test_a_worker_that_takes_too_long_to_load_is_killed_and_replaced(
     run(go())
 
 
-def test_a_crash_loop_ends_with_the_place_given_up_and_everyone_told(
+def test_a_crash_loop_ends_with_the_worker_given_up_and_everyone_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def go() -> None:
@@ -343,8 +343,8 @@ def test_a_crash_loop_ends_with_the_place_given_up_and_everyone_told(
 
 
 def test_a_crash_loop_ends_however_long_loading_takes(tmp_path: Path) -> None:
-    """A model whose loading took longer than a fifth of a minute never had five deaths within one,
-    and was restarted for ever."""
+    """Deaths used to be counted within a minute. A model that takes 15 s to load never died five
+    times in one, and was restarted forever."""
 
     async def go() -> None:
         model = model_settings(path=echo_options(tmp_path, load_s=0.3, dies_after_s=0.05))
@@ -370,7 +370,7 @@ def test_a_worker_that_completes_requests_between_its_deaths_is_never_given_up()
 
 
 def test_a_worker_that_served_long_enough_without_a_request_was_healthy(tmp_path: Path) -> None:
-    """One that is idle, and killed for memory once a month, must not be given up in the end."""
+    """An idle worker that the OOM killer ends once a month must not be given up after five."""
 
     async def go() -> None:
         model = model_settings(path=echo_options(tmp_path, dies_after_s=0.3))
@@ -387,7 +387,7 @@ def test_a_worker_that_served_long_enough_without_a_request_was_healthy(tmp_path
 def test_a_worker_that_ends_loading_twice_is_broken_and_replaced(
     message: Ready | LoadFailed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The future of its readiness was set twice: an InvalidStateError inside the protocol."""
+    """The `ready` future used to be set twice: InvalidStateError inside the asyncio protocol."""
 
     async def step(pool: WorkerPool) -> None:
         (worker,) = pool._supervisor.workers
@@ -404,7 +404,7 @@ def test_a_worker_that_ends_loading_twice_is_broken_and_replaced(
 def test_an_error_in_supervising_a_worker_is_logged_and_costs_one_process_only(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The task used to end unseen: no process of this worker was ever watched or replaced."""
+    """The task used to die silently: the worker was never watched or replaced again."""
 
     async def go() -> None:
         changes = 0
@@ -432,7 +432,7 @@ def test_an_error_in_supervising_a_worker_is_logged_and_costs_one_process_only(
 def test_a_worker_that_can_never_be_supervised_is_given_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Its target cannot be pickled."""
+    """The target cannot be pickled, so every attempt fails by an error that is no OSError."""
 
     async def go() -> None:
         async with WorkerPool(pool_settings(), target=lambda *_: None) as pool:
@@ -549,8 +549,8 @@ def test_a_worker_is_replaced_once_there_are_descriptors_again(
 
 
 def test_the_loop_does_not_go_on_to_watch_a_worker_that_was_gone_before_it_knew() -> None:
-    """Its exit code is there before its end has been told: a race, made certain. The number that
-    the loop watched would be a later pipe's."""
+    """A race, made certain: the exit code is known before the loop has reported the sentinel. A
+    later pipe with the same descriptor number could then not be watched."""
 
     async def go() -> None:
         (settings,) = pool_settings().workers
@@ -621,7 +621,7 @@ def test_a_field_that_no_slot_would_ever_honour_is_not_told_to_come_back_later(
 
 
 def test_a_chat_stays_where_its_history_is() -> None:
-    """Two chats on two workers, turn by turn: each turn begins behind the one before it."""
+    """Three chats on two workers: each turn finds the chat's earlier turns cached."""
     start = "A long beginning, which is worth something. "
 
     async def step(pool: WorkerPool) -> None:
@@ -659,7 +659,7 @@ def test_an_id_goes_to_the_worker_that_has_it() -> None:
 
 
 def test_clients_that_wait_are_served_in_turn() -> None:
-    """One that sends many requests does not hold up another's single one."""
+    """A client with many requests does not delay another client's single one."""
 
     async def step(pool: WorkerPool) -> None:
         held = pool.submit(Prompt("run "), LONG)
@@ -697,7 +697,7 @@ def test_waiting_prompts_are_bounded_in_tokens_too() -> None:
 def test_the_tokens_of_a_restored_prompt_are_not_those_of_the_prompts_that_wait(
     tmp_path: Path,
 ) -> None:
-    """They were counted as the short prompts' own, so that a few more were too many: an early 429.
+    """They used to be counted as tokens of the short prompts, so waiting prompts got early 429s.
 
     The echo engine has a token for each byte.
     """

@@ -1,4 +1,4 @@
-"""Which worker gets a request: what its beginning is worth, and what a busy worker costs."""
+"""Which worker gets a request: the value of a cached prefix against the cost of load."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workers.pool.routing import (
 )
 
 WORTH = 32
-"""Characters that are worth a request more, to a router that has learned."""
+"""Prefix characters that outweigh one request more, for the `learned` router."""
 
 
 def finished(
@@ -30,14 +30,14 @@ def finished(
 
 
 def learned(router: Router[str] | None = None) -> Router[str]:
-    """A character takes 1/32 s, a stream as long that one more beside it costs 1 s."""
+    """A router to which a character costs 1/32 s, and one more stream costs 1 s."""
     router = router or Router()
     router.learn("x" * 64, finished(20, 0, 5, prefill_s=2.0, decode_s=1 / SLOWER))
     return router
 
 
 def router_with(sent: Mapping[str, str]) -> Router[str]:
-    """A router that has learned, and has sent each worker such a text."""
+    """A `learned` router that has sent each worker its text."""
     router = learned()
     for worker, text in sent.items():
         router.sent(worker, text)
@@ -45,7 +45,7 @@ def router_with(sent: Mapping[str, str]) -> Router[str]:
 
 
 def seconds_of_a_character(router: Router[str], decode_s: float = 1 / SLOWER) -> float:
-    """As the router's choices show it, to some thousandths."""
+    """The router's seconds per character, inferred from its choices within 0.1 %."""
     known = "k" * 100_000
     router.sent("known", known)
     least, most = 0, len(known)
@@ -117,7 +117,7 @@ def test_the_only_candidate_is_taken_whatever_else_is_known() -> None:
 
 
 class UnreadText(str):
-    """Fails when it is compared with another."""
+    """A text that must not be compared with another: comparing raises."""
 
     __slots__ = ()
 
@@ -216,7 +216,7 @@ def test_what_a_character_takes_is_learned() -> None:
 
 
 def test_only_what_was_processed_has_taken_time() -> None:
-    """Half of the tokens were cached, so half of the characters took the second."""
+    """Half of the tokens were cached, so prefill took its second for half of the characters."""
     router: Router[str] = Router()
     router.learn("x" * 1000, finished(50, 25, 5, prefill_s=1.0, decode_s=1 / SLOWER))
     assert seconds_of_a_character(router) == pytest.approx(1 / 500, rel=0.01)
@@ -258,7 +258,7 @@ def test_a_request_that_processed_nothing_or_made_nothing_teaches_nothing(
 
 @pytest.mark.parametrize(("text", "cached"), [("", 0), ("x", 9)])
 def test_a_text_of_hardly_any_characters_counts_as_one(text: str, cached: int) -> None:
-    """A prompt may be all root, or hardly any of it may have been processed."""
+    """A prompt may have no characters of its own, or only a few that were not cached."""
     router: Router[str] = Router()
     router.learn(text, finished(10, cached, 5, prefill_s=0.125, decode_s=1 / SLOWER))
     assert seconds_of_a_character(router) == pytest.approx(0.125, rel=0.01)

@@ -1,4 +1,4 @@
-"""What a pool says of itself, and that those who wait for a change of it are woken."""
+"""The status of a pool, and waking those who wait for a change of it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FULL = SamplingParams(num_predict=1_000)
 async def seen_until(
     look: Callable[[], object], until_change: Callable[[], Awaitable[None]], last: object
 ) -> list[object]:
-    """What `look` returned at each change, up to `last`; polls nothing."""
+    """The different values of `look`, read at each change, up to `last`."""
     seen = [look()]
     while seen[-1] != last:
         await until_change()

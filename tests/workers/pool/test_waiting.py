@@ -1,4 +1,4 @@
-"""The line of those who wait: in turn by client, first come first served within one."""
+"""The queue for a slot: clients are served in turn, each client's requests in order."""
 
 from __future__ import annotations
 
