@@ -368,7 +368,7 @@ def test_options_reach_the_settings_that_they_are_for() -> None:
     assert settings.models[0].pool.progress_timeout_s == 3.5
     assert settings.send_timeout_s == 4.5
     restart = settings.models[0].pool.restart
-    assert (restart.longest_wait_s, restart.deaths) == (5.5, 6)
+    assert (restart.longest_wait_s, restart.max_deaths) == (5.5, 6)
     assert settings.sampling == SamplingParams(
         temp=0.1, top_k=2, top_p=0.3, repeat_penalty=1.4, repeat_last_n=6
     )
