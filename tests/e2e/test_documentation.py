@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from tests.helpers.documentation import (
     anchors_of,
     blocks_of,
     links_of,
+    modules_of,
+    paths_of,
     sections_of,
 )
 from tests.helpers.hub_server import environment, hub_server
@@ -71,6 +74,18 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         target = ROOT / file if file else page
         assert target.exists(), link
         assert not anchor or anchor in anchors_of(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_paths_and_modules_that_a_page_names_exist(page: Path) -> None:
+    missing = [path for path in paths_of(page) if not (ROOT / path).exists()]
+    missing += [name for name in modules_of(page) if find_spec(name) is None]
+    assert not missing
+
+
+def test_the_pages_for_contributors_name_paths() -> None:
+    for name, at_least in (("CONTRIBUTING.md", 25), ("ARCHITECTURE.md", 20)):
+        assert len(paths_of(ROOT / name)) > at_least
 
 
 def test_what_is_run_in_another_way_or_not_at_all_is_still_there() -> None:

@@ -1,4 +1,4 @@
-"""The faults that are injected, and what must happen then. FAULTS.md is made of them."""
+"""The injected faults and the required behaviour. FAULTS.md is generated from them."""
 
 from __future__ import annotations
 
@@ -20,138 +20,139 @@ ROWS = (
         1,
         "A worker is killed while it streams",
         "SIGKILL",
-        "Its streams are cut within a second, a replacement gets ready, and the streams of other"
-        " workers go on.",
+        "Its streams are cut within a second. A replacement becomes ready. The streams of other"
+        " workers continue.",
     ),
     Row(
         2,
-        "A worker dies while it processes a prompt",
+        "A worker is killed during prefill",
         "SIGKILL before the first byte of the answer",
-        "That request gets a 503 with Retry-After. One that only waited for a slot gets another"
-        " worker's, unasked.",
+        "That request gets a 503 with Retry-After. A request that only waited for a slot is served"
+        " by another worker, without a retry by the client.",
     ),
-    Row(
-        3,
-        "An engine reads where it must not",
-        "a read of address 0",
-        "As 1; the log names SIGSEGV.",
-    ),
-    Row(4, "An engine gives up", "abort()", "As 1; the log names SIGABRT."),
+    Row(3, "An engine reads invalid memory", "a read of address 0", "As 1. The log names SIGSEGV."),
+    Row(4, "An engine aborts", "abort()", "As 1. The log names SIGABRT."),
     Row(
         5,
-        "A worker has no memory left",
-        "a limit of its address space; a memory cgroup's limit",
-        "As 1; the log says that memory was the cause, or may have been where the kernel only"
-        " killed. The front lives.",
+        "A worker runs out of memory",
+        "an address space limit; a memory cgroup limit",
+        "As 1. The log says that memory was the cause, or, where the kernel only killed the"
+        " process, that it may have been. The front keeps running.",
     ),
     Row(
         6,
         "A worker is stopped",
         "SIGSTOP",
-        "It makes no progress until its deadline, and is ended; then as 1.",
+        "It makes no progress and is killed at its deadline; then as 1.",
     ),
-    Row(7, "An engine hangs and keeps the GIL", "a sleep in C that does not release it", "As 6."),
+    Row(
+        7,
+        "An engine hangs and holds the GIL",
+        "a sleep in C that does not release the GIL",
+        "As 6.",
+    ),
     Row(
         8,
         "An engine hangs without the GIL",
-        "a sleep in C that releases it",
-        "As 6: what is watched is progress, and no thread that would answer for a stuck engine.",
+        "a sleep in C that releases the GIL",
+        "As 6: the front watches progress. No thread answers for a stuck engine.",
     ),
     Row(
         9,
-        "Workers die again and again",
+        "Workers crash again and again",
         "an engine that ends its process after loading",
-        "Each replacement waits longer. In the end the place is given up, the log says why,"
-        " readiness fails, requests get a 503, and the server stays.",
+        "Each replacement waits longer (backoff). Finally the worker is given up: the log says"
+        " why, `/ready` fails, requests get a 503, and the server keeps running.",
     ),
     Row(
         10,
-        "The model cannot be had",
-        "no file, a folder, an empty file, a file of something else",
-        "Exit status 3 and one sentence. Nothing is tried again.",
+        "The model cannot be loaded",
+        "no file, a folder, an empty file, a file of another kind",
+        "Exit status 3 and one sentence. Nothing is retried.",
     ),
     Row(
         11,
-        "A model file is cut or hostile",
-        "files that end too early, and ones whose counts and lengths are overwritten",
-        "The file is refused, or a worker dies of it. The front lives, names the file, and serves"
-        " other models.",
+        "A model file is truncated or hostile",
+        "files that end too early; files with overwritten counts and lengths",
+        "The file is refused, or a worker crashes on it. The front keeps running, names the file,"
+        " and serves other models.",
     ),
     Row(
         12,
-        "A request kills its worker",
+        "A request crashes its worker",
         "a prompt that makes the engine abort",
-        "One worker dies for it: a prompt that was begun is never handed to a second one.",
+        "Only one worker crashes: a prompt that a worker has started is never given to a second"
+        " one.",
     ),
     Row(
         13,
         "All workers die at once",
         "SIGKILL to each",
-        "Requests get a 503, readiness fails, health does not, and all is well once replacements"
-        " are ready.",
+        "Requests get a 503. `/ready` fails and `/health` does not. Requests succeed again when"
+        " replacements are ready.",
     ),
     Row(
         14,
         "The front is killed",
-        "SIGKILL, to one whose worker is idle, decodes, or is stuck",
+        "SIGKILL, while its worker is idle, decodes, or is stuck",
         "Two seconds later no worker is left, and nothing in /dev/shm.",
     ),
     Row(
         15,
         "A worker dies within a frame",
         "half a frame in its token queue, then SIGKILL",
-        "The half is dropped, the requests of that worker are cut.",
+        "The half frame is dropped. The requests of that worker are cut.",
     ),
     Row(
         16,
-        "A frame claims to be enormous",
-        "a header of 4 GiB, the most that four bytes can say, and zeros without end",
-        "The worker is ended, and the front takes no memory for it.",
+        "A frame claims to be huge",
+        "a header of 4 GiB, the maximum of four bytes, and endless zeros",
+        "The worker is killed. The front allocates no memory for the frame.",
     ),
-    Row(17, "A frame is rubbish", "random bytes of an allowed length", "As 16."),
+    Row(17, "A frame is not decodable", "random bytes of an allowed length", "As 16."),
     Row(
         18,
-        "A message comes for a request that nobody knows",
-        "tokens and an end of an unknown request; a client that leaves a fast stream",
-        "They are dropped and counted, which the log says at its debug level; other streams go on.",
+        "A message arrives for an unknown request",
+        "tokens and an end of an unknown request; a client that disconnects from a fast stream",
+        "They are dropped and counted; the debug log shows it. Other streams continue.",
     ),
     Row(
         19,
         "The front is slow",
         "SIGSTOP and, later, SIGCONT",
-        "The worker waits at its full queue, without taking memory; no token is lost, and it is"
-        " not taken for stuck.",
+        "The worker blocks on its full queue and allocates no memory. No token is lost, and the"
+        " worker is not treated as stuck.",
     ),
     Row(
         20,
-        "A client leaves in mid-stream",
-        "a socket that is closed",
+        "A client disconnects in mid-stream",
+        "a closed socket",
         "The generation ends within one step of the engine, and the slot is free.",
     ),
     Row(
         21,
-        "A client leaves while its request waits",
-        "a socket that is closed",
+        "A client disconnects while its request waits",
+        "a closed socket",
         "No worker ever sees the request.",
     ),
     Row(
         22,
-        "A client leaves while its prompt is processed",
-        "a socket that is closed, of a long prompt",
-        "The processing ends within one chunk of the prompt.",
+        "A client disconnects during prefill",
+        "a closed socket, during a long prompt",
+        "Prefill ends within one chunk of the prompt.",
     ),
     Row(
         23,
         "One of two neighbours is cancelled",
-        "two streams in one worker, one socket is closed",
-        "The other's text is what it is alone.",
+        "two streams in one worker; one socket is closed",
+        "The other stream has the same text as alone.",
     ),
     Row(
         24,
         "A client closes its sending half",
-        "SHUT_WR behind the request",
-        "It counts as one that has left: the connection is closed, and no slot is kept. From a"
-        " half that is closed nobody can tell whether the other one is still read.",
+        "SHUT_WR after the request",
+        "It counts as disconnected: the connection is closed and the slot is free. A closed half"
+        " does not tell whether the client still reads.",
     ),
     Row(
         25,
@@ -163,97 +164,97 @@ ROWS = (
     Row(
         26,
         "A client vanishes",
-        "a network namespace whose address is taken away: all that is sent there is lost",
+        "a network namespace whose address is removed: all packets to it are lost",
         "Its request is cancelled within 30 seconds, whether it streams or still waits.",
     ),
     Row(
         27,
-        "A request comes too slowly",
-        "a byte at a time, of the headers and of the body; a connection that sends nothing",
-        "It is closed at a deadline with a 408: 10 seconds for the headers, --request-timeout for"
-        " all of it. Others are not held up.",
+        "A request arrives too slowly",
+        "one byte at a time, in the headers and in the body; a connection that sends nothing",
+        "It is closed with a 408 at a deadline: 10 seconds for the headers, --request-timeout for"
+        " the whole request. Other requests are not delayed.",
     ),
     Row(
         28,
         "A body is too large",
         "2 MB, with Content-Length and in chunks",
-        "A 413, without waiting for all of it.",
+        "A 413, without waiting for the whole body.",
     ),
     Row(
         29,
         "A flood of headers",
-        "a header of 4 MB, 20,000 headers, a request line without end",
-        "A 431 while they still come; the front takes no memory for them.",
+        "a header of 4 MB; 20,000 headers; an endless request line",
+        "A 431 while they still arrive. The front uses no memory for them.",
     ),
     Row(
         30,
-        "JSON that is none, or is ambiguous",
-        "empty, cut, not UTF-8, 100,000 brackets, 5,000 digits, NaN, 1e999, true for a number, a"
-        " name twice, an array",
+        "JSON that is invalid or ambiguous",
+        "empty, truncated, not UTF-8, 100,000 brackets, 5,000 digits, NaN, 1e999, true instead of"
+        " a number, a duplicate name, an array",
         "A 400 with a sentence, on every path.",
     ),
     Row(
         31,
-        "Text that no engine could take",
+        "Text that no engine can process",
         "a lone surrogate, NUL, an integer of 65 bits",
         "A 400 before any worker sees it.",
     ),
     Row(
         32,
-        "A request that two readers understand differently",
-        "a length with chunks, two lengths, bare line feeds, folded headers",
-        "A 400, and nothing of it is taken for a second request.",
+        "A request that two parsers read differently",
+        "a length together with chunks, two lengths, bare line feeds, folded headers",
+        "A 400. No part of it is treated as a second request.",
     ),
     Row(
         33,
         "A foreign Host or Origin",
-        "names and origins that look like ours, and do not",
-        "A 400. No header lets other pages read an answer, unless it is configured.",
+        "names and origins that resemble the server's own",
+        "A 400. No header lets other pages read an answer, unless configured.",
     ),
     Row(
         34,
         "The queue is full",
-        "more requests than slots and places in the queue",
-        "A 429 with Retry-After; health still answers, and those that wait are served.",
+        "more requests than slots and queue entries",
+        "A 429 with Retry-After. `/health` still answers, and waiting requests are served.",
     ),
     Row(
         35,
         "SIGTERM while streams are open",
         "SIGTERM",
-        "Readiness fails and new requests are refused. Streams run to their end, or are cut at"
+        "`/ready` fails and new requests are refused. Streams run to their end, or are cut at"
         " --drain-timeout. Exit status 0.",
     ),
-    Row(36, "SIGTERM for the second time", "SIGTERM twice", "It ends at once, its workers too."),
+    Row(36, "A second SIGTERM", "SIGTERM twice", "The server and its workers end at once."),
     Row(
         37,
-        "There are no file descriptors left",
-        "RLIMIT_NOFILE of 64, and as many connections as it takes",
-        "Once clients leave, all is well again. The log stays small.",
+        "No file descriptors are left",
+        "RLIMIT_NOFILE of 64, and as many connections as that allows",
+        "When clients disconnect, the server recovers. The log stays small.",
     ),
     Row(
         38,
-        "The server runs for long",
+        "The server runs for a long time",
         "200 workers killed and replaced; 10,000 requests",
-        "Descriptors, threads, memory and /dev/shm are what they were.",
+        "Descriptors, threads, memory and /dev/shm do not grow.",
     ),
     Row(
         39,
-        "A path leads out",
-        "../, %2e, other slashes, in paths, ids and names of models",
-        "A 400 or 404; nothing outside is touched or told.",
+        "A path leads outside",
+        "../, %2e and other slashes in paths, ids and model names",
+        "A 400 or 404. Nothing outside is touched or revealed.",
     ),
     Row(
         40,
-        "The disk is full, or a saved prompt is cut or altered",
-        "a small file system; bytes that are flipped or missing",
-        "Requests are served without the cache, the file is dropped, the log warns, and no text"
-        " is wrong.",
+        "The disk is full, or a saved prompt is altered or truncated",
+        "a small file system; flipped or missing bytes",
+        "Requests are served without the cache, the file is dropped, the log warns, and no text is"
+        " wrong.",
     ),
     Row(
         41,
         "A key is wrong or missing",
         "every path, with keys that are nearly right",
-        "A 401, but for /health and the files of the page, which has to load before it can ask for"
-        " a key. Keys are never in the log.",
+        "A 401, except for /health and the files of the page, which must load before it can ask"
+        " for a key. Keys are never in the log.",
     ),
 )

@@ -1,4 +1,4 @@
-"""FAULTS.md: each fault, what must happen, the tests that inject it, and what came of them."""
+"""FAULTS.md: each fault, the required behaviour, the tests that inject it, and their results."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ PAGE = ROOT / "FAULTS.md"
 TEST = re.compile(r"^def (test_fault_(\d+)_\w+)\(", re.MULTILINE)
 HEAD = """# Faults
 
-Each row is a fault that tests inject into the real server, and what must happen then. The tests
-start the server as a process of its own and talk to it over HTTP; `tests/faults/` has them, their
-names begin with the row's number. "Cut" is a stream's end after an error: NDJSON gets a last line
-with the error, plain text ends without the closing chunk.
+Each row is a fault that tests inject into the real server, and the required behaviour. The tests
+start the server as a separate process and talk to it over HTTP. They are in `tests/faults/`; their
+names begin with the number of the row. "Cut" means that a stream ends after an error: NDJSON gets
+a last line with the error, plain text ends without the closing chunk.
 
-This page is written by `scripts/test tests/faults --write-faults`, as root: some faults need a
+`scripts/test tests/faults --write-faults` writes this page. Run it as root: some faults need a
 mount, a network namespace or a cgroup.
 
-| # | fault | how | what must happen | tests | result |
+| # | fault | injected by | required behaviour | tests | result |
 |---|---|---|---|---|---|
 """
 
 
 def by_row() -> dict[int, list[str]]:
-    """The tests of each row, as their files have them."""
+    """The tests of each row, in the order of the files."""
     found: dict[int, list[str]] = {}
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         for name, number in TEST.findall(path.read_text()):
@@ -36,12 +36,12 @@ def by_row() -> dict[int, list[str]]:
 
 
 def page(results: Mapping[str, Iterable[str]]) -> str:
-    """The page. `results`: by test, what each of its runs came to."""
+    """The text of the page. `results`: the outcomes of the runs of each test."""
     tests = by_row()
     lines = []
     for row in ROWS:
         names = [words(test) for test in tests.get(row.number, ())]
-        outcomes = {came for test in tests.get(row.number, ()) for came in results.get(test, ())}
+        outcomes = {one for test in tests.get(row.number, ()) for one in results.get(test, ())}
         cells = (
             str(row.number),
             row.fault,

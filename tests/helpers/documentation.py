@@ -68,3 +68,19 @@ def anchors_of(page: Path) -> set[str]:
     """What a link to a heading of it may say behind the `#`, as code hosts make it."""
     headings = re.findall(r"(?m)^#+ (.*)$", page.read_text())
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+ROOMS = ("server", "workers", "shared", "scripts", "tests", ".ci")
+
+
+def paths_of(page: Path) -> list[str]:
+    """The files and folders of this project that its prose names in backticks."""
+    prose = re.sub(r"(?ms)^```.*?^```$", "", page.read_text())
+    spans = re.findall(r"`([^`]+)`", prose)
+    words = [word for span in spans for word in span.split()]
+    return [word for word in words if word.partition("/")[0] in ROOMS and "/" in word]
+
+
+def modules_of(page: Path) -> list[str]:
+    """The modules that it says to run with `python -m`."""
+    return re.findall(r"python -m ((?:server|scripts)[\w.]*)", page.read_text())
