@@ -7,12 +7,16 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.helpers import models
+from tests.helpers import cores, models
 
 hypothesis.settings.register_profile(
     "tokenflume", deadline=None, database=None, max_examples=50, derandomize=True
 )
 hypothesis.settings.load_profile("tokenflume")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    cores.register(config)
 
 
 @pytest.fixture(scope="session")
