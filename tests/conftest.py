@@ -19,6 +19,10 @@ def pytest_configure(config: pytest.Config) -> None:
     cores.register(config)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    cores.skip_on_one_core(item)
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-MARKER = "both_cores: runs alone, on all CPUs"
+MARKER = "both_cores: runs alone, on all CPUs; skipped where there is one only"
 
 
 class Controller:
@@ -74,6 +74,12 @@ class OneCore:
             yield
         finally:
             fcntl.flock(self._cores, fcntl.LOCK_UN)
+
+
+def skip_on_one_core(item: pytest.Item) -> None:
+    """Called when the test has its CPUs."""
+    if item.get_closest_marker("both_cores") and len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("this test needs two CPUs")
 
 
 def register(config: pytest.Config) -> None:
