@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import hypothesis
@@ -19,8 +20,11 @@ def pytest_configure(config: pytest.Config) -> None:
     cores.register(config)
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    cores.skip_on_one_core(item)
+@pytest.fixture(scope="session")
+def both_cores() -> None:
+    """The test has all CPUs to itself, at least two; see tests/helpers/cores.py."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("this test needs two CPUs")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from workers.engines.memory_plan import plan_memory
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def pair(both_cores: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     path = echo_options(tmp_path_factory.mktemp("pair"), slots=1)
     flags = ("--engine", "echo", "-m", f"chat={path}", "-m", f"code={path}", "--num-threads", "2")
     with RunningServer(*flags) as running:
@@ -42,7 +42,6 @@ def states(server: RunningServer) -> dict[str, dict[str, Any]]:
     return {model["name"]: model for model in server.client.get("/ready").json()["models"]}
 
 
-@pytest.mark.both_cores
 def test_a_request_names_its_model_and_the_first_is_the_default(pair: RunningServer) -> None:
     for body in ({"model": "chat"}, {"model": "code"}, {}):
         assert text_of(pair.post(prompt="hello", num_predict=9, **body).text) == "hello"
@@ -57,14 +56,12 @@ def test_a_request_names_its_model_and_the_first_is_the_default(pair: RunningSer
     pair.until(lambda state: all(model["is_loaded"] for model in state["models"]))
 
 
-@pytest.mark.both_cores
 def test_each_model_has_cores_of_its_own(pair: RunningServer) -> None:
     cpus = [worker.cpu_affinity() for worker in pair.workers()]
     assert len(cpus) == 2
     assert not set(cpus[0]) & set(cpus[1])
 
 
-@pytest.mark.both_cores
 @pytest.mark.parametrize("path", ["/stream", "/token_stream"])
 def test_an_unknown_model_is_a_404_that_lists_those_there_are(
     pair: RunningServer, path: str
@@ -78,7 +75,6 @@ def test_an_unknown_model_is_a_404_that_lists_those_there_are(
     }
 
 
-@pytest.mark.both_cores
 def test_one_models_death_is_not_the_others(pair: RunningServer) -> None:
     assert pair.post(model="chat", prompt="x[[prefill abort]]").status_code == 503
     assert text_of(pair.post(model="code", prompt="hello", num_predict=9).text) == "hello"

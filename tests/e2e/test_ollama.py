@@ -286,7 +286,7 @@ def test_a_character_that_is_split_over_tokens_comes_whole(tmp_path: Path) -> No
     assert "\ufffd" not in whole
 
 
-@pytest.mark.both_cores
+@pytest.mark.usefixtures("both_cores")
 def test_a_file_that_is_gone_does_not_hide_the_others(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     gone = tmp_path / "gone.gguf"

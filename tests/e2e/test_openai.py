@@ -77,7 +77,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="module")
-def models(llama_gguf: Path) -> Iterator[RunningServer]:
+def models(both_cores: None, llama_gguf: Path) -> Iterator[RunningServer]:
     """The bundled tales, and a model of random weights, on llama.cpp."""
     with RunningServer(
         *("-m", f"tales={BUNDLED_MODEL}", "-m", f"tiny={llama_gguf}"),

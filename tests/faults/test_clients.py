@@ -169,6 +169,7 @@ def until_disconnected(server: RunningServer) -> None:
     server.until_idle()
 
 
+@pytest.mark.usefixtures("both_cores")
 def test_fault_25_a_client_that_does_not_read_is_disconnected_and_its_slot_free(
     quick: RunningServer,
 ) -> None:
@@ -194,6 +195,7 @@ def test_fault_25_the_memory_for_clients_that_do_not_read_does_not_grow(
     assert sizes[-1] - sizes[0] < 32 * 2**20
 
 
+@pytest.mark.usefixtures("both_cores")
 def test_fault_25_a_client_that_takes_next_to_nothing_is_disconnected(
     quick: RunningServer,
 ) -> None:

@@ -1,8 +1,8 @@
 """Runs the suite's processes side by side, each on a CPU of its own.
 
 pytest-xdist starts the processes. A server that a test starts inherits the CPU, so its plan of
-workers has that CPU only, and two servers never share one. A test with the marker `both_cores`
-waits until no other test runs, and then has all CPUs.
+workers has that CPU only, and two servers never share one. A test that uses the fixture
+`both_cores` waits until no other test runs, and then has all CPUs.
 
 Without pytest-xdist's -n nothing of this happens: every test has all CPUs.
 """
@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-MARKER = "both_cores: runs alone, on all CPUs; skipped where there is one only"
 
 
 class Controller:
@@ -51,8 +49,7 @@ class OneCore:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        is_alone = item.get_closest_marker("both_cores") is not None
-        with self._alone() if is_alone else self._locked(fcntl.LOCK_SH):
+        with self._alone() if needs_both_cores(item) else self._locked(fcntl.LOCK_SH):
             return (yield)
 
     @contextmanager
@@ -76,15 +73,13 @@ class OneCore:
             fcntl.flock(self._cores, fcntl.LOCK_UN)
 
 
-def skip_on_one_core(item: pytest.Item) -> None:
-    """Called when the test has its CPUs."""
-    if item.get_closest_marker("both_cores") and len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("this test needs two CPUs")
+def needs_both_cores(item: pytest.Item) -> bool:
+    """Whether the test uses the fixture, directly or through another one."""
+    return "both_cores" in getattr(item, "fixturenames", ())
 
 
 def register(config: pytest.Config) -> None:
     """Add the plugin that this process needs; none without -n."""
-    config.addinivalue_line("markers", MARKER)
     worker: dict[str, Any] | None = getattr(config, "workerinput", None)
     if worker is not None:
         config.pluginmanager.register(OneCore(worker["cpu"], Path(worker["locks"])))

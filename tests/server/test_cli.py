@@ -419,7 +419,7 @@ def test_half_of_what_the_weights_leave_is_for_keys_and_values(
     assert kv_memory("--model", str(path)) == 4000
 
 
-@pytest.mark.both_cores
+@pytest.mark.usefixtures("both_cores")
 def test_workers_share_the_memory_for_keys_and_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
