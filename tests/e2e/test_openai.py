@@ -57,9 +57,8 @@ def client_of(server: RunningServer, retries: int = 0, **options: Any) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
-    with RunningServer("--engine", "echo", "-n", "300000") as running:
-        yield running
+def server(echo_server: RunningServer) -> RunningServer:
+    return echo_server
 
 
 @pytest.fixture(scope="module")
