@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import hypothesis
 import pytest
 
-from tests.helpers import models
+from tests.helpers import cores, models
 
 hypothesis.settings.register_profile(
     "tokenflume", deadline=None, database=None, max_examples=50, derandomize=True
 )
 hypothesis.settings.load_profile("tokenflume")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    cores.register(config)
+
+
+@pytest.fixture(scope="session")
+def both_cores() -> None:
+    """The test has all CPUs to itself, at least two; see tests/helpers/cores.py."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("this test needs two CPUs")
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,7 @@ def test_an_id_begins_from_its_file_after_a_restart(tmp_path: Path) -> None:
         assert longer
 
 
+@pytest.mark.usefixtures("both_cores")
 def test_an_id_begins_from_its_file_on_another_worker(tmp_path: Path) -> None:
     options = echo_options(tmp_path, slots=1)
     flags = ("--engine", "echo", "-m", str(options), "--workers", "2")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,12 +29,24 @@ from tests.helpers.reader import ADAPTED, NOT_RUN, Reader
 
 WITH_SYSTEMD = "As a daemon"
 """Commands that tests/e2e/test_systemd_machine.py runs, in a machine that has one."""
-READABLE = [
-    pytest.param(blocks, id=f"{page.stem}-{section}")
-    for page in PAGES
-    for section, blocks in sections_of(page).items()
-    if section != WITH_SYSTEMD and any(block.language in ("sh", "python") for block in blocks)
-]
+TWO_CORES = (
+    "Against llama-server",
+    "Several models",
+    "Files of options",
+    "Serve a model of your own",
+)
+"""Sections whose commands start two workers, or a worker of two threads."""
+
+
+def readable(sections: Container[str], *, are_in: bool) -> list[Any]:
+    """The sections with commands, of all pages: those that are in `sections`, or all others."""
+    return [
+        pytest.param(blocks, id=f"{page.stem}-{section}")
+        for page in PAGES
+        for section, blocks in sections_of(page).items()
+        if section != WITH_SYSTEMD and any(block.language in ("sh", "python") for block in blocks)
+        if (section in sections) == are_in
+    ]
 
 
 @pytest.fixture
@@ -48,15 +61,26 @@ def hub_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield environment(stand_in, tmp_path / "hub")
 
 
-@pytest.mark.parametrize("blocks", READABLE)
+def read(blocks: list[Block], folder: Path, environment: dict[str, str]) -> None:
+    folder.mkdir()
+    with Reader(folder, environment) as reader:
+        for block in blocks:
+            reader.read(block)
+
+
+@pytest.mark.parametrize("blocks", readable(TWO_CORES, are_in=False))
 def test_a_reader_can_do_what_a_page_says(
     blocks: list[Block], tmp_path: Path, hub_environment: dict[str, str]
 ) -> None:
-    folder = tmp_path / "reader"
-    folder.mkdir()
-    with Reader(folder, hub_environment) as reader:
-        for block in blocks:
-            reader.read(block)
+    read(blocks, tmp_path / "reader", hub_environment)
+
+
+@pytest.mark.usefixtures("both_cores")
+@pytest.mark.parametrize("blocks", readable(TWO_CORES, are_in=True))
+def test_a_reader_with_two_cores_can_do_what_a_page_says(
+    blocks: list[Block], tmp_path: Path, hub_environment: dict[str, str]
+) -> None:
+    read(blocks, tmp_path / "reader", hub_environment)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -115,6 +115,7 @@ def test_an_environment_variable_configures_as_its_flag_does(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.usefixtures("both_cores")
 def test_a_restart_within_a_stream_of_requests_loses_only_what_was_cut(tmp_path: Path) -> None:
     path = echo_options(tmp_path, step_s=0.005)
     with RunningServer("--engine", "echo", "-m", str(path), "--workers", "2") as running:

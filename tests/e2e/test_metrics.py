@@ -183,6 +183,7 @@ def test_a_worker_has_one_state_and_memory_of_its_own(server: RunningServer) -> 
     assert found.sum("tokenflume_build_info") == 1
 
 
+@pytest.mark.usefixtures("both_cores")
 def test_two_models_are_told_apart(llama_gguf: Path, tmp_path: Path) -> None:
     with RunningServer("-m", f"small={llama_gguf}", "-m", f"other={llama_gguf}") as server:
         server.until(lambda state: state["workers"] == 2)

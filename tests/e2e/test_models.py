@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,9 @@ from tests.helpers.running import RunningServer, run_to_its_end, text_of
 from tests.helpers.support import echo_options, model_settings
 from workers.engines.memory_plan import plan_memory
 
-two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="each model needs a core")
-
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def pair(both_cores: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     path = echo_options(tmp_path_factory.mktemp("pair"), slots=1)
     flags = ("--engine", "echo", "-m", f"chat={path}", "-m", f"code={path}", "--num-threads", "2")
     with RunningServer(*flags) as running:
@@ -45,7 +42,6 @@ def states(server: RunningServer) -> dict[str, dict[str, Any]]:
     return {model["name"]: model for model in server.client.get("/ready").json()["models"]}
 
 
-@two_cores
 def test_a_request_names_its_model_and_the_first_is_the_default(pair: RunningServer) -> None:
     for body in ({"model": "chat"}, {"model": "code"}, {}):
         assert text_of(pair.post(prompt="hello", num_predict=9, **body).text) == "hello"
@@ -60,14 +56,12 @@ def test_a_request_names_its_model_and_the_first_is_the_default(pair: RunningSer
     pair.until(lambda state: all(model["is_loaded"] for model in state["models"]))
 
 
-@two_cores
 def test_each_model_has_cores_of_its_own(pair: RunningServer) -> None:
     cpus = [worker.cpu_affinity() for worker in pair.workers()]
     assert len(cpus) == 2
     assert not set(cpus[0]) & set(cpus[1])
 
 
-@two_cores
 @pytest.mark.parametrize("path", ["/stream", "/token_stream"])
 def test_an_unknown_model_is_a_404_that_lists_those_there_are(
     pair: RunningServer, path: str
@@ -81,7 +75,6 @@ def test_an_unknown_model_is_a_404_that_lists_those_there_are(
     }
 
 
-@two_cores
 def test_one_models_death_is_not_the_others(pair: RunningServer) -> None:
     assert pair.post(model="chat", prompt="x[[prefill abort]]").status_code == 503
     assert text_of(pair.post(model="code", prompt="hello", num_predict=9).text) == "hello"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -287,7 +286,7 @@ def test_a_character_that_is_split_over_tokens_comes_whole(tmp_path: Path) -> No
     assert "\ufffd" not in whole
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="each model needs a core")
+@pytest.mark.usefixtures("both_cores")
 def test_a_file_that_is_gone_does_not_hide_the_others(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     gone = tmp_path / "gone.gguf"

@@ -57,9 +57,8 @@ def client_of(server: RunningServer, retries: int = 0, **options: Any) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
-    with RunningServer("--engine", "echo", "-n", "300000") as running:
-        yield running
+def server(echo_server: RunningServer) -> RunningServer:
+    return echo_server
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="module")
-def models(llama_gguf: Path) -> Iterator[RunningServer]:
+def models(both_cores: None, llama_gguf: Path) -> Iterator[RunningServer]:
     """The bundled tales, and a model of random weights, on llama.cpp."""
     with RunningServer(
         *("-m", f"tales={BUNDLED_MODEL}", "-m", f"tiny={llama_gguf}"),

@@ -23,9 +23,8 @@ CODE = "Look:\n\n```py\nprint(1)\n```"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
-    with RunningServer("--engine", "echo") as running:
-        yield running
+def server(echo_server: RunningServer) -> RunningServer:
+    return echo_server
 
 
 @pytest.fixture

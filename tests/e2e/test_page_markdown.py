@@ -39,8 +39,8 @@ SHOWN = """async (text) => {
 
 
 @pytest.fixture(scope="module")
-def page(browser: Any) -> Iterator[Any]:
-    with RunningServer("--engine", "echo") as server, opened(browser, server.url) as page:
+def page(browser: Any, echo_server: RunningServer) -> Iterator[Any]:
+    with opened(browser, echo_server.url) as page:
         page.goto("/")
         yield page
 

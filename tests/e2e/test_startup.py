@@ -164,9 +164,8 @@ def test_the_line_names_a_model_of_a_folder_and_asks_for_a_key(
         assert answer_of(own).status_code == 200
 
 
+@pytest.mark.usefixtures("both_cores")
 def test_several_models_are_named(llama_gguf: Path) -> None:
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("two models need two cores")
     with terminal("-m", f"one={llama_gguf}", "-m", f"two={llama_gguf}", "-n", "64") as started:
         shown = started.read_until(END)
     assert "loaded    one: llama" in shown

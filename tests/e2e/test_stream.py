@@ -18,9 +18,8 @@ TEXT = "Grüße aus 世界 🙂,\nback\\slash \\n, return\r\nend"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
-    with RunningServer("--engine", "echo", "-n", "300000") as running:
-        yield running
+def server(echo_server: RunningServer) -> RunningServer:
+    return echo_server
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,7 @@ def test_an_abstract_socket_is_told_too() -> None:
         manager.until_ready()
 
 
+@pytest.mark.usefixtures("both_cores")
 def test_the_status_counts_streams_waiting_requests_and_workers(
     manager: NotifySocket, tmp_path: Path
 ) -> None:
@@ -86,6 +87,7 @@ def test_the_status_counts_streams_waiting_requests_and_workers(
         manager.until_status("0 streams, 0 waiting, 2 workers")
 
 
+@pytest.mark.usefixtures("both_cores")
 def test_the_status_says_that_a_worker_died(manager: NotifySocket, tmp_path: Path) -> None:
     flags = echo(tmp_path, "--workers", "2", load_s=1.5)
     with RunningServer(*flags, wait_ready=False, **watched(manager)) as running:
@@ -137,6 +139,7 @@ def test_the_watchdog_is_not_fed_while_the_only_worker_stands_still(
         assert manager.is_fed_within(START_S)
 
 
+@pytest.mark.usefixtures("both_cores")
 def test_the_watchdog_is_fed_while_another_worker_gets_on(manager: NotifySocket) -> None:
     flags = ("--engine", "echo", "--workers", "2", "--progress-timeout", "60")
     with RunningServer(*flags, **watched(manager)) as running:

@@ -223,6 +223,7 @@ def test_ctransformers_streams_in_the_sandbox_too(service: SystemdMachine) -> No
         assert client.post("/stream", json=body).text.count("\n") == 5
 
 
+@pytest.mark.usefixtures("both_cores")
 def test_models_that_the_script_names_are_served(service: SystemdMachine) -> None:
     """A path goes through systemd's quotes and through a shell's."""
     configure(service)

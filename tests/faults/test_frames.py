@@ -31,7 +31,7 @@ UNKNOWN = 999_999
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def pair(both_cores: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """Two workers, 20 ms a token."""
     path = echo_options(tmp_path_factory.mktemp("pair"), step_s=0.02)
     flags = ("--engine", "echo", "-m", str(path), "--workers", "2", "--num-threads", "2")

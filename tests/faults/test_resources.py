@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import psutil
+import pytest
 
 from tests.helpers.running import RunningServer, address_of, text_of
 
@@ -91,6 +92,7 @@ def settled(process: psutil.Process) -> Held:
     return now
 
 
+@pytest.mark.usefixtures("both_cores")
 def test_fault_38_killing_and_replacing_workers_leaks_nothing() -> None:
     flags = ("--engine", "echo", "--workers", "2", "--num-threads", "2")
     patient = ("--restart-wait", "0", "--max-deaths", "1000")

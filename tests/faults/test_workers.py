@@ -29,7 +29,7 @@ PATIENT = ("--restart-wait", "0.1", "--max-deaths", "1000")
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def pair(both_cores: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """Two workers, 20 ms a token."""
     path = echo_options(tmp_path_factory.mktemp("pair"), step_s=STEP_S)
     flags = ("--engine", "echo", "-m", str(path), "--workers", "2", "--num-threads", "2")
@@ -109,6 +109,7 @@ def test_fault_01_kill_9_ends_plain_text_without_its_closing_chunk(server: Runni
     assert text_of(server.post(prompt="served again", num_predict=99).text) == "served again"
 
 
+@pytest.mark.usefixtures("both_cores")
 def test_fault_02_a_request_in_its_prompt_gets_a_503_and_one_that_waits_another_worker(
     tmp_path: Path,
 ) -> None:
@@ -262,6 +263,7 @@ def test_fault_12_a_poison_prompt_kills_one_worker_only(server: RunningServer) -
     until_replaced(server, before)
 
 
+@pytest.mark.usefixtures("both_cores")
 def test_fault_13_when_all_workers_die_requests_get_503s_until_there_are_new_ones(
     tmp_path: Path,
 ) -> None:

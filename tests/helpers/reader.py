@@ -26,6 +26,8 @@ from tests.helpers.paths import ROOT
 
 WITHIN_S = 90.0
 """For a command to end, and for a server to be ready."""
+END_S = 20.0
+"""For a command that is told to end."""
 MODELS = ("model.gguf", "mistral.gguf", "qwen.gguf", "models/tales.gguf")
 """Files that the pages speak of as the reader's own."""
 TALE = "Once upon a time there was a fox who lived at the edge of a wood.\n"
@@ -141,18 +143,23 @@ class Reader:
         return self._run_to_its_end(command)
 
     def _run_to_its_end(self, command: str) -> str:
-        done = subprocess.run(
+        process = subprocess.Popen(
             ["bash", "-c", command],
             cwd=self._folder,
             env=self._environment,
-            input="y\n",  # to whatever it asks
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=WITHIN_S,
-            check=False,
+            start_new_session=True,
         )
-        assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        try:
+            stdout, stderr = process.communicate("y\n", WITHIN_S)  # to whatever it asks
+        except subprocess.TimeoutExpired:
+            end_group(process)
+            raise
+        assert process.returncode == 0, f"{command}: {process.returncode}\n{stdout}{stderr}"
+        return stdout
 
     def _ensure_server(self) -> None:
         if self._server is None:
@@ -228,6 +235,16 @@ class Server:
         self._reader.join()
         assert self._process.stdout is not None
         self._process.stdout.close()
+
+
+def end_group(process: subprocess.Popen[str]) -> None:
+    """End a command that takes too long, and what it has started."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.communicate(timeout=END_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def lay_out(folder: Path) -> None:

@@ -387,18 +387,13 @@ def test_without_options_memory_is_not_locked_and_the_engine_chooses_its_slots()
     assert worker.max_stall_s == 0.15
 
 
-needs_2_cpus = pytest.mark.skipif(
-    len(os.sched_getaffinity(0)) < 2, reason="two workers need two CPUs"
-)
-
-
 @pytest.mark.parametrize(
     ("workers", "arguments", "repack"),
     [
         ("1", [], True),
         ("1", ["--repack", "off"], False),
-        pytest.param("2", [], False, marks=needs_2_cpus),
-        pytest.param("2", ["--repack"], True, marks=needs_2_cpus),
+        pytest.param("2", [], False, marks=pytest.mark.both_cores),
+        pytest.param("2", ["--repack"], True, marks=pytest.mark.both_cores),
     ],
 )
 def test_weights_are_rearranged_where_no_other_worker_could_share_them(
@@ -424,7 +419,7 @@ def test_half_of_what_the_weights_leave_is_for_keys_and_values(
     assert kv_memory("--model", str(path)) == 4000
 
 
-@needs_2_cpus
+@pytest.mark.usefixtures("both_cores")
 def test_workers_share_the_memory_for_keys_and_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
