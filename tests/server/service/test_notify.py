@@ -106,7 +106,7 @@ def test_a_download_says_how_far_it_is_and_asks_for_more_time(address: str) -> N
         lines.add(400)
         message = manager.receive()
     assert message is not None
-    assert message["STATUS"].startswith("fetching model.gguf: 40 %, ")
+    assert message["STATUS"].startswith("downloading model.gguf: 40 %, ")
     assert int(message["EXTEND_TIMEOUT_USEC"]) > 10_000_000
 
 
