@@ -41,7 +41,8 @@ class ServerParts:
 def make_parts(settings: Settings, options: Options, target: Target) -> ServerParts:
     """`target`: the function that worker processes run.
 
-    Raises ConfigurationError and CannotListen; OSError if something cannot be read or made."""
+    Raises ConfigurationError and CannotListen; OSError if something cannot be read or made.
+    """
     for spec in settings.models:
         _prepare_folder(spec.pool.workers[0].cache.folder)
     if settings.chat.template is not None:

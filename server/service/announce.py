@@ -9,7 +9,9 @@ progress, so the manager restarts a server that is stuck.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from server.background import BackgroundTasks
@@ -18,8 +20,10 @@ from server.service.reload import Reload, reload_all
 from workers.pool.catalog import Catalog
 from workers.pool.status import PoolStatus
 
-LOOK_S = 0.5
-"""Between two looks at how things are."""
+MIN_INTERVAL_S = 0.5
+"""Shortest time between two messages about changes: a busy server changes all the time."""
+REPEAT_S = 1.0
+"""Time between two requests for more time, and between two tries if the manager is busy."""
 EXTENSION_US = 30_000_000
 """Time that the manager is asked to wait, from each message on, while models load or streams
 drain."""
@@ -43,7 +47,7 @@ class Announcer:
         """The server stops: after its streams, or at once for the reason `why`."""
         self._is_stopping = True
         self._why_stopping = why
-        self._say(STOPPING=1, EXTEND_TIMEOUT_USEC=EXTENSION_US)
+        self._send(STOPPING=1, EXTEND_TIMEOUT_USEC=EXTENSION_US)
 
     def reload(self, on_reload: Sequence[Reload]) -> None:
         """Reload, and tell the manager when it is done."""
@@ -51,13 +55,17 @@ class Announcer:
             self._owes_ready = True
             self._notifier.send(RELOADING=1, MONOTONIC_USEC=monotonic_us())
         self._reload_failures = reload_all(on_reload)
-        self._look()
+        self._tell()
 
     async def watch(self) -> None:
-        """Send each change of the state, until cancelled."""
+        """Tell each change, until cancelled."""
         while True:
-            self._look()
-            await asyncio.sleep(LOOK_S)
+            told_at = time.monotonic()
+            is_settled = self._tell()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if is_settled else REPEAT_S):
+                    await self._catalog.until_change()
+            await asyncio.sleep(told_at + MIN_INTERVAL_S - time.monotonic())
 
     async def feed(self, interval_s: float) -> None:
         """Feed the watchdog twice per interval, while the workers make progress."""
@@ -66,18 +74,25 @@ class Announcer:
                 self._notifier.send(WATCHDOG=1)
             await asyncio.sleep(interval_s / 2)
 
-    def _look(self) -> None:
+    def _tell(self) -> bool:
+        """Send what is new. Returns whether there is nothing more to send until the next change."""
         if self._is_stopping:
-            self._say(EXTEND_TIMEOUT_USEC=EXTENSION_US)
-        elif not self._owes_ready:
-            self._say()
-        elif self._was_ready or self._catalog.why_not_ready() is None:
+            self._send(EXTEND_TIMEOUT_USEC=EXTENSION_US)
+            return False
+        if self._was_ready or self._catalog.why_not_ready() is None:
             self._was_ready = True
-            self._owes_ready = not self._say(READY=1)
-        elif self._makes_progress(math.inf):
-            self._say(EXTEND_TIMEOUT_USEC=EXTENSION_US)
+            return self._tell_ready()
+        if self._makes_progress(math.inf):
+            self._send(EXTEND_TIMEOUT_USEC=EXTENSION_US)
         else:
-            self._say()
+            self._send()
+        return False
+
+    def _tell_ready(self) -> bool:
+        if not self._owes_ready:
+            return self._send()
+        self._owes_ready = not self._send(READY=1)
+        return not self._owes_ready
 
     def _pools(self) -> dict[str, PoolStatus]:
         return {spec.name: pool.status() for spec, pool in self._catalog.loaded()}
@@ -85,15 +100,15 @@ class Announcer:
     def _makes_progress(self, silence_s: float) -> bool:
         return all(pool.makes_progress(silence_s) for pool in self._pools().values())
 
-    def _say(self, **fields: str | int) -> bool:
+    def _send(self, **fields: str | int) -> bool:
         """Send the fields, and the status if it has changed. Returns whether they were sent."""
         status = self._status()
         if status != self._last_status:
             fields["STATUS"] = status
-        is_taken = self._notifier.send(**fields)
-        if is_taken:
+        is_sent = self._notifier.send(**fields)
+        if is_sent:
             self._last_status = status
-        return is_taken
+        return is_sent
 
     def _status(self) -> str:
         pools = self._pools()
@@ -142,5 +157,5 @@ def load_of(pools: Iterable[PoolStatus]) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Such as "1 worker" and "2 workers"."""
+    """The number with its noun, such as "1 worker" and "2 workers"."""
     return f"{number} {noun}{'s' * (number != 1)}"

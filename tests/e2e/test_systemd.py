@@ -277,7 +277,7 @@ def test_a_terminal_that_is_closed_ends_the_server() -> None:
     os.close(ours)
     try:
         log = b""
-        while b"Ctrl-C ends it" not in log:
+        while b"Ctrl-C stops the server" not in log:
             log += os.read(terminal, 4096)
         os.close(terminal)
         process.send_signal(signal.SIGHUP)

@@ -324,6 +324,69 @@ def test_a_port_in_use_leaves_no_socket_open(taken_port: int) -> None:
     assert open_descriptors() == before
 
 
+# ---------------------------------------------------------------- status 3: other errors of files
+
+
+IN_A_DELETED_FOLDER = f"""
+import os, sys, tempfile
+sys.path.insert(0, {str(ROOT)!r})
+folder = tempfile.mkdtemp()
+os.chdir(folder)
+os.rmdir(folder)
+from server.cli import run
+raise SystemExit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-m", "model.gguf", "--port", "0"],
+        ["--engine", "echo", "--cache-dir", "prompts", "--port", "0"],
+        ["tune", "-m", "model.gguf"],
+    ],
+)
+def test_an_error_of_a_file_is_not_reported_as_one_of_the_address(arguments: list[str]) -> None:
+    """In a folder that was deleted the server "cannot listen", and tune ended with a traceback."""
+    ended = subprocess.run(
+        [sys.executable, "-c", IN_A_DELETED_FOLDER, *arguments],
+        timeout=TIMEOUT_S, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert ended.returncode == ExitStatus.CONFIGURATION
+    said = sentence((ended.stdout, ended.stderr))
+    assert said == "the program cannot start: No such file or directory"
+
+
+@pytest.mark.usefixtures("own_logging")
+def test_a_file_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "none"
+    monkeypatch.setattr("server.config.settings.read_machine", path.read_text)
+
+    assert run(["--engine", "echo", "--port", "0"]) == ExitStatus.CONFIGURATION
+
+    assert sentence(capsys.readouterr()) == f"{path} cannot be used: No such file or directory"
+
+
+@pytest.mark.usefixtures("own_logging")
+def test_an_error_while_clients_are_watched_is_one_of_the_address(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(92, "Protocol not available")
+
+    monkeypatch.setattr("server.http.listener.watch_clients", refuse)
+    before = open_descriptors()
+
+    assert run(["--engine", "echo", "--port", "0"]) == ExitStatus.CANNOT_LISTEN
+
+    said = sentence(capsys.readouterr())
+    assert said == "cannot listen on 127.0.0.1:0: Protocol not available"
+    assert open_descriptors() == before
+
+
 # ---------------------------------------------------------------- statuses 2 and 0
 
 
