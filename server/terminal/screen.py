@@ -114,7 +114,7 @@ class StartScreen:
         key = self._settings.access.key_file is not None
         self._line(f"  {curl_line(where, model, needs_key=key)}")
         self._line()
-        self._line(f"  {style.dim('Ctrl-C stops the server; running streams go on to their end.')}")
+        self._line(f"  {style.dim('Ctrl-C stops the server after its running streams.')}")
 
     def _row(self, label: str, *texts: str) -> None:
         """Show the texts below each other, each wrapped to the terminal."""
