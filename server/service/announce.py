@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from server.background import BackgroundTasks
 from server.service.notify import Notifier, monotonic_us
 from server.service.reload import Reload, reload_all
+from workers.machine.cores import counted
 from workers.pool.catalog import Catalog
 from workers.pool.status import PoolStatus
 
@@ -154,8 +155,3 @@ def load_of(pools: Iterable[PoolStatus]) -> str:
     for pool in pools:
         active, waiting = active + pool.active, waiting + pool.waiting
     return f"{counted(active, 'stream')}, {waiting} waiting"
-
-
-def counted(number: int, noun: str) -> str:
-    """The number with its noun, such as "1 worker" and "2 workers"."""
-    return f"{number} {noun}{'s' * (number != 1)}"
