@@ -29,12 +29,12 @@ class ExitStatus(IntEnum):
 
 def fail(status: ExitStatus, error: Exception) -> ExitStatus:
     """Print the error as one sentence to standard error. Returns the status."""
-    sentence = _sentence_of(error) if isinstance(error, OSError) else str(error)
+    sentence = sentence_of(error) if isinstance(error, OSError) else str(error)
     sys.stderr.write(f"tokenflume: {sentence}\n")
     return status
 
 
-def _sentence_of(error: OSError) -> str:
+def sentence_of(error: OSError) -> str:
     """What could not be read or made, and why."""
     reason = error.strerror or str(error)
     if error.filename is None:

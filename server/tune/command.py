@@ -21,7 +21,7 @@ from server.config.options import Options, ResolvedOptions
 from server.config.parsers import number
 from server.config.resolve import build_parser, resolve_options
 from server.config.specs import GivenModel, given_files
-from server.exit_status import ExitStatus, fail
+from server.exit_status import ExitStatus, fail, sentence_of
 from server.terminal.style import LiveLine, bar, columns, style_for
 from server.tune.report import command_text, config_text, memory_lines, report_lines
 from server.tune.search import Tuned, Tuner
@@ -73,11 +73,10 @@ def tune(arguments: list[str]) -> ExitStatus:
     options = measuring_options(resolved)
     configure_logging(options.log_level)
     try:
-        _check_writable(given.write_config)
-        file = _the_model(options)
+        file = _prepared(options, given.write_config)
         tuned = _measured(file, options, resolved, seconds)
         _report(file, resolved, tuned, given.write_config)
-    except (ConfigurationError, OSError) as error:
+    except ConfigurationError as error:
         return fail(ExitStatus.CONFIGURATION, error)
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
@@ -114,6 +113,15 @@ def measuring_options(resolved: ResolvedOptions) -> Options:
         cache_dir=None,
         log_level=options.log_level if "log_level" in resolved.sources else "error",
     )
+
+
+def _prepared(options: Options, path: Path | None) -> GivenModel:
+    """The model to measure. Raises ConfigurationError also if `path` cannot be written."""
+    try:
+        _check_writable(path)
+        return _the_model(options)
+    except OSError as error:
+        raise ConfigurationError(sentence_of(error)) from error
 
 
 def _check_writable(path: Path | None) -> None:

@@ -169,7 +169,7 @@ class Tuner:
 
     async def _ask_cores(self, best: Trial) -> Trial:
         first = best
-        for threads, workers in self._seatings(best.threads, best.workers):
+        for threads, workers in self._alternatives(best.threads, best.workers):
             best = await self._better(best, "", num_threads=threads, workers=workers)
         if len(self._tuned.trials) > 1:
             is_same = best is first
@@ -178,7 +178,7 @@ class Tuner:
             self._advise("workers", best.workers, reason)
         return best
 
-    def _seatings(self, threads: int, workers: int) -> list[tuple[int, int]]:
+    def _alternatives(self, threads: int, workers: int) -> list[tuple[int, int]]:
         """Other pairs of threads and workers that may be faster than this one."""
         usable = self._machine.allowed
         if self._machine.quota is not None:
@@ -187,17 +187,17 @@ class Tuner:
         wanted = [(threads, 1), (threads, 2), (usable, 1)]
         wanted += [(threads // 2, 1)] if threads >= 4 else []
         wanted += [] if batches else [(threads, threads), (usable, usable)]
-        seatings = []
+        alternatives = []
         for n, count in wanted:
             asked = {"num_threads": n != threads, "workers": count != workers}
-            is_new = (n, count) != (threads, workers) and (n, count) not in seatings
+            is_new = (n, count) != (threads, workers) and (n, count) not in alternatives
             if (
                 is_new
                 and count <= n
                 and not any(asked[name] for name in asked if self._is_set(name))
             ):
-                seatings.append((n, count))
-        return seatings
+                alternatives.append((n, count))
+        return alternatives
 
     async def _ask_repack(self, best: Trial) -> Trial:
         if self._is_set("repack") or not can_repack(best.spec.model, self._header):

@@ -136,7 +136,7 @@ FOUR_CORES = Machine(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "given", "seatings"),
+    ("arguments", "given", "alternatives"),
     [
         ((), (), [(4, 2), (8, 1), (2, 1)]),
         ((), ("workers",), [(8, 1), (2, 1)]),
@@ -145,12 +145,12 @@ FOUR_CORES = Machine(
     ],
 )
 def test_other_threads_and_workers_are_tried_unless_they_are_given(
-    arguments: tuple[str, ...], given: tuple[str, ...], seatings: list[tuple[int, int]]
+    arguments: tuple[str, ...], given: tuple[str, ...], alternatives: list[tuple[int, int]]
 ) -> None:
     """Four cores of two CPUs each: a worker of four threads is what they suggest."""
     made = tuner("--engine", "echo", *arguments, given=given, machine=FOUR_CORES)
 
-    assert made._seatings(4, 1) == seatings
+    assert made._alternatives(4, 1) == alternatives
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_reasons(
