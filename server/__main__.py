@@ -1,7 +1,7 @@
-"""`tokenflume` and `python -m server`.
+"""The program: `tokenflume` and `python -m server`.
 
-Worker processes import this module again when they are spawned, so it imports
-nothing of the front at its top.
+Every worker process imports this module when it is spawned, so it imports nothing of the front
+at its top.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ASGI application: every route, and the errors that belong to none of them."""
+"""The ASGI application: all routes, and the errors outside of them."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def create_app(
     keys: ApiKeys | None = None,
     observers: Sequence[Observer] = (),
 ) -> ASGIApp:
-    """The application over models that its caller starts and stops.
+    """The application for models that the caller starts and stops.
 
-    `keys`: None where none are needed. `observers` are told of each request that is over.
+    `keys`: None if requests need no key. `observers` are called with each request that has ended.
     """
     figures = metrics.Metrics(
         models.catalog, [path for dialect in DIALECTS for path in dialect.paths]
@@ -80,7 +80,7 @@ def create_app(
 def api_routes(
     models: Models, figures: metrics.Metrics, observers: Sequence[Observer], *, needs_key: bool
 ) -> list[BaseRoute]:
-    """All routes but those of the page; `description` has each of them."""
+    """All routes except those of the web page; `description` describes each of them."""
     generations = [
         Route(
             path,
@@ -103,7 +103,7 @@ def api_routes(
 
 
 def description(*, needs_key: bool) -> dict[str, Any]:
-    """What /openapi.json says: of all routes but those of the page."""
+    """The document at /openapi.json: all routes except those of the web page."""
     own = {
         **health.OPERATIONS,
         **metrics.OPERATIONS,
@@ -140,17 +140,17 @@ async def _on_serving_error(request: Request, exception: Exception) -> Response:
 
 
 async def _on_defect(request: Request, _: Exception) -> Response:
-    """What nobody expected: the log has it, with its traceback, and the client has not."""
+    """An unexpected exception: the log has its traceback, the client gets no details."""
     return error_at(request.url.path, ServingError("the server failed; its log says how"))
 
 
 async def _on_client_left(_: Request, __: Exception) -> Response:
-    """Nobody reads it."""
+    """An answer that nobody reads."""
     return Response()
 
 
 async def _on_http_exception(request: Request, exception: Exception) -> Response:
-    """A routing error in the shape of all errors at its path."""
+    """A routing error, with the error body of its path."""
     path = request.url.path
     status = exception.status_code if isinstance(exception, HTTPException) else 500
     error: ServingError
@@ -168,6 +168,6 @@ async def _on_http_exception(request: Request, exception: Exception) -> Response
 
 
 def error_at(path: str, error: ServingError) -> Response:
-    """The error as the dialect has it whose paths begin like this one."""
+    """The error in the form of the dialect to which the path belongs."""
     bodies = (d.error_body for d in DIALECTS if d.prefix and path.startswith(d.prefix))
     return error_response(error, next(bodies, error_body)(error))

@@ -1,4 +1,4 @@
-"""The server's life: the pool around the HTTP server, signals, drain, end."""
+"""The life of the server: workers start, HTTP is served, a signal ends it, streams drain."""
 
 from __future__ import annotations
 
@@ -7,37 +7,39 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import uvicorn
 
 from server.app import create_app
+from server.background import BackgroundTaskFailed, BackgroundTasks
 from server.chat.system_prompts import system_prompts
-from server.front import Front
+from server.exit_status import ExitStatus
 from server.generation.models import Models
 from server.generation.record import Observer
+from server.http.listener import url_of
 from server.http.protocol import StrictProtocol
 from server.observe.request_log import RequestLog
 from server.observe.tracing import traced
-from server.service.announce import Announcer, announced
+from server.parts import ServerParts
+from server.service.announce import Announcer, start_announcer
 from server.service.notify import Notifier, take_notifier
 from server.service.reload import Reload
 from shared.errors import ConfigurationError
+from shared.settings import Settings
 from workers.pool.catalog import Catalog
 
-EXIT_FORCED = 5
 CLOSE_GRACE_S = 2
-"""Seconds for connections to end once no stream is left; idle and half-sent ones are closed."""
+"""Seconds for connections to close after the last stream; then uvicorn closes the rest."""
 
 logger = logging.getLogger("tokenflume")
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn, without its signal handlers: ours drain the pool first."""
+    """uvicorn without its signal handlers: ours drain the pools first."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -45,21 +47,33 @@ class HttpServer(uvicorn.Server):
 
 
 class CutStreamFilter(logging.Filter):
-    """Drops uvicorn's complaint about a stream that is cut on purpose; the relay has logged why."""
+    """Drops uvicorn's error about a stream that was cut on purpose; the relay has logged why."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.msg != "ASGI callable returned without completing response."
 
 
-def serve_until_stopped(front: Front, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Raises ConfigurationError when no model loads."""
-    notifier, settings = take_notifier(os.environ), front.settings
+def serve_until_stopped(parts: ServerParts) -> None:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    Raises ConfigurationError if a model cannot be loaded at the start, BackgroundTaskFailed if a
+    task fails without which the server cannot go on.
+    """
+    notifier = take_notifier(os.environ)
+    config = _http_config(parts.settings)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(CutStreamFilter())
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_serve(parts, config, notifier))
+
+
+def _http_config(settings: Settings) -> uvicorn.Config:
     protocol = partial(
         StrictProtocol,
         request_s=settings.request_timeout_s,
         send_timeout_s=settings.send_timeout_s,
     )
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app="",
         loop="uvloop",
         http=cast("type[asyncio.Protocol]", protocol),
@@ -70,61 +84,59 @@ def serve_until_stopped(front: Front, listener: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=CLOSE_GRACE_S,
     )
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.error").addFilter(CutStreamFilter())
-    loop_factory = config.get_loop_factory()
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(_serve(front, config, listener, notifier))
 
 
-async def _serve(
-    front: Front, config: uvicorn.Config, listener: socket.socket, notifier: Notifier
-) -> None:
-    settings = front.settings
-    models = Models(front.catalog, settings.sampling, front.system, settings.chat.template)
+async def _serve(parts: ServerParts, config: uvicorn.Config, notifier: Notifier) -> None:
+    settings = parts.settings
+    models = Models(parts.catalog, settings.sampling, parts.system, settings.chat.template)
     async with contextlib.AsyncExitStack() as stack:
         tracing = stack.enter_context(traced(os.environ))
-        announcer = await stack.enter_async_context(announced(notifier, models.catalog))
+        tasks = await stack.enter_async_context(BackgroundTasks())
+        announcer = start_announcer(notifier, models.catalog, tasks)
         catalog = await stack.enter_async_context(models.catalog)
         observers: list[Observer] = [RequestLog(prompts=settings.log_prompts), *tracing]
-        config.app = create_app(models, settings.access, front.keys, observers)
+        config.app = create_app(models, settings.access, parts.keys, observers)
+        stopping = _stop_on_signals(catalog, announcer, _reloads(parts, models))
+        start = parts.start_view.follow(models, url_of(parts.listener))
+        showing = tasks.start("start messages", start)
         server = HttpServer(config)
-        stopping = _stop_on_signals(catalog, announcer, _reloads(front, models))
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        introducing = asyncio.create_task(_introduce(front, models, url_of(listener)))
-        load_failure = asyncio.create_task(catalog.load_failure())
+        serving = asyncio.create_task(server.serve(sockets=[parts.listener]))
         try:
-            ends: list[asyncio.Future[Any]] = [serving, load_failure, stopping]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            announcer.stop(str(load_failure.result()) if load_failure.done() else "")
-            await catalog.drain(0 if load_failure.done() else settings.drain_timeout_s)
+            failure = await _until_end(serving, stopping, catalog, tasks)
+            announcer.stop("" if failure is None else str(failure))
+            is_load_failure = isinstance(failure, ConfigurationError)
+            await catalog.drain(0 if is_load_failure else settings.drain_timeout_s)
         finally:
-            introducing.cancel()
+            showing.cancel()
             server.should_exit = True
             await serving
-            failure = _result_or_cancel(load_failure)
     if failure is not None:
         raise failure
 
 
-async def _introduce(front: Front, models: Models, url: str) -> None:
-    """Say where the server is, and what it has loaded as soon as it has."""
-    if front.screen is not None:
-        await front.screen.follow(models, url)
-        return
-    logger.info("listening on %s", url)
-    await models.introduce()
+async def _until_end(
+    serving: asyncio.Task[None],
+    stopping: asyncio.Future[None],
+    catalog: Catalog,
+    tasks: BackgroundTasks,
+) -> ConfigurationError | BackgroundTaskFailed | None:
+    """Return the failure that ends the server; None if it is asked to stop."""
+    load_failure = asyncio.create_task(catalog.load_failure())
+    task_failure = asyncio.create_task(tasks.failure())
+    try:
+        ends = (serving, stopping, load_failure, task_failure)
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if load_failure.done():
+            return load_failure.result()
+        return task_failure.result() if task_failure.done() else None
+    finally:
+        load_failure.cancel()
+        task_failure.cancel()
 
 
-def url_of(listener: socket.socket) -> str:
-    """Where its clients find it."""
-    address, port = listener.getsockname()[:2]
-    return f"http://{f'[{address}]' if ':' in address else address}:{port}"
-
-
-def _reloads(front: Front, models: Models) -> list[Reload]:
+def _reloads(parts: ServerParts, models: Models) -> list[Reload]:
     """What SIGHUP reads again."""
-    chat, keys = front.settings.chat, front.keys
+    chat, keys = parts.settings.chat, parts.keys
     reloads = []
     if chat.prompts is not None:
         reloads.append(
@@ -134,43 +146,36 @@ def _reloads(front: Front, models: Models) -> list[Reload]:
             )
         )
     if keys is not None:
-        reloads.append(Reload(f"the keys of {front.settings.access.key_file}", keys.reload))
+        reloads.append(Reload(f"the keys of {parts.settings.access.key_file}", keys.reload))
     return reloads
 
 
 def _stop_on_signals(
-    catalog: Catalog, announcer: Announcer, on_reload: Sequence[Reload]
+    catalog: Catalog, announcer: Announcer, reloads: Sequence[Reload]
 ) -> asyncio.Future[None]:
-    """Done at the first SIGTERM or SIGINT; a second one ends everything at once.
+    """Done at the first SIGTERM or SIGINT; a second one ends the process at once.
 
-    SIGHUP reads again what can be. When it says that our terminal was closed it is as SIGTERM.
+    SIGHUP reloads. If it comes because our terminal was closed, it acts like SIGTERM.
     """
     loop = asyncio.get_running_loop()
     stopping: asyncio.Future[None] = loop.create_future()
     had_terminal = sys.stderr.isatty()
 
-    def on_signal(name: str) -> None:
+    def on_stop(name: str) -> None:
         if stopping.done():
             catalog.kill_workers()
-            os._exit(EXIT_FORCED)
-        logger.info("%s: no new requests; running streams go on to their end", name)
+            os._exit(ExitStatus.FORCED)
+        logger.info("%s: no new requests are accepted; running streams go on to their end", name)
         stopping.set_result(None)
 
     def on_hang_up() -> None:
         if had_terminal and not sys.stderr.isatty():
-            if not stopping.done():  # the kernel says it, and the shell again
-                on_signal("SIGHUP")
+            if not stopping.done():  # SIGHUP may come twice: from the kernel and from the shell
+                on_stop("SIGHUP")
         else:
-            announcer.reload(on_reload)
+            announcer.reload(reloads)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number.name)
+        loop.add_signal_handler(number, on_stop, number.name)
     loop.add_signal_handler(signal.SIGHUP, on_hang_up)
     return stopping
-
-
-def _result_or_cancel(task: asyncio.Task[ConfigurationError]) -> ConfigurationError | None:
-    if task.done():
-        return task.result()
-    task.cancel()
-    return None

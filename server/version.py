@@ -1,3 +1,3 @@
-"""The version, here for setup.cfg and for `--version` in a checkout that is not installed."""
+"""The version, for setup.cfg and for `--version`, also in a checkout that is not installed."""
 
 VERSION = "0.1.0"

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server.config.toml import read_toml
+from server.config.file import read_toml
 from shared.errors import ConfigurationError, InvalidRequest
 from shared.validation import text
 

@@ -1,1 +1,1 @@
-"""Options: the command line, environment, files; what they mean together."""
+"""Options: the command line, the environment and files; and the settings that follow."""

@@ -1,8 +1,7 @@
-"""From options to models: which files, which workers on which cores, how much memory."""
+"""From options to the models to serve: files, workers and their cores, memory."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import logging
 import re
@@ -11,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from server.config.file import MODEL_NAME
-from server.config.options import BUNDLED_MODEL
+from server.config.options import BUNDLED_MODEL, Options
 from server.hub import resolve_model
 from shared.errors import ConfigurationError
 from shared.settings import (
@@ -33,37 +32,41 @@ from workers.machine.topology import Plan, make_plan, share_machine
 from workers.model_files.folder import ModelFile as FoundModel
 from workers.model_files.folder import list_model_files, model_name
 
-CACHE_LIMIT = 2**30
-"""Bytes of saved prompts, where nobody says."""
-NAME = re.compile(rf"({MODEL_NAME.pattern})=(.+)", re.DOTALL)
-"""Of a model, before its file; a file's name with "=" in it is written ./like=this."""
+CACHE_LIMIT_BYTES = 2**30
+"""Default of --cache-limit."""
+KV_CACHE_SHARE = 0.5
+"""Share of the memory left by the weights that the KV caches may take; the rest stays free."""
+SAVED_SHARE = 0.25
+"""Saved prompts may by default take this share of the KV caches' memory."""
+NAMED_FILE = re.compile(rf"({MODEL_NAME.pattern})=(.+)", re.DOTALL)
+"""NAME=FILE. A file with such a name is written with its folder: ./like=this."""
 
 FOLDER_SLOTS = 4
-"""Of each worker of a model in --models-dir that is not told how many: they cost memory, which
-the models there share."""
-USUAL_SHARE = 0.9
-"""Of the memory that is left at start, for the models of --models-dir."""
+"""Default slots of each worker of a model in --models-dir. Slots take memory, which the models
+there share."""
+FOLDER_MEMORY_SHARE = 0.9
+"""Default of --memory-limit: this share of the memory that is free at start."""
 
 logger = logging.getLogger("tokenflume")
 
 
 @dataclass(frozen=True, slots=True)
 class GivenModel:
-    """A model to serve, before anything is planned."""
+    """A model to serve, before its workers are planned."""
 
     name: str
     path: Path | None
-    """None: the echo engine without options."""
+    """None: the echo engine without a file of options."""
     engine: EngineName
 
     @property
-    def size(self) -> int:
-        """Bytes of its weights; 0 where there are none."""
+    def size_bytes(self) -> int:
+        """Size of the weights; 0 if there are none."""
         return weight_bytes(self.engine, self.path)
 
 
-def given_files(options: argparse.Namespace) -> list[GivenModel]:
-    """The files that -m names, the bundled one if none. Raises ConfigurationError."""
+def given_files(options: Options) -> list[GivenModel]:
+    """The models of -m, or the bundled one. Raises ConfigurationError."""
     texts: Sequence[str] = options.model
     if not texts:
         is_echo = options.engine == "echo"
@@ -73,15 +76,15 @@ def given_files(options: argparse.Namespace) -> list[GivenModel]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigurationError(
-            f"two models are named {twice[0]}: name them apart with -m NAME=FILE"
+            f"two models have the name {twice[0]}: give each its own with -m NAME=FILE"
         )
     return files
 
 
 def make_specs(
-    files: Sequence[GivenModel], options: argparse.Namespace, machine: Machine
+    files: Sequence[GivenModel], options: Options, machine: Machine
 ) -> tuple[tuple[ModelSpec, ...], Plan]:
-    """The models side by side, each on its share of the cores. Raises ConfigurationError."""
+    """The models, each on its share of the cores, and the plan. Raises ConfigurationError."""
     parts = share_machine(machine, len(files), options.num_threads)
     plans = [
         make_plan(part, batches=ENGINES[file.engine].batches, threads=n, workers=options.workers)
@@ -89,28 +92,28 @@ def make_specs(
     ]
     whole = Plan(tuple(cpus for plan in plans for cpus in plan.workers))
     workers = len(whole.workers)
-    kv_memory = _kv_memory(sum(file.size for file in files), workers)
+    kv_bytes = _kv_bytes(sum(file.size_bytes for file in files), workers)
     maker = SpecMaker(
-        options, machine, workers, kv_memory, slots=options.slots, shares_folder=len(files) > 1
+        options, machine, workers, kv_bytes, slots=options.slots, shares_folder=len(files) > 1
     )
     indices = itertools.count()
     return tuple(map(maker.spec, files, plans, itertools.repeat(indices))), whole
 
 
 class SpecMaker:
-    """Makes models' settings from the options.
+    """Makes the settings of models from the options.
 
-    `workers`: of all models that are loaded at a time. `kv_memory`: bytes that each of them should
-    take for keys and values; None: any. `slots`: of each; None: as that memory allows.
-    `shares_folder`: models have folders in --cache-dir.
+    `workers`: number of workers of all models that are loaded at a time. `kv_bytes`: memory for
+    the KV cache of each worker; None: no limit. `slots`: slots of each worker; None: as many as
+    that memory allows. `shares_folder`: each model has its own folder in --cache-dir.
     """
 
     def __init__(
         self,
-        options: argparse.Namespace,
+        options: Options,
         machine: Machine,
         workers: int,
-        kv_memory: int | None,
+        kv_bytes: int | None,
         *,
         shares_folder: bool,
         slots: int | None,
@@ -118,12 +121,12 @@ class SpecMaker:
         self._options = options
         self._machine = machine
         self._workers = workers
-        self._kv_memory = kv_memory
+        self._kv_bytes = kv_bytes
         self._shares_folder = shares_folder
         self._slots = slots
 
     def spec(self, file: GivenModel, plan: Plan, indices: Iterator[int]) -> ModelSpec:
-        """The file's workers, as planned, numbered by `indices`."""
+        """The model's workers, as planned, numbered by `indices`."""
         model, cache = self._model(file, len(plan.workers)), self._cache(file)
         workers = tuple(
             WorkerSettings(
@@ -160,20 +163,20 @@ class SpecMaker:
             batch=options.batch_size,
             kv_type=options.kv_type,
             slots=self._slots,
-            kv_memory=None if file.engine == "echo" else self._kv_memory,
+            kv_memory=None if file.engine == "echo" else self._kv_bytes,
             mlock=options.mlock == "on",
             repack=workers == 1 if options.repack == "auto" else options.repack == "on",
         )
 
     def _cache(self, file: GivenModel) -> CacheSettings:
-        """Where saved prompts go: all workers share the memory."""
+        """Where saved prompts are kept. All workers share the memory."""
         options = self._options
         memory = disk = options.cache_limit
-        if memory is None:
-            memory = disk = CACHE_LIMIT
-            if self._kv_memory is not None and file.engine != "echo":
-                memory = min(memory, self._kv_memory * self._workers // 4)
-        folder: Path | None = options.cache_dir and options.cache_dir.absolute()
+        if memory is None or disk is None:
+            memory = disk = CACHE_LIMIT_BYTES
+            if self._kv_bytes is not None and file.engine != "echo":
+                memory = min(memory, int(self._kv_bytes * self._workers * SAVED_SHARE))
+        folder = options.cache_dir and options.cache_dir.absolute()
         if folder is not None and self._shares_folder:
             folder /= file.name
         return CacheSettings(
@@ -185,16 +188,17 @@ class SpecMaker:
 
 
 class FolderModels:
-    """Looks for the models of --models-dir whenever it is called."""
+    """Lists the models of --models-dir, which it reads again at each call."""
 
-    def __init__(self, options: argparse.Namespace, machine: Machine) -> None:
+    def __init__(self, folder: Path, options: Options, machine: Machine) -> None:
+        self._folder = folder
         self._options = options
         self._machine = machine
         self._specs: dict[FoundModel, ModelSpec | None] = {}
 
     def __call__(self) -> list[ModelSpec]:
-        """One for each file that an engine can load, by name."""
-        found = list_model_files(self._options.models_dir)
+        """A model for each file that an engine can load, ordered by name."""
+        found = list_model_files(self._folder)
         self._specs = {file: self._known_or_made(file) for file in found}
         return [spec for spec in self._specs.values() if spec is not None]
 
@@ -220,36 +224,43 @@ class FolderModels:
             spec = maker.spec(model, plan, itertools.count())
             return replace(spec, memory=plan_memory(spec.model, workers).total_bytes)
         except ConfigurationError as error:
-            logger.warning("%s is left out: %s", file.name, error)
+            logger.warning("the model %s is not served: %s", file.name, error)
             return None
 
 
-def folder_settings(options: argparse.Namespace) -> FolderSettings | None:
-    """What --models-dir asks for; None without it. Raises ConfigurationError."""
+def folder_settings(options: Options) -> FolderSettings | None:
+    """The folder of --models-dir; None without it. Raises ConfigurationError."""
     if options.models_dir is None:
         if options.memory_limit is not None:
-            raise ConfigurationError("--memory-limit is for the models of --models-dir")
+            raise ConfigurationError("--memory-limit needs --models-dir")
         return None
-    for name in ("model", "restore_prompt", "cache_prompt"):
-        if getattr(options, name):
-            flag = name.replace("_", "-")
-            raise ConfigurationError(f"--models-dir and --{flag} exclude each other")
-    limit: int | None = options.memory_limit
+    excluded = {
+        "--model": options.model,
+        "--restore-prompt": options.restore_prompt,
+        "--cache-prompt": options.cache_prompt,
+    }
+    for flag, value in excluded.items():
+        if value:
+            raise ConfigurationError(f"--models-dir and {flag} exclude each other")
+    limit = options.memory_limit
     if limit is None:
         available = available_memory()
-        limit = 2**63 if available is None else int(available * USUAL_SHARE)
+        limit = 2**63 if available is None else int(available * FOLDER_MEMORY_SHARE)
     return FolderSettings(options.models_dir.absolute(), limit, options.queue)
 
 
-def _given_file(text: str, options: argparse.Namespace) -> GivenModel:
-    named = NAME.fullmatch(text)
-    name, place = named.groups() if named else ("", text)
-    path = Path(place) if options.engine == "echo" else resolve_model(place)
+def _given_file(text: str, options: Options) -> GivenModel:
+    named = NAMED_FILE.fullmatch(text)
+    name, file = named.groups() if named else ("", text)
+    path = Path(file) if options.engine == "echo" else resolve_model(file)
     return _file(name, path.absolute(), options)
 
 
-def _file(name: str, path: Path, options: argparse.Namespace) -> GivenModel:
-    """Its engine by its content; only the echo engine's options need not be a model."""
+def _file(name: str, path: Path, options: Options) -> GivenModel:
+    """The model of a file, with the engine for its content. Raises ConfigurationError.
+
+    The echo engine needs no model: it takes a JSON file of its options, and ignores other files.
+    """
     if options.engine == "echo":
         is_options = path.suffix == ".json"
         return GivenModel(
@@ -262,7 +273,9 @@ def _file(name: str, path: Path, options: argparse.Namespace) -> GivenModel:
     return GivenModel(name or model_name(path), path, engine)
 
 
-def _kv_memory(weights: int, workers: int) -> int | None:
-    """A worker's for keys and values: half of what the weights leave, the rest stays free."""
+def _kv_bytes(weights_bytes: int, workers: int) -> int | None:
+    """Memory for the KV cache of each worker; None: the free memory is not known."""
     available = available_memory()
-    return None if available is None else max(0, available - weights) // 2 // workers
+    if available is None:
+        return None
+    return int(max(0, available - weights_bytes) * KV_CACHE_SHARE) // workers

@@ -1,5 +1,8 @@
-"""Models by name: `hf:OWNER/REPO/FILE` is a file of the Hugging Face hub, fetched once."""
+"""Model files of the Hugging Face hub, named `hf:OWNER/REPO/FILE`, and downloaded once.
 
-from server.hub.reference import resolve_model
+resolve ─▶ files (the library's cache) ─▶ download (one file) ─▶ progress
+"""
+
+from server.hub.resolve import resolve_model
 
 __all__ = ["resolve_model"]

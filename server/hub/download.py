@@ -1,4 +1,4 @@
-"""One file over HTTP into one place: what is there already is not fetched again."""
+"""Downloads one file over HTTP; a download that broke off goes on where it ended."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff
 from server.hub.progress import Progress, show_progress
 from shared.errors import ConfigurationError
 
-FRUITLESS_TRIES = 5
-"""In a row, none of which brought the file any further: then the connection counts as lost."""
-FIRST_WAIT_S = 0.5
-"""Before a broken connection is made again; twice that after each fruitless one."""
+MAX_FRUITLESS_TRIES = 5
+"""The download fails after this number of connections in a row that brought no byte."""
+FIRST_BACKOFF_S = 0.5
+"""Wait before connecting again; doubled after each connection that brought no byte."""
 
 logger = logging.getLogger("tokenflume")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is to be fetched."""
+    """A file to download."""
 
     name: str
-    """For people."""
+    """The name in messages."""
     url: str
     headers: Mapping[str, str]
     size: int
     """Bytes of the whole file."""
     sha256: str | None
-    """Of the whole file, in hexadecimal; None: nobody says it."""
+    """SHA-256 of the whole file, in hexadecimal; None: not known."""
 
 
 def download(source: Source, partial: Path) -> int:
-    """Complete and check the file at `partial`; return how many bytes came over the network.
+    """Complete and check the file at `partial`; return the number of bytes received.
 
-    Raises ConfigurationError when the file is not what it should be, and deletes it then;
-    httpx2.HTTPError when the other side cannot be reached or refuses, and OSError when it cannot
-    be written: what came stays for the next time.
+    Raises ConfigurationError for a file that is damaged, and deletes it. Raises httpx2.HTTPError
+    if the server cannot be reached or refuses, OSError if the file cannot be written; what was
+    received then stays for the next try.
     """
     partial.touch()
     with partial.open("r+b") as file:
@@ -53,7 +53,7 @@ def download(source: Source, partial: Path) -> int:
             _empty(file)
         with show_progress(source.name, source.size, file.tell()) as progress:
             _complete(source, file, progress)
-        os.fsync(file.fileno())  # or a power cut leaves a file that only looks complete
+        os.fsync(file.fileno())  # otherwise a power cut may leave a file that only looks complete
     _check(source, partial)
     return progress.received
 
@@ -67,17 +67,17 @@ def _complete(source: Source, file: BinaryIO, progress: Progress) -> None:
                 raise httpx2.RemoteProtocolError("the server sent nothing")
         except httpx2.TransportError as error:
             fruitless = 0 if file.tell() > start else fruitless + 1
-            if fruitless == FRUITLESS_TRIES:
+            if fruitless == MAX_FRUITLESS_TRIES:
                 raise
-            logger.warning("%s: the connection broke (%s); going on", source.name, error)
-            time.sleep(FIRST_WAIT_S * 2**fruitless)
+            logger.warning("%s: the connection broke (%s); connecting again", source.name, error)
+            time.sleep(FIRST_BACKOFF_S * 2**fruitless)
 
 
 def _receive(source: Source, file: BinaryIO, progress: Progress) -> None:
-    """Append what comes. Raises httpx2.TransportError when it ends early."""
+    """Append the received bytes. Raises httpx2.TransportError if the connection breaks."""
     start = file.tell()
     headers = {**source.headers, "Accept-Encoding": "identity", "Range": f"bytes={start}-"}
-    # No exceptions to retry on: it would take those of this block for its own.
+    # No exceptions to retry on: it would also retry on exceptions that this block raises.
     with http_stream_backoff(
         "GET",
         source.url,
@@ -86,7 +86,7 @@ def _receive(source: Source, file: BinaryIO, progress: Progress) -> None:
         retry_on_exceptions=(),
     ) as response:
         hf_raise_for_status(response)
-        if response.status_code != httpx2.codes.PARTIAL_CONTENT:  # all of it, from its beginning
+        if response.status_code != httpx2.codes.PARTIAL_CONTENT:  # the whole file
             _empty(file)
             progress.restart()
         for chunk in response.iter_raw():
@@ -100,18 +100,18 @@ def _empty(file: BinaryIO) -> None:
 
 
 def _check(source: Source, partial: Path) -> None:
-    """Delete a file that is not the one that was asked for. Raises ConfigurationError."""
+    """Delete a damaged file. Raises ConfigurationError."""
     damage = None
     if (size := partial.stat().st_size) != source.size:
-        damage = f"it has {size:,} bytes, and should have {source.size:,}"
+        damage = f"it has {size:,} bytes instead of {source.size:,}"
     elif source.sha256 is not None:
         with partial.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != source.sha256:
-            damage = f"its SHA-256 is {digest}, and should be {source.sha256}"
+            damage = f"its SHA-256 is {digest} instead of {source.sha256}"
     if damage is not None:
         partial.unlink()
         raise ConfigurationError(
             f"{source.name} arrived damaged and was deleted: {damage};"
-            " another start fetches it again"
+            " start again to download it again"
         )

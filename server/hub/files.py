@@ -1,9 +1,9 @@
-"""Files of the hub, in huggingface_hub's own cache: found there, or fetched into it.
+"""Files of the hub in the cache of huggingface_hub: found there, or downloaded into it.
 
-The library's cache keeps a file under its hash in `blobs`, a link to it under each commit that has
-it in `snapshots`, and in `refs` which commit a branch was last seen at. The library throws a broken
-download away, and checks no hash of one over plain HTTP. So blobs are fetched here, under
-the library's lock, and the library finds them.
+The library's cache keeps a file under its hash in `blobs`, a link to it for each commit in
+`snapshots`, and the last known commit of each branch in `refs`. The library discards a download
+that broke off, and does not check the hash of a download over plain HTTP. So we download the blobs
+here, holding the library's lock, and the library finds them.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ from shared.errors import ConfigurationError
 from workers.model_files.split_names import parts_of
 
 MAX_LISTED = 20
-"""Files that an error names."""
-BRIEFLY_S = 0.2
-"""How long a lock is waited for before the log says so."""
+"""Number of files that an error lists."""
+LOCK_QUIET_S = 0.2
+"""Time to wait for a lock before the log says so."""
 
 logger = logging.getLogger("tokenflume")
 
@@ -60,16 +60,18 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def fetch(reference: HubReference) -> Path:
-    """The file in the cache, without a look at the network if it is there; all parts of a split
-    one. Raises ConfigurationError, one sentence."""
+    """The file in the cache, with all parts of a split model. A cached file needs no network.
+
+    Raises ConfigurationError with a sentence.
+    """
     try:
         return _from_cache(reference) or _from_hub(reference)
     except (OSError, ValueError, httpx2.HTTPError, httpx2.InvalidURL) as error:
         reason = _reason(reference, error)
-        silent = isinstance(error, OfflineModeIsEnabled | httpx2.TransportError)
-        if silent and (path := _at_another_commit(reference)):
+        is_offline = isinstance(error, OfflineModeIsEnabled | httpx2.TransportError)
+        if is_offline and (path := _at_another_commit(reference)):
             logger.warning("%s: %s", reference, reason)
-            logger.warning("taking the one of commit %s", _commit_of(path, reference))
+            logger.warning("the file of commit %s is used instead", _commit_of(path, reference))
             return path
         raise ConfigurationError(f"{reference}: {reason}") from None
     finally:
@@ -88,7 +90,7 @@ def _from_cache(reference: HubReference) -> Path | None:
     logger.info("%s is in the cache, at commit %s", reference, commit)
     if reference.revision != commit:
         logger.info(
-            "for a newer one name its commit (@COMMIT), or remove this one first:"
+            "for a newer version name its commit (@COMMIT), or remove this one:"
             " hf cache rm hf://models/%s/%s",
             reference.repository,
             reference.file,
@@ -97,9 +99,10 @@ def _from_cache(reference: HubReference) -> Path | None:
 
 
 def _at_another_commit(reference: HubReference) -> Path | None:
-    """The file of the default branch that was had last, where the hub says nothing.
+    """The newest cached version of a file of the default branch; None if there is none.
 
-    The branch is noted once for a repository: fetching another of its files moves it on.
+    The cache knows one commit of a branch, the latest one from which any file was downloaded. This
+    file may have been downloaded from an earlier commit.
     """
     if reference.revision != DEFAULT_REVISION:
         return None
@@ -113,7 +116,7 @@ def _at_another_commit(reference: HubReference) -> Path | None:
 
 
 def _commit_of(path: Path, reference: HubReference) -> str:
-    """The folder's name in `snapshots`."""
+    """The name of the folder in `snapshots`."""
     return path.parents[reference.file.count("/")].name
 
 
@@ -123,14 +126,14 @@ def _from_hub(reference: HubReference) -> Path:
     revision, received, paths = reference.revision, 0, []
     for part in reference.parts:
         metadata = _metadata(reference, part, revision, headers)
-        # What the first part was found at is what the others come from.
+        # The other parts come from the same commit as the first.
         revision = str(metadata.commit_hash)
         received += _fetch_blob(reference, part, metadata, headers)
         paths.append(hf_hub_download(reference.repository, part, revision=revision))
     _remember(reference, revision)
     seconds = time.monotonic() - started
     logger.info(
-        "%s: %s bytes fetched in %.1f s (%.1f MB/s), commit %s",
+        "%s: downloaded %s bytes in %.1f s (%.1f MB/s), commit %s",
         reference, f"{received:,}", seconds, received / seconds / 1e6, revision,
     )  # fmt: skip
     return Path(paths[0])
@@ -139,7 +142,7 @@ def _from_hub(reference: HubReference) -> Path:
 def _metadata(
     reference: HubReference, part: str, revision: str, headers: dict[str, str]
 ) -> HfFileMetadata:
-    """What the hub says of a file; with a commit, a hash and a size."""
+    """The metadata of a file. Raises FileMetadataError if it lacks a commit, a hash or a size."""
     metadata = get_hf_file_metadata(
         hf_hub_url(reference.repository, part, revision=revision), headers=headers
     )
@@ -153,7 +156,7 @@ def _metadata(
 def _fetch_blob(
     reference: HubReference, part: str, metadata: HfFileMetadata, headers: dict[str, str]
 ) -> int:
-    """Put the file under its hash, unless it is there; return the bytes that were received."""
+    """Download the file into `blobs` unless it is there; return the number of bytes received."""
     etag = str(metadata.etag)
     blob = _repository_folder(reference) / "blobs" / etag
     source = Source(
@@ -166,8 +169,8 @@ def _fetch_blob(
     blob.parent.mkdir(parents=True, exist_ok=True)
     if not blob.exists() and source.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
         raise ConfigurationError(
-            f"{part} has {source.size:,} bytes, more than the hub gives over plain HTTP;"
-            f" fetch it with: hf download {reference.repository} {part}"
+            f"{part} has {source.size:,} bytes, more than the hub sends over plain HTTP;"
+            f" download it with: hf download {reference.repository} {part}"
         )
     with _alone_with(blob):
         return 0 if blob.exists() else _download_blob(source, blob)
@@ -175,11 +178,11 @@ def _fetch_blob(
 
 def _download_blob(source: Source, blob: Path) -> int:
     partial = blob.with_name(f"{blob.name}.incomplete")
-    there = partial.stat().st_size if partial.exists() else 0
-    _check_space(blob.parent, source.size - there)
+    present = partial.stat().st_size if partial.exists() else 0
+    _check_space(blob.parent, source.size - present)
     logger.info(
-        "fetching %s of %s bytes, %s of which are there",
-        source.name, f"{source.size:,}", f"{there:,}",
+        "downloading %s: %s bytes, of which %s are present",
+        source.name, f"{source.size:,}", f"{present:,}",
     )  # fmt: skip
     received = download(source, partial)
     partial.replace(blob)
@@ -188,14 +191,14 @@ def _download_blob(source: Source, blob: Path) -> int:
 
 @contextmanager
 def _alone_with(blob: Path) -> Iterator[None]:
-    """Hold the library's lock of this file. Another server may be fetching it just now."""
+    """Hold the library's lock of this file: another process may be downloading it."""
     lock = Path(constants.HF_HUB_CACHE, ".locks", blob.parent.parent.name, f"{blob.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
-            stack.enter_context(WeakFileLock(lock, timeout=BRIEFLY_S))
+            stack.enter_context(WeakFileLock(lock, timeout=LOCK_QUIET_S))
         except TimeoutError:
-            logger.info("another process is fetching this file; waiting for it")
+            logger.info("another process is downloading this file; waiting for it")
             stack.enter_context(WeakFileLock(lock))
         yield
 
@@ -209,34 +212,34 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigurationError(
-            f"{folder} has {free:,} bytes left, and {needed:,} are needed:"
-            " HF_HOME names another place"
+            f"{folder} has {free:,} bytes free, but {needed:,} are needed; HF_HOME sets another"
+            " folder"
         )
 
 
 def _remember(reference: HubReference, commit: str) -> None:
-    """Note which commit a branch or tag is at, as the library does when it is asked for one."""
+    """Write the commit of a branch or tag into `refs`, as the library does."""
     if reference.revision == commit:
         return
-    note = _repository_folder(reference) / "refs" / reference.revision
-    note.parent.mkdir(parents=True, exist_ok=True)
-    draft = note.with_name(f"{note.name}.{os.getpid()}.tmp")
+    file = _repository_folder(reference) / "refs" / reference.revision
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     draft.write_text(commit)
-    draft.replace(note)
+    draft.replace(file)
 
 
-# ---------------------------------------------------------------- what went wrong
+# ---------------------------------------------------------------- reasons of failures
 
 
 def _reason(reference: HubReference, error: Exception) -> str:
-    """Why the file cannot be had, as the end of a sentence."""
+    """Why the file cannot be downloaded, as the end of a sentence."""
     repository, hub = reference.repository, constants.ENDPOINT
     match error:
         case LocalEntryNotFoundError() if isinstance(error.__cause__, Exception):
             return _reason(reference, error.__cause__)
         case OfflineModeIsEnabled():
             at = reference.revision
-            return f"the cache does not have it at {at}, and HF_HUB_OFFLINE forbids to fetch it"
+            return f"it is not in the cache at {at}, and HF_HUB_OFFLINE forbids to download it"
         case RevisionNotFoundError():
             return f"{repository} has no branch, tag or commit {reference.revision}"
         case RemoteEntryNotFoundError():
@@ -248,9 +251,9 @@ def _reason(reference: HubReference, error: Exception) -> str:
         case HfHubHTTPError() if error.response.status_code in (401, 403):
             return f"{hub} refuses it ({error.response.status_code}): {_who()} may not read it"
         case HfHubHTTPError():
-            return f"{hub} answers {error.response.status_code} {error.response.reason_phrase}"
+            return f"{hub} answered {error.response.status_code} {error.response.reason_phrase}"
         case FileMetadataError():
-            return f"{hub} does not answer as the hub does: it says no commit, hash or size"
+            return f"{hub} does not answer like the hub: commit, hash or size is missing"
         case httpx2.HTTPError() | httpx2.InvalidURL():
             return f"{hub} cannot be reached: {error or type(error).__name__}"
         case OSError():
@@ -261,17 +264,17 @@ def _reason(reference: HubReference, error: Exception) -> str:
 
 def _who() -> str:
     if get_token() is None:
-        return "who sends no token (HF_TOKEN is not set)"
+        return "a request without a token (HF_TOKEN is not set)"
     return "the account of the token (HF_TOKEN)"
 
 
 def _there_are(reference: HubReference) -> str:
-    """The GGUF files that the repository has. Files that belong to one are one."""
+    """The GGUF files of the repository, as the end of a sentence. A split file counts as one."""
     try:
         files = HfApi().list_repo_files(reference.repository, revision=reference.revision)
     except (OSError, httpx2.HTTPError):
-        return "and does not say which files it has"
+        return "its files cannot be listed"
     firsts = {parts_of(file)[0] for file in files if file.endswith(".gguf")}
     named = sorted(firsts)[:MAX_LISTED]
     more = f" and {len(firsts) - len(named)} more" if len(firsts) > len(named) else ""
-    return f"it has {', '.join(named)}{more}" if named else "it has no GGUF file at all"
+    return f"it has {', '.join(named)}{more}" if named else "it has no GGUF file"

@@ -1,4 +1,4 @@
-"""How far a download is: a bar on a terminal, else a line of the log now and then."""
+"""The progress of a download: a bar on a terminal, otherwise a log line now and then."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from huggingface_hub.utils import tqdm
 from server.service.notify import Notifier, notifier_of
 
 REPORT_S = 5.0
-"""Between two lines of the log."""
+"""Time between two log lines."""
 EXTENSION_US = 120_000_000
-"""How much longer a service manager is to wait for the server, from each of these lines on."""
+"""Time that a service manager is asked to wait for the server, from each log line on."""
 
 logger = logging.getLogger("tokenflume")
 
@@ -25,8 +25,8 @@ logger = logging.getLogger("tokenflume")
 class Progress(ABC):
     """Counts the bytes of a file, and shows them.
 
-    `done`: how many of the file are there.
-    `received`: how many came now, those that were thrown away too.
+    `done`: bytes of the file that are present.
+    `received`: bytes that came over the network, including those that were discarded.
     """
 
     def __init__(self, done: int) -> None:
@@ -34,13 +34,13 @@ class Progress(ABC):
         self.received = 0
 
     def add(self, count: int) -> None:
-        """So many bytes came."""
+        """Count bytes that were received."""
         self.done += count
         self.received += count
         self._show()
 
     def restart(self) -> None:
-        """The file is empty again."""
+        """The file was emptied, and starts again."""
         self.done = 0
         self._show()
 
@@ -49,7 +49,7 @@ class Progress(ABC):
 
 
 class Bar(Progress):
-    """On the terminal."""
+    """A bar on the terminal."""
 
     def __init__(self, done: int, bar: tqdm) -> None:
         super().__init__(done)
@@ -60,7 +60,7 @@ class Bar(Progress):
 
 
 class Lines(Progress):
-    """In the log, and to the service manager: percent, and the speed since the line before."""
+    """Lines for the log and the service manager: percent, and the speed since the last line."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Lines(Progress):
         size: int,
         done: int,
         every_s: float = REPORT_S,
-        notifier: Notifier = Notifier(),  # noqa: B008  one that tells nobody
+        notifier: Notifier = Notifier(),  # noqa: B008  without a manager
     ) -> None:
         super().__init__(done)
         self._notifier = notifier
@@ -86,13 +86,13 @@ class Lines(Progress):
         speed = (self.received - self._last_received) / passed / 1e6
         line = f"{self._name}: {100 * self.done // self._size} %, {speed:.1f} MB/s"
         logger.info("%s", line)
-        self._notifier.send(STATUS=f"fetching {line}", EXTEND_TIMEOUT_USEC=EXTENSION_US)
+        self._notifier.send(STATUS=f"downloading {line}", EXTEND_TIMEOUT_USEC=EXTENSION_US)
         self._last_at, self._last_received = now, self.received
 
 
 @contextmanager
 def show_progress(name: str, size: int, done: int) -> Iterator[Progress]:
-    """What to tell of the bytes of a file of `size` bytes, `done` of which are there."""
+    """Shows the progress of a file of `size` bytes, of which `done` are present."""
     if not sys.stderr.isatty():
         yield Lines(name, size, done, notifier=notifier_of(os.environ))
         return

@@ -1,1 +1,1 @@
-"""What a service manager such as systemd is told, and reloading."""
+"""The server as a service: notifications to systemd, and reloading."""

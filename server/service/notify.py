@@ -1,6 +1,6 @@
-"""What a service manager is told: sd_notify's protocol, a datagram of NAME=VALUE lines.
+"""The protocol of sd_notify: a datagram of NAME=VALUE lines to the service manager.
 
-The names, and what they mean, are those of sd_notify(3) and sd_watchdog_enabled(3).
+sd_notify(3) and sd_watchdog_enabled(3) define the names.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ logger = logging.getLogger("tokenflume")
 
 
 class Notifier:
-    """`address`: of the manager's socket; a first "@" is an abstract one's; empty: there is none.
+    """Sends to the service manager.
 
-    `watchdog_s`: the manager ends the service when it was not fed for so many seconds; None: it
-    does not watch.
+    `address`: the manager's socket, an abstract one if it begins with "@"; empty: no manager.
+    `watchdog_s`: the manager kills the service if its watchdog was not fed for this time, in
+    seconds; None: there is no watchdog.
     """
 
     def __init__(self, address: str = "", watchdog_s: float | None = None) -> None:
@@ -28,11 +29,12 @@ class Notifier:
 
     @property
     def is_heard(self) -> bool:
-        """There is a manager that wants to be told."""
+        """Whether there is a manager."""
         return bool(self._address)
 
     def send(self, **fields: str | int) -> bool:
-        """Tell the manager. Whether it took it: it may be busy, and nothing here waits for it."""
+        """Send the fields without waiting. Returns whether they were sent: a busy manager's socket
+        may be full."""
         if not self._address or not fields:
             return True
         lines = "\n".join(f"{name}={_one_line(value)}" for name, value in fields.items())
@@ -42,22 +44,22 @@ class Notifier:
                 sender.sendto(lines.encode(), self._address)
             except OSError as error:
                 if error.errno != errno.EAGAIN:
-                    logger.warning("the service manager cannot be told: %s", error.strerror)
+                    logger.warning("cannot notify the service manager: %s", error.strerror)
                 return False
         return True
 
 
 def notifier_of(environment: Mapping[str, str]) -> Notifier:
-    """The manager that the environment names, if it does."""
+    """The notifier for the manager that the environment names."""
     address = environment.get("NOTIFY_SOCKET", "")
     if address and (address[0] not in "/@" or len(address) < 2):
-        logger.warning("NOTIFY_SOCKET is no address of a local socket: %.100r", address)
+        logger.warning("NOTIFY_SOCKET is not the address of a local socket: %.100r", address)
         address = ""
     return Notifier(address, _watchdog_s(environment))
 
 
 def take_notifier(environment: MutableMapping[str, str]) -> Notifier:
-    """As notifier_of; then the names are removed: no child is to speak for this process."""
+    """`notifier_of`, which also removes the variables, so that no child process notifies."""
     notifier = notifier_of(environment)
     for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
         environment.pop(name, None)
@@ -65,17 +67,17 @@ def take_notifier(environment: MutableMapping[str, str]) -> Notifier:
 
 
 def monotonic_us() -> int:
-    """The clock that RELOADING=1 is to be stamped with, in microseconds."""
+    """The clock for the time of RELOADING=1, in microseconds."""
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
 
 
 def _watchdog_s(environment: Mapping[str, str]) -> float | None:
-    """None too if another process is meant."""
+    """The interval in seconds; None without a watchdog, or with one for another process."""
     given = environment.get("WATCHDOG_USEC", "")
     if not given or environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     if not (given.isascii() and given.isdecimal() and 0 < int(given) < 2**63):
-        logger.warning("WATCHDOG_USEC is no number of microseconds: %.100r", given)
+        logger.warning("WATCHDOG_USEC is not a number of microseconds: %.100r", given)
         return None
     return int(given) / 1e6
 

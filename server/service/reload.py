@@ -1,4 +1,4 @@
-"""What is read again on SIGHUP, without a restart."""
+"""Files that SIGHUP reads again, without a restart."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ logger = logging.getLogger("tokenflume")
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """Something that can be read again."""
+    """A file that can be read again."""
 
     name: str
-    """In the plural, for the log, such as "API keys"."""
+    """The content for the log, in the plural, such as "API keys"."""
     read: Callable[[], None]
-    """Takes the new in the place of the old, or raises ConfigurationError and changes nothing."""
+    """Replaces the old content; or raises ConfigurationError and changes nothing."""
 
 
 def reload_all(on_reload: Sequence[Reload]) -> list[str]:
-    """Read all again. Returns what went wrong, a sentence each; that stays as it was."""
+    """Read all again. Returns a sentence for each failure, which leaves the old content."""
     failures = []
     for reload in on_reload:
         try:
             reload.read()
         except ConfigurationError as error:
             failures.append(f"{reload.name}: {error}")
-            logger.error("SIGHUP: %s: %s; they stay as they were", reload.name, error)
+            logger.error("SIGHUP: %s: %s; the old ones stay in use", reload.name, error)
         else:
-            logger.info("SIGHUP: read %s again", reload.name)
+            logger.info("SIGHUP: reloaded %s", reload.name)
     if not on_reload:
-        logger.info("SIGHUP: nothing of what is served can be read again")
+        logger.info("SIGHUP: there is nothing to reload")
     return failures

@@ -1,1 +1,1 @@
-"""What a person sees in a terminal."""
+"""What the program shows in a terminal."""

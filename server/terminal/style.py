@@ -1,4 +1,4 @@
-"""What is shown on a terminal: bold and dim text, bars, a line that is written over."""
+"""Styles for a terminal: bold and dim text, bars, a line that is overwritten."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TextIO
 
 EIGHTHS = " ▏▎▍▌▋▊▉"
-WIDEST = 100
-"""Columns: longer lines are hard to read."""
+MAX_COLUMNS = 100
+"""Longer lines are hard to read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """Sets text off, where the terminal can and its user wants it."""
+    """Adds the escape codes of bold, dim and coloured text, if it is on."""
 
     is_on: bool = False
 
@@ -33,24 +33,24 @@ class Style:
 
 
 def style_for(stream: TextIO, environment: Mapping[str, str] = os.environ) -> Style:
-    """Colours only on a terminal that has them, and not where NO_COLOR is set."""
+    """On for a terminal with colours, unless NO_COLOR is set."""
     is_plain = environment.get("NO_COLOR") or environment.get("TERM", "dumb") == "dumb"
     return Style(stream.isatty() and not is_plain)
 
 
 def columns() -> int:
-    """The terminal's width, or 80 where there is none; at the most WIDEST."""
-    return min(WIDEST, shutil.get_terminal_size().columns)
+    """The width of the terminal, at most MAX_COLUMNS; 80 without a terminal."""
+    return min(MAX_COLUMNS, shutil.get_terminal_size().columns)
 
 
 def bar(share: float, width: int) -> str:
-    """So much of a bar of `width` columns, to an eighth of one. `share`: in [0, 1]."""
+    """The filled part of a bar of `width` columns, to an eighth of a column. `share`: 0 to 1."""
     eighths = round(min(1.0, max(0.0, share)) * width * 8)
     return "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()
 
 
 def size_text(size: float) -> str:
-    """Bytes, such as "7.5 MB" and "12.0 GB", in powers of ten."""
+    """A number of bytes with a decimal unit, such as "7.5 MB" or "12.0 GB"."""
     for unit in ("B", "kB", "MB"):
         if size < 999.95:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -59,7 +59,7 @@ def size_text(size: float) -> str:
 
 
 class LiveLine:
-    """The last line of a terminal, written over by each next text. Elsewhere it is not there."""
+    """The last line of a terminal, which each text overwrites. Shows nothing elsewhere."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -67,9 +67,9 @@ class LiveLine:
         self._is_terminal = stream.isatty()
 
     def show(self, text: str) -> None:
-        """In the place of the text before. It has no escapes, and is cut to the terminal."""
+        """Replace the text. It must not contain escape codes, and is cut to the terminal."""
         if self._is_terminal:
-            # The cursor goes back at once: whoever else writes, does so over it.
+            # The cursor returns at once, so that other output overwrites the line.
             self._write(f"\r\x1b[K{text[: columns() - 1]}\r")
             self._is_shown = True
 

@@ -1,4 +1,4 @@
-"""`tokenflume tune`: what is fastest here, found by measuring the real workers.
+"""`tokenflume tune`: finds the fastest options on this machine, by measuring real workers.
 
 command ─▶ search (what to try, what to keep) ─▶ measure (a pool, its figures) ─▶ report
 """

@@ -1,6 +1,6 @@
-"""What a pool of real workers does: tokens/s of many streams, first tokens, stalls.
+"""Measures a pool of real workers: throughput, time to first token, stalls.
 
-Everything goes through WorkerPool, as requests over HTTP do; only HTTP is left out.
+All requests go through WorkerPool, like those over HTTP, but without HTTP.
 """
 
 from __future__ import annotations
@@ -27,53 +27,55 @@ TEXT = """\
 the king went into the deep forest and there he found an old house where a woman sat by the fire
 she gave him bread and water then said take this key but open no door before the third night has
 come for behind it sleeps one who never wakes unless somebody calls his name"""
-"""Prompts are made of its words."""
-FILLED = 0.7
-"""Of the context that the long prompt may fill at the most."""
-FEWEST_TOKENS = 3
-"""Of each stream in a measurement."""
-LONGEST = 4
-"""A measurement that brings fewer goes on for so many windows."""
+"""Prompts consist of its words, in random order."""
+MAX_FILLED = 0.7
+"""Share of the context that the long prompt may fill."""
+MIN_TOKENS = 3
+"""Tokens of each stream that a measurement needs."""
+MAX_WINDOWS = 4
+"""A measurement with too few tokens goes on for this number of windows."""
 RUNNING = 3
-"""Streams beside which a prompt arrives."""
+"""Number of running streams when a prompt arrives."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptFigure:
-    """How long a prompt's first token took."""
+    """The time to first token of a prompt."""
 
     words: int
     tokens: int
     seconds: float
     is_estimate: bool = False
-    """A shorter one was measured, and its time taken in proportion."""
+    """Whether it is extrapolated from a shorter prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class StallFigure:
-    """What a prompt and running streams did to each other."""
+    """How a prompt and running streams slowed each other down."""
 
     streams: int
+    """Number of running streams."""
     stall_s: float
     """The longest pause of a running stream."""
     usual_s: float
-    """Between two tokens of a stream, in the mean, before."""
+    """Mean inter-token latency of a stream before the prompt arrived."""
     prompt: PromptFigure
-    """The first token of the prompt that arrived."""
+    """The prompt that arrived."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of a pool."""
+    """What was measured of a pool."""
 
     load_s: float
     rates: dict[int, float]
-    """Tokens/s of all streams together, by their number."""
+    """Throughput of all streams together, in tokens/s, by the number of streams."""
     prompt: PromptFigure
+    """A long prompt on idle workers."""
 
 
 def fastest(one: Figures, other: Figures) -> Figures:
-    """Of each figure the better one: disturbances only ever slow down."""
+    """The better value of each figure: disturbances only ever slow down."""
     rates = {n: max(rate, other.rates[n]) for n, rate in one.rates.items()}
     prompt = min(one.prompt, other.prompt, key=lambda figure: figure.seconds)
     return Figures(min(one.load_s, other.load_s), rates, prompt)
@@ -81,14 +83,15 @@ def fastest(one: Figures, other: Figures) -> Figures:
 
 @dataclass(slots=True)
 class _Stream:
-    """A stream that is always there: when its request ends, the next one begins."""
+    """A stream without end: when its request finishes, the next one starts."""
 
     times: list[float] = field(default_factory=list)
+    """When each token came, in seconds of the monotonic clock."""
     has_begun: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Gauge:
-    """Measures a pool whose workers are ready. `window_s`: seconds of each measurement, about."""
+    """Measures a pool whose workers are ready. `window_s`: duration of each measurement, about."""
 
     def __init__(self, pool: WorkerPool, window_s: float, seed: int = 1) -> None:
         status = pool.status()
@@ -112,7 +115,7 @@ class Gauge:
         return Figures(load_s, rates, prompt)
 
     async def rate(self, streams: int) -> float:
-        """Tokens/s of so many streams together. More than there are slots for wait for theirs."""
+        """Throughput of this number of streams, in tokens/s. Streams beyond the slots wait."""
         async with self._running(streams) as running:
             for stream in running:
                 del stream.times[:-1]
@@ -120,18 +123,18 @@ class Gauge:
         return sum(_rate(stream.times) for stream in running)
 
     async def prompt(self) -> PromptFigure:
-        """The first token of a long prompt, that nobody has sent before, on idle workers."""
+        """A long prompt on idle workers, which have no part of it in their KV cache."""
         short = await self._first_token(SHORT_WORDS)
         words = self._words_that_fit(short)
-        if short.seconds * words / SHORT_WORDS > LONGEST * self._window_s:
+        if short.seconds * words / SHORT_WORDS > MAX_WINDOWS * self._window_s:
             return _scaled(short, words)
         return await self._first_token(words)
 
     async def stall(self) -> StallFigure:
-        """A long prompt arrives beside running streams; there must be a slot for it."""
+        """A long prompt arrives while streams run. Needs at least two slots."""
         short = await self._first_token(SHORT_WORDS)
         words = self._words_that_fit(short)
-        if short.seconds * words / SHORT_WORDS > LONGEST / 2 * self._window_s:
+        if short.seconds * words / SHORT_WORDS > MAX_WINDOWS / 2 * self._window_s:
             words = SHORT_WORDS
         count = min(RUNNING, self.slots - 1)
         async with self._running(count) as running:
@@ -150,7 +153,7 @@ class Gauge:
         )
 
     def _words_that_fit(self, short: PromptFigure) -> int:
-        room = FILLED * self._context * SHORT_WORDS / short.tokens
+        room = MAX_FILLED * self._context * SHORT_WORDS / short.tokens
         return max(1, min(PROMPT_WORDS, int(room)))
 
     def _text(self, words: int) -> Prompt:
@@ -175,15 +178,15 @@ class Gauge:
             self._pool.release(stream)
 
     async def _window(self, running: list[_Stream]) -> None:
-        """Let the streams run, for longer where they bring little."""
-        for _ in range(LONGEST):
-            await asyncio.sleep(self._window_s)  # this is the measurement, nothing is waited for
-            if all(len(stream.times) > FEWEST_TOKENS for stream in running):
+        """Let the streams run; for longer if they bring few tokens."""
+        for _ in range(MAX_WINDOWS):
+            await asyncio.sleep(self._window_s)  # this is the measurement itself
+            if all(len(stream.times) > MIN_TOKENS for stream in running):
                 return
 
     @asynccontextmanager
     async def _running(self, count: int) -> AsyncIterator[list[_Stream]]:
-        """Within, so many streams run, as far as there are slots; each has begun."""
+        """A context in which `count` streams run. Each that has a slot has its first token."""
         streams = [_Stream() for _ in range(count)]
         try:
             async with asyncio.TaskGroup() as group:
@@ -217,9 +220,9 @@ class Gauge:
 
 @asynccontextmanager
 async def ready_pool(settings: PoolSettings) -> AsyncIterator[tuple[WorkerPool, float]]:
-    """A pool whose workers are all there, and how long that took in seconds.
+    """A pool whose workers are all ready, and the seconds that this took.
 
-    Raises ConfigurationError when they will not be.
+    Raises ConfigurationError if they cannot be ready.
     """
     started = time.monotonic()
     async with WorkerPool(settings) as pool:
@@ -238,7 +241,7 @@ async def ready_pool(settings: PoolSettings) -> AsyncIterator[tuple[WorkerPool, 
 
 
 def _rate(times: list[float]) -> float:
-    """Tokens a second, from the times at which they came."""
+    """Tokens per second, from the times at which the tokens came; 0 for fewer than two."""
     if len(times) < 2 or times[-1] <= times[0]:
         return 0.0
     return (len(times) - 1) / (times[-1] - times[0])

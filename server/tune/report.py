@@ -1,4 +1,4 @@
-"""What was found, for people: memory, a table, a chart, flags and why; and as a file of options."""
+"""The result of tune: memory, a table, a chart, and the options with reasons; or a file."""
 
 from __future__ import annotations
 
@@ -14,42 +14,41 @@ from workers.engines.memory_plan import MemoryPlan
 from workers.machine.cores import counted
 
 INDENT = "  "
-CHART_WIDTH = 36
+CHART_COLUMNS = 36
 BUSY = 0.1
-"""Of the cores: less disturbs little."""
+"""Share of the cores: other programs that use more disturb the measurement."""
 
 
 def memory_lines(memory: MemoryPlan, available: int | None, style: Style) -> Iterator[str]:
-    """What the model will take, before it is loaded."""
-    left = "" if available is None else f" of {size_text(available)} that are free"
-    yield style.bold("Memory") + f"  about {size_text(memory.total_bytes)}{left}"
-    yield f"{INDENT}{size_text(memory.weight_bytes):>9}  weights, which workers share"
+    """The memory that the model will take, before it is loaded."""
+    free = "" if available is None else f" of {size_text(available)} free"
+    yield style.bold("Memory") + f"  about {size_text(memory.total_bytes)}{free}"
+    yield f"{INDENT}{size_text(memory.weight_bytes):>9}  weights, shared by the workers"
     if memory.repacked_bytes:
-        repacked = size_text(memory.repacked_bytes)
-        yield f"{INDENT}{repacked:>9}  rearranged, at most, instead of those"
+        yield f"{INDENT}{size_text(memory.repacked_bytes):>9}  rearranged weights, at most"
     yield (
-        f"{INDENT}{size_text(memory.kv_bytes):>9}  keys and values: {memory.slots} streams,"
+        f"{INDENT}{size_text(memory.kv_bytes):>9}  KV cache: {memory.slots} streams,"
         f" {size_text(memory.slot_bytes)} each"
     )
-    yield f"{INDENT}{size_text(memory.process_bytes):>9}  the workers themselves"
+    yield f"{INDENT}{size_text(memory.process_bytes):>9}  worker processes"
     if available is not None:
-        yield f"{INDENT}{size_text(available - memory.total_bytes):>9}  remain"
+        yield f"{INDENT}{size_text(available - memory.total_bytes):>9}  remain free"
 
 
 def report_lines(tuned: Tuned, style: Style, columns: int) -> Iterator[str]:
-    """The whole report, but for the memory."""
+    """The whole report, except for the memory."""
     yield ""
-    yield style.bold("Measured") + "  tokens/s of all streams together, and a prompt's first token"
+    yield style.bold("Measured") + "  tokens/s of all streams together; time to first token"
     yield from _table(tuned, style, columns)
     yield from (f"{INDENT}{style.dim(line)}" for line in _untried(tuned))
     yield ""
-    yield style.bold("Expected") + "  with the flags below"
+    yield style.bold("Expected") + "  with the options below"
     yield from _chart(tuned, style, columns)
     yield from _prompt_lines(tuned)
     yield ""
-    yield style.bold("Flags")
+    yield style.bold("Options")
     if not tuned.advice:
-        yield f"{INDENT}none: nothing else was measured; give it more --seconds"
+        yield f"{INDENT}none: nothing else was measured; try more --seconds"
     yield from (f"{INDENT}{style.bold(line)}" for line in _warning(tuned))
     width = max((len(_flag(item)) for item in tuned.advice), default=0)
     for item in tuned.advice:
@@ -71,20 +70,20 @@ def _table(tuned: Tuned, style: Style, columns: int) -> Iterator[str]:
 
 
 def _untried(tuned: Tuned) -> Iterator[str]:
-    yield f"less than {NOISE - 1:.0%} is no difference"
+    yield f"differences below {NOISE - 1:.0%} do not count"
     yield from (f"not tried: {text}" for text in tuned.untried)
 
 
 def _warning(tuned: Tuned) -> Iterator[str]:
     if tuned.busy > BUSY:
-        yield f"Other programs kept the cores {tuned.busy:.0%} busy: measure again without them."
+        yield f"Other programs used {tuned.busy:.0%} of the cores: measure again without them."
 
 
 def _chart(tuned: Tuned, style: Style, columns: int) -> Iterator[str]:
     if tuned.figures is None:
         return
     rates = tuned.figures.rates
-    width = min(CHART_WIDTH, columns - 40)
+    width = min(CHART_COLUMNS, columns - 40)
     most = max(rates.values()) or 1.0
     for streams, rate in rates.items():
         noun = "stream " if streams == 1 else "streams"
@@ -97,17 +96,18 @@ def _prompt_lines(tuned: Tuned) -> Iterator[str]:
     if tuned.figures is None:
         return
     alone = tuned.figures.prompt
-    yield f"{INDENT}a prompt of {alone.words} words: its first token after {_seconds(alone)}"
+    yield f"{INDENT}first token of {alone.words} words: {_seconds(alone)}"
     for limit, figure in sorted(tuned.stalls.items()):
+        streams = counted(figure.streams, "stream")
         yield (
-            f"{INDENT}beside {counted(figure.streams, 'stream')}, max-stall {limit:g}: after"
-            f" {_seconds(figure.prompt)}; they pause {figure.stall_s * 1000:.0f} ms, else"
-            f" {figure.usual_s * 1000:.0f}"
+            f"{INDENT}with {streams}, max-stall {limit:g}: {_seconds(figure.prompt)};"
+            f" streams pause {figure.stall_s * 1000:.0f} ms instead of"
+            f" {figure.usual_s * 1000:.0f} ms"
         )
 
 
 def config_text(tuned: Tuned, given: Mapping[str, object]) -> str:
-    """A file for --config: what was given, and what is advised."""
+    """A file for --config: the options that were given, and the advice."""
     by_name = {option.name: option for option in OPTIONS}
     lines = ["# Measured by `tokenflume tune` on this machine."]
     lines += [f"# {line}" for line in _warning(tuned)]
@@ -119,7 +119,7 @@ def config_text(tuned: Tuned, given: Mapping[str, object]) -> str:
 
 
 def command_text(tuned: Tuned, given: Mapping[str, object]) -> str:
-    """The flags as a command to copy."""
+    """The command that serves with these options."""
     words = ["tokenflume"]
     for name, value in given.items():
         for one in value if isinstance(value, tuple) else (value,):
@@ -143,5 +143,5 @@ def _seconds(figure: PromptFigure) -> str:
 
 def _number(rate: float) -> str:
     if not rate:
-        return "?"  # too few tokens came
+        return "?"  # too few tokens were generated
     return f"{rate:,.0f}" if rate >= 99.5 else f"{rate:.1f}"

@@ -1,23 +1,23 @@
-"""Which settings to try, in which order, and which to keep: one question after the other.
+"""Which options to try, in which order, and which to keep: one question after the other.
 
     cores ─▶ repack ─▶ kv-type ─▶ batch-size ─▶ all figures, slots ─▶ max-stall
 
-Each question keeps what was best so far; a difference within NOISE is none, and what there would be
-without a flag stays. What its user has set is not asked about.
+Each question keeps the best options so far. A value replaces the default only if it is faster by
+more than NOISE. Options that the user has set are not tried.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import math
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
 
+from server.config.options import Options
 from server.config.specs import GivenModel, make_specs
 from server.tune.measure import Figures, Gauge, StallFigure, fastest, ready_pool
 from shared.errors import ConfigurationError
@@ -28,28 +28,31 @@ from workers.machine.cores import Machine, counted
 from workers.machine.memory import available_memory
 
 STREAMS = (1, 4, 8, 16)
+"""Numbers of streams whose throughput is measured."""
 NOISE = 1.05
-"""How much better something must be to be better."""
+"""A score must be larger than this factor to count as faster."""
 ENOUGH = 0.95
-"""Of the most tokens/s: streams beyond those that bring so much gain nothing."""
+"""Share of the highest throughput: more streams than bring this share gain nothing."""
 STALLS_MS = (50.0, 150.0, 400.0)
+"""Values of --max-stall to try."""
 LITTLE_LATER = 1.25
-"""How much later a prompt's first token may come so that streams pause less."""
+"""Factor by which a first token may come later in exchange for shorter pauses."""
 BATCHES = (32, 128)
-"""Prompt tokens at a time, besides its own 8, for an engine that does not find out itself."""
+"""Values of --batch-size to try, for an engine that does not choose it by measuring."""
 WINDOWS = 60
-"""Parts of the time; a measurement takes one, about."""
+"""The duration is divided into this number of windows; a measurement takes about one."""
 BUSY_S = 0.5
-LONGEST_WINDOW_S = 2.0
-SHORTEST_WINDOW_S = 0.1
+"""Time over which the load by other programs is measured."""
+MAX_WINDOW_S = 2.0
+MIN_WINDOW_S = 0.1
 
 
 @dataclass(slots=True)
 class Trial:
-    """Settings that were measured, and the best figures they ever had."""
+    """Options that were measured, and their best figures."""
 
     name: str
-    options: argparse.Namespace
+    options: Options
     spec: ModelSpec
     figures: Figures
 
@@ -59,13 +62,13 @@ class Trial:
 
     @property
     def threads(self) -> int:
-        """Of all workers together."""
+        """Threads of all workers together."""
         return sum(len(worker.cpus) for worker in self.spec.pool.workers)
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """A flag to give, and why."""
+    """An option to set, and why."""
 
     option: str
     value: Any
@@ -74,47 +77,51 @@ class Advice:
 
 @dataclass(slots=True)
 class Tuned:
-    """All that was found."""
+    """The result of a search."""
 
     memory: MemoryPlan
     available: int | None
-    """Bytes that were left before anything was loaded; None: not known."""
+    """Bytes of memory that were free before anything was loaded; None: not known."""
     trials: list[Trial] = field(default_factory=list)
     advice: list[Advice] = field(default_factory=list)
     untried: list[str] = field(default_factory=list)
     """What was not measured, and why."""
     figures: Figures | None = None
-    """Of the settings that are advised."""
+    """Figures of the recommended options."""
     stalls: dict[float, StallFigure] = field(default_factory=dict)
-    """By --max-stall, in milliseconds."""
+    """By the value of --max-stall, in milliseconds."""
     busy: float = 0.0
-    """The share of the cores, in [0, 1], that other programs had when it began."""
+    """Share of the cores that other programs used at the start, 0 to 1."""
 
 
 def check_memory(spec: ModelSpec) -> tuple[MemoryPlan, int | None]:
-    """What the model will take, and what is left. ConfigurationError where it cannot fit."""
+    """The memory that the model takes, and the free memory (None: not known), in bytes.
+
+    Raises ConfigurationError for a model that does not fit.
+    """
     memory, available = plan_memory(spec.model, len(spec.pool.workers)), available_memory()
     if available is not None and memory.total_bytes > available:
         raise ConfigurationError(
             f"{spec.name} does not fit: it takes about {memory.total_bytes / 2**20:,.0f} MiB"
             f" ({memory.weight_bytes / 2**20:,.0f} of weights,"
-            f" {memory.kv_bytes / 2**20:,.0f} of keys and values for"
-            f" {counted(memory.slots, 'stream')}), and {available / 2**20:,.0f} MiB are left;"
+            f" {memory.kv_bytes / 2**20:,.0f} of KV cache for"
+            f" {counted(memory.slots, 'stream')}), and {available / 2**20:,.0f} MiB are free;"
             " a smaller quantization, -n or --slots takes less"
         )
     return memory, available
 
 
 class Tuner:
-    """Measures one model. `given`: options that stay as they are. `seconds`: to take, about.
+    """Searches the fastest options for one model.
 
-    `tell` gets a few words on what is being measured.
+    `given`: names of options that keep their values. `seconds`: approximate duration. `tell` is
+    called with a few words about each measurement, before it starts.
     """
 
     def __init__(
         self,
         file: GivenModel,
-        options: argparse.Namespace,
+        options: Options,
         given: Collection[str],
         machine: Machine,
         seconds: float,
@@ -126,7 +133,7 @@ class Tuner:
         self._machine = machine
         self._tell = tell
         self._ends = time.monotonic() + seconds
-        self._window_s = min(LONGEST_WINDOW_S, max(SHORTEST_WINDOW_S, seconds / WINDOWS))
+        self._window_s = min(MAX_WINDOW_S, max(MIN_WINDOW_S, seconds / WINDOWS))
         self._costs_s: list[float] = []
         spec = self._spec(options)
         self._tuned = Tuned(*check_memory(spec))
@@ -134,17 +141,17 @@ class Tuner:
 
     @property
     def memory(self) -> MemoryPlan:
-        """What the model will take as it is asked for, which fits."""
+        """The memory that the model takes with the given options."""
         return self._tuned.memory
 
     @property
     def available(self) -> int | None:
-        """Bytes that are left; None: not known."""
+        """Bytes of free memory; None: not known."""
         return self._tuned.available
 
     async def run(self) -> Tuned:
-        """Raises ConfigurationError when the model cannot be loaded or fails."""
-        self._tell("what else runs")
+        """Raises ConfigurationError if the model cannot be loaded, or a request fails."""
+        self._tell("load by other programs")
         self._tuned.busy = await asyncio.to_thread(busy_share, self._machine)
         spec = self._spec(self._best_options)
         best = await self._measure(_name(spec), self._best_options, STREAMS)
@@ -162,7 +169,7 @@ class Tuner:
 
     async def _ask_cores(self, best: Trial) -> Trial:
         first = best
-        for threads, workers in self._seatings(best.threads, best.workers):
+        for threads, workers in self._alternatives(best.threads, best.workers):
             best = await self._better(best, "", num_threads=threads, workers=workers)
         if len(self._tuned.trials) > 1:
             is_same = best is first
@@ -171,8 +178,8 @@ class Tuner:
             self._advise("workers", best.workers, reason)
         return best
 
-    def _seatings(self, threads: int, workers: int) -> list[tuple[int, int]]:
-        """Threads and workers that may be better than these."""
+    def _alternatives(self, threads: int, workers: int) -> list[tuple[int, int]]:
+        """Other pairs of threads and workers that may be faster than this one."""
         usable = self._machine.allowed
         if self._machine.quota is not None:
             usable = min(usable, max(1, math.floor(self._machine.quota)))
@@ -180,17 +187,17 @@ class Tuner:
         wanted = [(threads, 1), (threads, 2), (usable, 1)]
         wanted += [(threads // 2, 1)] if threads >= 4 else []
         wanted += [] if batches else [(threads, threads), (usable, usable)]
-        seatings = []
+        alternatives = []
         for n, count in wanted:
             asked = {"num_threads": n != threads, "workers": count != workers}
-            is_new = (n, count) != (threads, workers) and (n, count) not in seatings
+            is_new = (n, count) != (threads, workers) and (n, count) not in alternatives
             if (
                 is_new
                 and count <= n
                 and not any(asked[name] for name in asked if self._is_set(name))
             ):
-                seatings.append((n, count))
-        return seatings
+                alternatives.append((n, count))
+        return alternatives
 
     async def _ask_repack(self, best: Trial) -> Trial:
         if self._is_set("repack") or not can_repack(best.spec.model, self._header):
@@ -206,7 +213,7 @@ class Tuner:
         return best
 
     async def _ask_kv_type(self, best: Trial) -> Trial:
-        """Only where the memory holds too few streams is there something to gain."""
+        """A smaller KV cache only helps if the memory is short of slots."""
         kv_type: KvType = "q8_0"
         slots = plan_memory(best.spec.model, best.workers).slots
         is_short = slots < MOST_SLOTS * best.workers and best.spec.model.slots is None
@@ -215,7 +222,7 @@ class Tuner:
         first = best
         best = await self._better(best, f"the same, kv-type {kv_type}", kv_type=kv_type)
         if best is not first:
-            self._advise("kv_type", kv_type, f"more streams fit, {_gain(best, first)}")
+            self._advise("kv_type", kv_type, f"more streams fit; {_gain(best, first)}")
         return best
 
     async def _ask_batch(self, best: Trial) -> Trial:
@@ -230,27 +237,27 @@ class Tuner:
         return best
 
     def _ask_slots(self, best: Trial) -> None:
-        """From the rates: no slots that bring nothing."""
+        """Advise no more slots than increase the throughput that was measured."""
         if self._is_set("slots") or not ENGINES[self._file.engine].batches:
             return
         rates = best.figures.rates
         if not all(rates.values()):
-            self._tuned.untried.append("slots: some streams brought too few tokens to tell")
+            self._tuned.untried.append("slots: too few tokens were generated to compare")
             return
         most = max(rates.values())
         streams = min(n for n, rate in rates.items() if rate >= ENOUGH * most)
         fit = plan_memory(best.spec.model, best.workers).slots
         slots = math.ceil(min(streams, fit) / best.workers)
         if streams > fit:
-            reason = f"as many as fit; {streams} streams would be faster together"
+            reason = f"as many as fit into memory; {streams} streams would have more throughput"
         elif streams == max(rates):
-            reason = f"{streams} streams together are faster than fewer"
+            reason = f"{streams} streams have more throughput than fewer"
         else:
-            reason = f"more than {streams} streams are no faster together, only each slower"
+            reason = f"more than {streams} streams add no throughput and slow each other down"
         self._advise("slots", slots, reason)
 
     async def _ask_stall(self, best: Trial) -> None:
-        """The smallest limit with which prompts come little later than with any."""
+        """Advise the smallest limit with which first tokens come little later than at best."""
         if not ENGINES[self._file.engine].measured:
             return
         own = best.options.max_stall
@@ -262,16 +269,16 @@ class Tuner:
             return
         soonest = min(figure.prompt.seconds for figure in found.values())
         limit = min(x for x in found if found[x].prompt.seconds <= LITTLE_LATER * soonest)
-        reason = "prompts come little later than with more"
+        reason = "a higher limit makes first tokens little faster"
         if limit == max(found):
-            reason = "with less, prompts come much later"
+            reason = "a lower limit makes first tokens much slower"
         self._advise("max_stall", limit, reason)
 
     # ---------------------------------------------------------------- measuring
 
     async def _better(self, best: Trial, name: str, **changes: Any) -> Trial:
-        """The trial of the changes, if it is better; else `best`."""
-        options = argparse.Namespace(**{**vars(best.options), **changes})
+        """A trial with the changes, if it is faster; otherwise `best`."""
+        options = replace(best.options, **changes)
         name = name or _name(self._spec(options))
         reason = self._why_not(options)
         if reason:
@@ -281,26 +288,24 @@ class Tuner:
         self._tuned.trials.append(trial)
         if score(trial.figures, best.figures) <= NOISE:
             return best
-        if self._has_time(2):  # it may have been the other one's bad luck
+        if self._has_time(2):  # `best` may have been disturbed: measure it again
             again = await self._measure(best.name, best.options, STREAMS)
             best.figures = fastest(best.figures, again.figures)
         return trial if score(trial.figures, best.figures) > NOISE else best
 
-    def _why_not(self, options: argparse.Namespace) -> str:
-        """Why these are not measured, in words; empty if they can be."""
+    def _why_not(self, options: Options) -> str:
+        """Why these options cannot be measured, in a sentence; empty if they can."""
         try:
             check_memory(self._spec(options))
         except ConfigurationError as error:
             return str(error)
-        return "" if self._has_time(2) else "no time was left"  # one is for the stall
+        return "" if self._has_time(2) else "no time left"  # the second is for max-stall
 
     def _has_time(self, measurements: int) -> bool:
-        """For so many more like the longest until now."""
+        """Whether there is time for this number of measurements, as long as the longest one."""
         return time.monotonic() + measurements * max(self._costs_s) <= self._ends
 
-    async def _measure(
-        self, name: str, options: argparse.Namespace, streams: tuple[int, ...]
-    ) -> Trial:
+    async def _measure(self, name: str, options: Options, streams: tuple[int, ...]) -> Trial:
         self._tell(name)
         spec, started = self._spec(options), time.monotonic()
         async with ready_pool(spec.pool) as (pool, load_s):
@@ -311,16 +316,16 @@ class Tuner:
     async def _measure_stall(self, best: Trial, limit: float) -> None:
         name = f"the same, max-stall {limit:g} ms"
         if limit != best.options.max_stall and not self._has_time(1):
-            self._tuned.untried.append(f"{name}: no time was left")
+            self._tuned.untried.append(f"{name}: no time left")
             return
         self._tell(name)
-        options = argparse.Namespace(**{**vars(best.options), "max_stall": limit})
+        options = replace(best.options, max_stall=limit)
         async with ready_pool(self._spec(options).pool) as (pool, _):
             gauge = Gauge(pool, self._window_s)
             if gauge.slots > 1:
                 self._tuned.stalls[limit] = await gauge.stall()
 
-    def _spec(self, options: argparse.Namespace) -> ModelSpec:
+    def _spec(self, options: Options) -> ModelSpec:
         specs, _ = make_specs([self._file], options, self._machine)
         return specs[0]
 
@@ -333,8 +338,8 @@ class Tuner:
 
 
 def score(figures: Figures, before: Figures) -> float:
-    """How much better these are, as a factor: the geometric mean of all rates and of the prompt's
-    speed."""
+    """How much faster these figures are, as a factor: the geometric mean of the ratios of all
+    rates and of the prompt's speed. Rates that could not be measured are left out."""
     pairs = [(figures.rates[n], rate) for n, rate in before.rates.items()]
     pairs.append((1 / figures.prompt.seconds, 1 / before.prompt.seconds))
     ratios = [after / earlier for after, earlier in pairs if after > 0 and earlier > 0]
@@ -342,7 +347,7 @@ def score(figures: Figures, before: Figures) -> float:
 
 
 def busy_share(machine: Machine) -> float:
-    """Of the machine's cores, what is in use now: it looks for BUSY_S seconds."""
+    """Share of the machine's cores that is in use, 0 to 1. Takes BUSY_S seconds."""
     cpus = [cpu for core in machine.cores for cpu in core.cpus]
     shares = psutil.cpu_percent(BUSY_S, percpu=True)
     used = [shares[cpu] for cpu in cpus if cpu < len(shares)]

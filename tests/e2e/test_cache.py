@@ -196,7 +196,7 @@ def test_a_prompt_is_processed_once_and_every_request_continues_from_it(
     text.write_text(LONG)
     done = run_to_its_end(*flags, "--cache-prompt", str(saved), "--prompt-file", str(text))
     assert done.returncode == 0, done.stderr
-    said = re.fullmatch(r"(\d+) tokens processed in .+ s; their state is in .+\n", done.stdout)
+    said = re.fullmatch(r"(\d+) tokens processed in .+ s and saved in .+\n", done.stdout)
     assert said
     with RunningServer(*flags, "-R", str(saved)) as server:
         for prompt in ("One day", "One night", "One day he"):
@@ -241,10 +241,10 @@ def test_a_prompt_that_cannot_be_restored_or_made_is_exit_status_3_and_a_sentenc
         ((*echo, "-R", str(tmp_path / "none")), "none cannot be read: No such file"),
         ((*echo, "-R", str(saved)), "was made with another model or engine"),
         ((*MODEL, "-n", "16", "-R", str(saved)), "the context holds 16"),
-        ((*echo, make, str(saved)), "--cache-prompt and --prompt-file go together"),
-        ((*echo, "--prompt-file", str(text)), "--cache-prompt and --prompt-file go together"),
+        ((*echo, make, str(saved)), "--cache-prompt needs --prompt-file"),
+        ((*echo, "--prompt-file", str(text)), "--prompt-file needs --cache-prompt"),
         ((*echo, make, str(saved), "--prompt-file", str(tmp_path / "none")), "cannot be read"),
-        ((*echo, make, str(saved), "--prompt-file", str(tmp_path / "latin")), "no text in UTF-8"),
+        ((*echo, make, str(saved), "--prompt-file", str(tmp_path / "latin")), "not text in UTF-8"),
         ((*echo, make, str(tmp_path / "no" / "x"), "--prompt-file", str(text)), "be written"),
         ((*echo, "--cache-dir", str(rubbish)), "rubbish cannot be used: File exists"),
     ):

@@ -85,7 +85,7 @@ def test_a_model_named_so_is_fetched_and_answers(
         monkeypatch.setenv(name, value)
     with RunningServer("-m", NAME, "--slots", "1", "-n", "64", "-t", "1") as running:
         assert running.ndjson(prompt="Once", num_predict=4)[-1]["done"]
-        running.log_has(rf"{NAME}: {len(model):,} bytes fetched in \d+\.\d s .*{FIRST}")
+        running.log_has(rf"{NAME}: downloaded {len(model):,} bytes in \d+\.\d s .*{FIRST}")
         assert "httpx" not in "".join(running.log)
 
 
@@ -126,7 +126,7 @@ def test_what_the_librarys_own_tool_removes_is_fetched_again(hub: Hub, model: by
         env={**os.environ, **variables}, check=True, capture_output=True,
     )  # fmt: skip
     assert not hub.has(NAME, model)
-    assert f"{len(model):,} bytes fetched" in hub.start().stderr
+    assert f"downloaded {len(model):,} bytes" in hub.start().stderr
     assert hub.has(NAME, model)
 
 
@@ -157,7 +157,7 @@ def test_a_connection_that_breaks_is_made_again_and_goes_on(hub: Hub, model: byt
     assert hub.has(NAME, model)
     ranges = [request.range for request in hub.stand_in.asked("cdn")]
     assert ranges == ["bytes=0-", "bytes=70000-", "bytes=70000-", "bytes=90000-"]
-    assert f"{len(model):,} bytes fetched" in done.stderr
+    assert f"downloaded {len(model):,} bytes" in done.stderr
 
 
 def test_a_download_that_was_killed_goes_on_at_the_next_start(hub: Hub, model: bytes) -> None:
@@ -168,7 +168,7 @@ def test_a_download_that_was_killed_goes_on_at_the_next_start(hub: Hub, model: b
     done = hub.start()
     assert hub.has(NAME, model)
     assert hub.stand_in.asked("cdn")[-1].range == "bytes=50000-"
-    assert f"{len(model) - 50_000:,} bytes fetched" in done.stderr
+    assert f"downloaded {len(model) - 50_000:,} bytes" in done.stderr
     assert list(hub.blobs.glob("*.incomplete")) == []
 
 
@@ -176,7 +176,7 @@ def test_two_starts_at_a_time_fetch_it_once(hub: Hub) -> None:
     first = start_held(hub, 50_000)
     second = start_alone(hub)
     assert second.stderr is not None
-    while "another process is fetching this file" not in second.stderr.readline():
+    while "another process is downloading this file" not in second.stderr.readline():
         assert second.poll() is None
     hub.stand_in.hold = None
     hub.stand_in.release.set()
@@ -219,7 +219,7 @@ def test_a_store_that_knows_no_ranges_sends_all_of_it_again(hub: Hub, model: byt
     hub.stand_in.cuts = [70_000]
     done = hub.start()
     assert hub.has(NAME, model)
-    assert f"{len(model) + 70_000:,} bytes fetched" in done.stderr
+    assert f"downloaded {len(model) + 70_000:,} bytes" in done.stderr
 
 
 def test_a_damaged_download_is_deleted_and_the_next_one_is_whole(hub: Hub, model: bytes) -> None:
@@ -235,7 +235,7 @@ def test_a_damaged_download_is_deleted_and_the_next_one_is_whole(hub: Hub, model
 
 def test_a_hub_that_says_a_wrong_size_is_not_believed(hub: Hub) -> None:
     hub.stand_in.sizes["q8/tales.gguf"] = 1000
-    assert "and should have 1,000" in hub.refused()
+    assert "bytes instead of 1,000" in hub.refused()
     assert list(hub.blobs.iterdir()) == []
 
 
@@ -270,7 +270,9 @@ def test_the_token_goes_to_the_hub_and_not_to_the_store(hub: Hub) -> None:
 def test_without_its_token_a_repository_is_refused_with_the_variables_name(hub: Hub) -> None:
     hub.stand_in.token = "secret"
     sentence = hub.refused()
-    assert "has no owner/tales, or who sends no token (HF_TOKEN is not set) may not" in sentence
+    assert (
+        "has no owner/tales, or a request without a token (HF_TOKEN is not set) may not" in sentence
+    )
     assert "the account of the token (HF_TOKEN) may not" in hub.refused(HF_TOKEN="wrong")
 
 
@@ -285,11 +287,11 @@ def test_a_gated_repository_says_where_to_ask(hub: Hub, token: str) -> None:
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (401, "refuses it (401): who sends no token (HF_TOKEN is not set) may not read it"),
-        (403, "refuses it (403): who sends no token (HF_TOKEN is not set) may not read it"),
-        (404, "answers 404 Not Found"),
-        (418, "answers 418"),
-        (200, "does not answer as the hub does"),
+        (401, "refuses it (401): a request without a token (HF_TOKEN is not set) may not read it"),
+        (403, "refuses it (403): a request without a token (HF_TOKEN is not set) may not read it"),
+        (404, "answered 404 Not Found"),
+        (418, "answered 418"),
+        (200, "does not answer like the hub"),
     ],
 )
 def test_a_hub_that_does_not_give_it_is_quoted(hub: Hub, status: int, words: str) -> None:
@@ -315,7 +317,7 @@ def test_many_files_are_not_all_named(hub: Hub) -> None:
 
 def test_a_repository_without_models_says_so(hub: Hub) -> None:
     hub.stand_in.add("owner/empty", "README.md", b"")
-    assert "it has no GGUF file at all" in hub.refused("hf:owner/empty/x.gguf")
+    assert "it has no GGUF file" in hub.refused("hf:owner/empty/x.gguf")
 
 
 def test_a_revision_that_is_not_there_is_named(hub: Hub) -> None:
@@ -338,7 +340,7 @@ def test_a_connection_that_stays_broken_is_given_up(
 
 def test_offline_only_the_cache_serves(hub: Hub) -> None:
     sentence = hub.refused(HF_HUB_OFFLINE="1")
-    assert "does not have it at main, and HF_HUB_OFFLINE forbids" in sentence
+    assert "it is not in the cache at main, and HF_HUB_OFFLINE forbids" in sentence
     assert hub.stand_in.requests == []
     hub.start()
     assert hub.start(HF_HUB_OFFLINE="1").returncode == 0
@@ -353,9 +355,9 @@ def test_offline_a_file_is_there_though_another_ones_commit_is_newer(
     hub.start("hf:owner/tales/new.gguf")
     done = hub.start(HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
-    assert f"taking the one of commit {FIRST}" in done.stderr
+    assert f"the file of commit {FIRST} is used instead" in done.stderr
     assert "cannot be reached" in hub.start(HF_ENDPOINT="http://127.0.0.1:1").stderr
-    assert "does not have it at v2" in hub.refused(f"{NAME}@v2", HF_HUB_OFFLINE="1")
+    assert "it is not in the cache at v2" in hub.refused(f"{NAME}@v2", HF_HUB_OFFLINE="1")
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_the_download(hub: Hub) -> None:
@@ -365,13 +367,13 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_download(hub: Hub) -> No
             pytest.skip("/dev/shm has room for any file that is fetched so")
         hub.stand_in.sizes["q8/tales.gguf"] = size
         sentence = hub.refused(HF_HOME=small)
-    assert re.search(r"has [\d,]+ bytes left, and [\d,]+ are needed", sentence)
+    assert re.search(r"has [\d,]+ bytes free, but [\d,]+ are needed", sentence)
     assert hub.stand_in.asked("cdn") == []
 
 
 def test_a_file_that_plain_http_does_not_give_names_the_librarys_own_tool(hub: Hub) -> None:
     hub.stand_in.sizes["q8/tales.gguf"] = MOST_OVER_HTTP + 1
-    assert "fetch it with: hf download owner/tales q8/tales.gguf" in hub.refused()
+    assert "download it with: hf download owner/tales q8/tales.gguf" in hub.refused()
 
 
 def test_a_file_that_cannot_be_written_is_a_sentence(hub: Hub, model: bytes) -> None:

@@ -28,7 +28,7 @@ from tests.helpers.running import START_S
 from tests.helpers.support import echo_options
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-END = "Ctrl-C ends it"
+END = "Ctrl-C stops the server"
 
 
 class Terminal:
@@ -112,7 +112,7 @@ def test_a_terminal_shows_the_model_the_cores_the_address_and_a_line_that_works(
         assert re.search(r"cores     \d+ workers? of \d+ threads?, on CPUs? ", shown)
         assert re.search(r"loaded    llama, \S+ parameters, Q8_0, on llama_cpp", shown)
         assert "2,048 tokens" in shown
-        assert "beyond 512 it was not trained" in shown
+        assert "trained on at most 512" in shown
         assert "chats     " in shown
         assert "loading   " in shown
         assert " INFO " not in shown

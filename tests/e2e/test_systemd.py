@@ -222,10 +222,10 @@ def test_sighup_reads_the_system_prompts_again(manager: NotifySocket, tmp_path: 
         manager.until_ready()
         prompts.write_text("short = ")
         assert "reloading failed: the system prompts of" in reloaded(manager, running)["STATUS"]
-        running.wait_for_log("is no TOML.*they stay as they were")
+        running.wait_for_log("is not valid TOML.*the old ones stay in use")
         prompts.write_text('short = "Be briefer."')
         assert reloaded(manager, running)["STATUS"] == "0 streams, 0 waiting, 1 worker"
-        running.wait_for_log("read the system prompts of .* again")
+        running.wait_for_log("reloaded the system prompts of")
         assert running.post(prompt="still here").status_code == 200
 
 
@@ -265,7 +265,7 @@ def test_sighup_without_a_manager_reloads_and_ends_nothing() -> None:
         workers = running.workers()
         for process in (running.process, *workers):
             process.send_signal(signal.SIGHUP)
-        running.wait_for_log("SIGHUP: nothing of what is served can be read again")
+        running.wait_for_log("SIGHUP: there is nothing to reload")
         assert running.post(prompt="still here").status_code == 200
         assert running.workers() == workers
 
@@ -280,7 +280,7 @@ def test_a_terminal_that_is_closed_ends_the_server() -> None:
     os.close(ours)
     try:
         log = b""
-        while b"Ctrl-C ends it" not in log:
+        while b"Ctrl-C stops the server" not in log:
             log += os.read(terminal, 4096)
         os.close(terminal)
         process.send_signal(signal.SIGHUP)

@@ -290,7 +290,7 @@ def test_systemctl_reload_reads_the_prompts_again(service: SystemdMachine) -> No
     start(service).close()
     before = service.show(UNIT)["MainPID"]
     service.run("systemctl", "reload", UNIT)
-    until_logged(service, "read the system prompts of /etc/prompts.toml again")
+    until_logged(service, "reloaded the system prompts of /etc/prompts.toml")
     assert service.until(UNIT, SubState="running")["MainPID"] == before
 
 
@@ -304,7 +304,7 @@ def test_keys_are_the_service_s_own_file_and_read_again(service: SystemdMachine)
         assert status_with(client, "0123456789abcdef") == 200
         give_keys(service, "ben fedcba9876543210\n")
         service.run("systemctl", "reload", UNIT)
-        until_logged(service, "read the keys of /var/lib/tokenflume/keys again")
+        until_logged(service, "reloaded the keys of /var/lib/tokenflume/keys")
         assert status_with(client, "0123456789abcdef") == 401
         assert status_with(client, "fedcba9876543210") == 200
 

@@ -29,7 +29,7 @@ def test_tune_measures_the_bundled_model_and_writes_a_file_to_serve_with(tmp_pat
     ended = tokenflume("tune", "--seconds", "2", "-n", "512", "--write-config", str(path))
 
     assert (ended.returncode, ended.stderr) == (0, "")
-    for word in ("Memory", "Measured", "Expected", "Flags", "Serve"):
+    for word in ("Memory", "Measured", "Expected", "Options", "Serve"):
         assert f"\n{word}" in ended.stdout
     assert "16 streams  █" in ended.stdout
     assert "\x1b" not in ended.stdout
@@ -65,7 +65,7 @@ def test_what_is_printed_as_a_file_serves_the_same(tmp_path: Path) -> None:
         (["-m", "a=1", "-m", "b=2"], 3, "tune measures one model: give one -m"),
         (["--models-dir", "."], 3, "tune measures one model: give one -m"),
         (["-m", "none.gguf"], 3, "none.gguf cannot be read: no such file or directory"),
-        (["-n", "2000000", "--slots", "256"], 3, "MiB are left"),
+        (["-n", "2000000", "--slots", "256"], 3, "MiB are free"),
         (["--write-config", "/none/tuned.toml"], 3, "/none/tuned.toml cannot be written"),
         (["--write-config", "/"], 3, "/ cannot be written"),
         (["--speed"], 2, "unrecognized arguments: --speed"),
@@ -88,7 +88,7 @@ def test_ctrl_c_ends_it_and_its_workers() -> None:
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        while "the workers themselves" not in process.stdout.readline():
+        while "worker processes" not in process.stdout.readline():
             pass
         started = psutil.Process(process.pid)
         deadline = time.monotonic() + 20

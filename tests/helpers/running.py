@@ -42,10 +42,17 @@ class RunningServer:
     """`python -m server` on a free port of 127.0.0.1, with the given flags.
 
     A context: leaving it ends the server, and fails if that needs a kill. `environment`: variables
-    that it gets besides ours.
+    that it gets besides ours. `program`: what Python runs instead.
     """
 
-    def __init__(self, *flags: str, wait_ready: bool = True, **environment: str) -> None:
+    def __init__(
+        self,
+        *flags: str,
+        wait_ready: bool = True,
+        program: tuple[str, ...] = ("-m", "server"),
+        **environment: str,
+    ) -> None:
+        self._program = program
         self._flags = flags
         self._environment = environment
         self._wait_ready = wait_ready
@@ -55,7 +62,7 @@ class RunningServer:
 
     def __enter__(self) -> RunningServer:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "server", "-P", "0", *self._flags],
+            [sys.executable, *self._program, "-P", "0", *self._flags],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

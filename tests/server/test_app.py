@@ -1,4 +1,4 @@
-"""The application: what nobody expected is told to the log, and not to the client."""
+"""The application: the details of an unexpected exception are logged, and not sent to clients."""
 
 from __future__ import annotations
 

@@ -12,13 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from server.cli import EXIT_CANNOT_LISTEN, EXIT_CONFIGURATION, EXIT_OK, build_settings, run
-from server.config.options import BUNDLED_MODEL, EXIT_STATUS, read_options
-from server.http.listener import listen, watch_clients
+from server.cli import run
+from server.config.options import BUNDLED_MODEL
+from server.config.output import exit_statuses
+from server.config.settings import build_settings
+from server.exit_status import ExitStatus
+from server.http.listener import CannotListen, listen, watch_clients
 from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.sampling import SamplingParams
 from shared.settings import Settings
+from tests.helpers.options import read_options
 from tests.helpers.paths import ROOT
 from workers.machine.cores import Core, Machine
 
@@ -88,7 +92,7 @@ def written(path: Path, content: bytes) -> Path:
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     """setup.cfg takes it from the same place."""
-    assert run(["--version"]) == EXIT_OK
+    assert run(["--version"]) == ExitStatus.OK
 
     assert capsys.readouterr() == (f"tokenflume {VERSION}\n", "")
     setup = (ROOT / "setup.cfg").read_text()
@@ -101,7 +105,7 @@ def test_the_version_is_asked_for_in_a_checkout_that_is_not_installed(
     """`python -m server` runs there, and this one flag ended it with a traceback."""
     monkeypatch.setattr(sys, "path", [])
 
-    assert run(["--version"]) == EXIT_OK
+    assert run(["--version"]) == ExitStatus.OK
 
     assert capsys.readouterr().out.startswith("tokenflume ")
 
@@ -109,7 +113,7 @@ def test_the_version_is_asked_for_in_a_checkout_that_is_not_installed(
 def test_the_version_needs_no_model_that_works(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["--version", "--model", str(tmp_path / "missing")]) == EXIT_OK
+    assert run(["--version", "--model", str(tmp_path / "missing")]) == ExitStatus.OK
 
     assert capsys.readouterr().err == ""
 
@@ -119,7 +123,7 @@ def test_the_plan_is_printed_and_nothing_is_started(
 ) -> None:
     arguments = ["--plan", "--engine", "echo", "--workers", "1", "--num-threads", "1"]
 
-    assert run([*arguments, "--port", str(taken_port)]) == EXIT_OK
+    assert run([*arguments, "--port", str(taken_port)]) == ExitStatus.OK
 
     out, err = capsys.readouterr()
     assert err == ""
@@ -128,7 +132,9 @@ def test_the_plan_is_printed_and_nothing_is_started(
 
 
 def test_more_threads_than_cpus_end_with_status_3(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--plan", "--engine", "echo", "--num-threads", "100000"]) == EXIT_CONFIGURATION
+    assert (
+        run(["--plan", "--engine", "echo", "--num-threads", "100000"]) == ExitStatus.CONFIGURATION
+    )
 
     assert "100000 threads" in sentence(capsys.readouterr())
 
@@ -157,7 +163,7 @@ def test_a_path_that_is_no_model_ends_with_status_3_and_one_sentence(
     reason, content = BAD_MODELS[name]
     path = tmp_path / name if content is None else written(tmp_path / name, content)
 
-    assert run(["--model", str(path), "--engine", engine]) == EXIT_CONFIGURATION
+    assert run(["--model", str(path), "--engine", engine]) == ExitStatus.CONFIGURATION
 
     said = sentence(capsys.readouterr())
     assert said.startswith(str(path))
@@ -168,7 +174,7 @@ def test_a_path_that_is_no_model_ends_with_status_3_and_one_sentence(
 def test_a_directory_is_no_model(
     engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["--model", str(tmp_path), "--engine", engine]) == EXIT_CONFIGURATION
+    assert run(["--model", str(tmp_path), "--engine", engine]) == ExitStatus.CONFIGURATION
 
     assert sentence(capsys.readouterr()) == f"{tmp_path} cannot be read: is a directory"
 
@@ -181,7 +187,7 @@ def test_a_link_to_itself_is_no_model(
     path = tmp_path / "link"
     path.symlink_to(path)
 
-    assert run(["--model", str(path), "--engine", engine]) == EXIT_CONFIGURATION
+    assert run(["--model", str(path), "--engine", engine]) == ExitStatus.CONFIGURATION
 
     assert "symbolic links" in sentence(capsys.readouterr())
 
@@ -193,7 +199,7 @@ def test_a_ggml_file_without_a_model_type_ends_with_status_3_and_says_which_flag
 ) -> None:
     path = written(tmp_path / "model.bin", magic + bytes(28))
 
-    assert run(["--model", str(path), "--engine", engine]) == EXIT_CONFIGURATION
+    assert run(["--model", str(path), "--engine", engine]) == ExitStatus.CONFIGURATION
 
     said = sentence(capsys.readouterr())
     assert said.startswith(f"{path} is a GGML file")
@@ -220,7 +226,7 @@ def test_a_gguf_file_needs_no_model_type(tmp_path: Path) -> None:
 def test_the_program_itself_ends_with_status_3_for_a_missing_model(tmp_path: Path) -> None:
     ended = program("--model", str(tmp_path / "missing.gguf"))
 
-    assert ended.returncode == EXIT_CONFIGURATION == 3
+    assert ended.returncode == ExitStatus.CONFIGURATION == 3
     assert "missing.gguf cannot be read" in sentence((ended.stdout, ended.stderr))
 
 
@@ -230,7 +236,7 @@ def test_the_program_itself_ends_with_status_3_for_a_missing_model(tmp_path: Pat
 def test_the_program_itself_ends_with_status_4_for_a_port_in_use(taken_port: int) -> None:
     ended = program("--engine", "echo", "--port", str(taken_port))
 
-    assert ended.returncode == EXIT_CANNOT_LISTEN == 4
+    assert ended.returncode == ExitStatus.CANNOT_LISTEN == 4
     said = sentence((ended.stdout, ended.stderr))
     assert said.lower() == f"cannot listen on 127.0.0.1:{taken_port}: address already in use"
 
@@ -242,7 +248,7 @@ def test_a_host_that_is_none_of_ours_ends_with_status_4_and_one_sentence(host: s
     """What no name of a host can look like raises a UnicodeError, which is no OSError."""
     ended = program("--engine", "echo", "--host", host, "--port", "0")
 
-    assert ended.returncode == EXIT_CANNOT_LISTEN
+    assert ended.returncode == ExitStatus.CANNOT_LISTEN
     assert sentence((ended.stdout, ended.stderr)).startswith(f"cannot listen on {host}:0: ")
 
 
@@ -255,7 +261,7 @@ def test_a_host_without_an_address_ends_with_status_4_and_one_sentence(
 
     monkeypatch.setattr(socket, "getaddrinfo", no_such_name)
 
-    assert run(["--engine", "echo", "--host", "nowhere"]) == EXIT_CANNOT_LISTEN
+    assert run(["--engine", "echo", "--host", "nowhere"]) == ExitStatus.CANNOT_LISTEN
 
     said = sentence(capsys.readouterr())
     assert said == "cannot listen on nowhere:8080: Name or service not known"
@@ -265,7 +271,7 @@ def test_a_host_without_an_address_ends_with_status_4_and_one_sentence(
 def test_a_socket_listens_on_any_free_port(host: str) -> None:
     try:
         listener = listen(host, 0)
-    except OSError:
+    except CannotListen:
         if ":" in host:
             pytest.skip("no IPv6 here")
         raise
@@ -305,16 +311,79 @@ def open_descriptors() -> int:
 
 
 def test_a_second_server_does_not_share_the_port_of_the_first() -> None:
-    with listen("127.0.0.1", 0) as first, pytest.raises(OSError, match="in use"):
+    with listen("127.0.0.1", 0) as first, pytest.raises(CannotListen, match="in use"):
         listen("127.0.0.1", first.getsockname()[1])
 
 
 def test_a_port_in_use_leaves_no_socket_open(taken_port: int) -> None:
     before = open_descriptors()
 
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(CannotListen, match="in use"):
         listen("127.0.0.1", taken_port)
 
+    assert open_descriptors() == before
+
+
+# ---------------------------------------------------------------- status 3: other errors of files
+
+
+IN_A_DELETED_FOLDER = f"""
+import os, sys, tempfile
+sys.path.insert(0, {str(ROOT)!r})
+folder = tempfile.mkdtemp()
+os.chdir(folder)
+os.rmdir(folder)
+from server.cli import run
+raise SystemExit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-m", "model.gguf", "--port", "0"],
+        ["--engine", "echo", "--cache-dir", "prompts", "--port", "0"],
+        ["tune", "-m", "model.gguf"],
+    ],
+)
+def test_an_error_of_a_file_is_not_reported_as_one_of_the_address(arguments: list[str]) -> None:
+    """In a folder that was deleted the server "cannot listen", and tune ended with a traceback."""
+    ended = subprocess.run(
+        [sys.executable, "-c", IN_A_DELETED_FOLDER, *arguments],
+        timeout=TIMEOUT_S, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert ended.returncode == ExitStatus.CONFIGURATION
+    said = sentence((ended.stdout, ended.stderr))
+    assert said == "the program cannot start: No such file or directory"
+
+
+@pytest.mark.usefixtures("own_logging")
+def test_a_file_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "none"
+    monkeypatch.setattr("server.config.settings.read_machine", path.read_text)
+
+    assert run(["--engine", "echo", "--port", "0"]) == ExitStatus.CONFIGURATION
+
+    assert sentence(capsys.readouterr()) == f"{path} cannot be used: No such file or directory"
+
+
+@pytest.mark.usefixtures("own_logging")
+def test_an_error_while_clients_are_watched_is_one_of_the_address(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(92, "Protocol not available")
+
+    monkeypatch.setattr("server.http.listener.watch_clients", refuse)
+    before = open_descriptors()
+
+    assert run(["--engine", "echo", "--port", "0"]) == ExitStatus.CANNOT_LISTEN
+
+    said = sentence(capsys.readouterr())
+    assert said == "cannot listen on 127.0.0.1:0: Protocol not available"
     assert open_descriptors() == before
 
 
@@ -342,9 +411,11 @@ def test_the_environment_of_the_process_is_read(
 
 
 def test_every_status_that_a_sentence_of_help_explains_is_the_one_used() -> None:
-    explained = {line.split("  ")[1] for line in EXIT_STATUS.splitlines() if line.startswith("  ")}
+    lines = exit_statuses().splitlines()
+    explained = {line.split("  ")[1] for line in lines if line.startswith("  ")}
 
-    assert {str(EXIT_OK), "2", str(EXIT_CONFIGURATION), str(EXIT_CANNOT_LISTEN), "5"} == explained
+    assert explained == {str(int(status)) for status in ExitStatus if status < 100}
+    assert explained == {"0", "1", "2", "3", "4", "5"}
 
 
 # ---------------------------------------------------------------- options to settings
@@ -453,14 +524,14 @@ def test_options_of_the_echo_engine_that_are_missing_are_no_matter_of_the_addres
     """Looking at the size of that "model" ended as "cannot listen", with status 4."""
     ended = program("--engine", "echo", "--model", str(tmp_path / "none.json"), "--port", "0")
 
-    assert ended.returncode == EXIT_CONFIGURATION
+    assert ended.returncode == ExitStatus.CONFIGURATION
     assert "none.json does not hold options of the echo engine" in ended.stderr.splitlines()[-1]
 
 
 def test_a_worker_takes_memory_from_the_node_of_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     cores = tuple(Core((cpu,), package=0, node=cpu, l3=cpu, performance=0) for cpu in range(2))
     machine = Machine(cores, online=2, allowed=2, quota=None, quota_source="no cgroup found")
-    monkeypatch.setattr("server.cli.read_machine", lambda: machine)
+    monkeypatch.setattr("server.config.settings.read_machine", lambda: machine)
 
     apart = settings_of("--workers", "2").models[0].pool.workers
     assert {worker.cpus: worker.node for worker in apart} == {(0,): 0, (1,): 1}
@@ -480,7 +551,7 @@ def without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_asking_for_llama_cpp_where_it_is_not_installed_says_how_to_install_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(["--engine", "llama_cpp"]) == EXIT_CONFIGURATION
+    assert run(["--engine", "llama_cpp"]) == ExitStatus.CONFIGURATION
 
     said = sentence(capsys.readouterr())
     assert said == "llama.cpp is not installed: pip install 'tokenflume[llama]' installs it"

@@ -207,6 +207,9 @@ class WorkerHandle:
         self.slots = message.info.slots
         self.prefix_tokens = message.prefix_tokens
         self._ready_at = self._loop.time()
+        # Logged before anybody learns of it: the start screen ends, and the log is no longer quiet.
+        index, pid = self.settings.index, self.process.pid
+        logger.info("worker %d (pid %d): %s", index, pid, describe_ready(message))
         self.ready.set_result(message)
         self._on_change()
 
@@ -263,3 +266,13 @@ class WorkerHandle:
             if not answer.done():
                 answer.set_exception(WorkerDied(DIED))
         self._on_change()
+
+
+def describe_ready(ready: Ready) -> str:
+    """A log line: what was loaded, and how long that took."""
+    info = ready.info
+    return (
+        f"loaded {info.architecture} on {info.engine} in {ready.load_s:.2f} s;"
+        f" context {info.context} tokens, vocabulary {info.vocabulary},"
+        f" {info.slots} slot{'s' * (info.slots != 1)}"
+    )

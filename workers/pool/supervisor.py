@@ -164,7 +164,7 @@ class Supervisor:
             self._give_up_unloadable(worker, error)
         else:
             if ready is not None:
-                self._on_ready(worker, handle, ready)
+                self._on_ready(worker)
                 await self._watch_progress(handle)
         death = await handle.process.until_ended()
         worker.handle = None
@@ -226,10 +226,9 @@ class Supervisor:
                 handle.process.kill(Death("no_progress", reason))
                 return
 
-    def _on_ready(self, worker: SupervisedWorker, handle: WorkerHandle, ready: Ready) -> None:
+    def _on_ready(self, worker: SupervisedWorker) -> None:
         self._was_ready = True
         worker.last_death = ""
-        logger.info("%s (pid %d): %s", worker.name, handle.process.pid, describe_ready(ready))
         self._on_change()
 
     def _give_up_unloadable(self, worker: SupervisedWorker, error: ConfigurationError) -> None:
@@ -275,13 +274,3 @@ def back_off_s(policy: RestartPolicy, deaths: int) -> float:
         return 0.0
     doublings = min(deaths - 2, 60)
     return min(policy.first_wait_s * 2.0**doublings, policy.longest_wait_s)
-
-
-def describe_ready(ready: Ready) -> str:
-    """A log line: what was loaded, and how long that took."""
-    info = ready.info
-    return (
-        f"loaded {info.architecture} on {info.engine} in {ready.load_s:.2f} s;"
-        f" context {info.context} tokens, vocabulary {info.vocabulary},"
-        f" {info.slots} slot{'s' * (info.slots != 1)}"
-    )

@@ -53,8 +53,8 @@ def test_a_word_that_is_no_name_of_the_file_is_refused_with_the_names(file):
         ('[prompts]\na = "b"', "prompts must be a string"),
         ('a = "\\u0000"', "a must not contain"),
         ('"a b" = "c"', "the name 'a b'"),
-        ("a =", "is no TOML"),
-        ('a = "\xff"', "is no TOML"),
+        ("a =", "is not valid TOML"),
+        ('a = "\xff"', "is not valid TOML"),
     ],
 )
 def test_a_file_of_another_shape_is_refused_with_the_name(tmp_path, content, sentence):

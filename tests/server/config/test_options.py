@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import re
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from server.config.options import OPTIONS, read_options
+from server.config.options import OPTIONS, Options
+from server.config.resolve import build_parser
+from tests.helpers.options import read_options
 from tests.helpers.paths import ROOT
 
 STATUS_2 = 2
@@ -210,8 +212,8 @@ def test_a_flag_beats_the_environment_even_where_that_is_wrong(case: Case) -> No
 @each_option
 def test_an_option_leaves_all_others_at_their_defaults(case: Case) -> None:
     text = next(iter(case.good))
-    changed = vars(read_options([case.long, text], {}))
-    default = vars(read_options([], {}))
+    changed = asdict(read_options([case.long, text], {}))
+    default = asdict(read_options([], {}))
 
     assert {name for name in default if changed[name] != default[name]} <= {case.name}
 
@@ -225,7 +227,7 @@ def test_a_bad_value_of_a_flag_ends_with_status_2_and_names_the_flag(
             joined = f"{flag}={text}" if flag.startswith("--") else f"{flag}{text}"
             arguments = [joined] if text else [flag, text]
             line = complaint(capsys, arguments, {})
-            assert line.startswith(f"tokenflume: error: {case.long}: ")
+            assert line.startswith(f"tokenflume: error: {case.long} must be ")
             assert len(line) < 300
 
 
@@ -235,7 +237,7 @@ def test_a_bad_value_in_the_environment_ends_with_status_2_and_names_the_variabl
 ) -> None:
     for text in case.bad:
         line = complaint(capsys, [], {case.variable: text})
-        assert line.startswith(f"tokenflume: error: {case.variable}: ")
+        assert line.startswith(f"tokenflume: error: {case.variable} must be ")
 
 
 @pytest.mark.parametrize(
@@ -247,12 +249,12 @@ def test_a_bad_value_in_the_environment_ends_with_status_2_and_names_the_variabl
         (["--temp", "-1"], "≥ 0"),
         (["--slots", "0"], "from 1 to 256"),
         (["--max-stall", "0"], "≥ 1 and ≤ 60000"),
-        (["--mlock", "auto"], "'auto' is none of on, off"),
-        (["--repack", "yes"], "'yes' is none of on, off, auto"),
+        (["--mlock", "auto"], "one of on, off, not 'auto'"),
+        (["--repack", "yes"], "one of on, off, auto, not 'yes'"),
         (["--drain-timeout", "0"], "> 0 and ≤ 86400"),
-        (["--engine", "llama"], "'llama' is none of auto, llama_cpp, ctransformers, echo"),
-        (["--log-level", "loud"], "'loud' is none of debug, info, warning, error"),
-        (["--kv-type", "f64"], "'f64' is none of f16, f32, q8_0"),
+        (["--engine", "llama"], "one of auto, llama_cpp, ctransformers, echo, not 'llama'"),
+        (["--log-level", "loud"], "one of debug, info, warning, error, not 'loud'"),
+        (["--kv-type", "f64"], "one of f16, f32, q8_0, not 'f64'"),
     ],
 )
 def test_the_complaint_says_what_is_possible(
@@ -304,8 +306,8 @@ def test_other_variables_are_none_of_ours() -> None:
     ],
 )
 def test_a_switch_is_off_until_it_is_given(arguments: list[str], name: str) -> None:
-    assert getattr(read_options([], {}), name) is False
-    assert getattr(read_options(arguments, {}), name) is True
+    assert getattr(build_parser().parse_args([]), name) is False
+    assert getattr(build_parser().parse_args(arguments), name) is True
 
 
 @pytest.mark.parametrize("arguments", [["-f"], ["--float16"], ["-f", "--kv-type", "f16"]])
@@ -391,7 +393,7 @@ def test_help_says_how_the_environment_is_used_and_what_an_exit_status_means(
 ) -> None:
     assert "TOKENFLUME_NUM_THREADS" in help_text
     assert "A flag wins over the environment" in help_text
-    for status in (0, 2, 3, 4, 5):
+    for status in (0, 1, 2, 3, 4, 5):
         assert f"\n  {status}  " in help_text
 
 
@@ -405,20 +407,50 @@ def test_help_is_printed_even_where_the_environment_is_wrong(
     assert "--port" in capsys.readouterr().out
 
 
-def test_the_result_is_a_namespace_of_every_option_and_switch() -> None:
+def test_the_result_has_every_option_and_cannot_be_changed() -> None:
     options = read_options([], {})
 
-    assert isinstance(options, argparse.Namespace)
-    assert set(vars(options)) == {case.name for case in CASES} | {
-        *("float16", "plan", "version", "config", "print_config")
-    }
+    assert [field.name for field in fields(options)] == [case.name for case in CASES]
+    with pytest.raises(FrozenInstanceError):
+        options.port = 1  # type: ignore[misc]
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value has the type that the hint says."""
+    origin = get_origin(hint)
+    if origin is UnionType:
+        return any(fits(value, one) for one in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin is tuple:
+        element, _ = get_args(hint)
+        return isinstance(value, tuple) and all(fits(one, element) for one in value)
+    return type(value) is hint or (hint is Path and isinstance(value, Path))
+
+
+@each_option
+def test_every_value_has_the_type_of_its_field(case: Case) -> None:
+    hint = get_type_hints(Options)[case.name]
+
+    assert fits(case.default, hint)
+    for text in case.good:
+        assert fits(value_of(case, [case.long, text], {}), hint)
+
+
+@each_option
+def test_the_choices_of_an_option_are_those_of_its_type(case: Case) -> None:
+    hint = get_type_hints(Options)[case.name]
+    (option,) = [option for option in OPTIONS if option.name == case.name]
+
+    assert option.parser.choices == (get_args(hint) if get_origin(hint) is Literal else ())
+    assert (case.default is None) == (NoneType in get_args(hint))
 
 
 def test_a_mistyped_variable_ends_with_status_2_and_the_nearest_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     said = complaint(capsys, [], {"TOKENFLUME_NUM_THREAD": "2"})
-    assert "TOKENFLUME_NUM_THREAD sets nothing; did you mean TOKENFLUME_NUM_THREADS?" in said
+    assert "TOKENFLUME_NUM_THREAD is not an option; did you mean TOKENFLUME_NUM_THREADS?" in said
 
 
 def name_of(flag: str) -> str:
@@ -445,5 +477,5 @@ def test_a_switch_in_the_environment_needs_a_value(
 ) -> None:
     variable = "TOKENFLUME_" + name_of(flag).upper()
 
-    assert "'' is none of on, off" in complaint(capsys, [], {variable: ""})
+    assert "must be one of on, off" in complaint(capsys, [], {variable: ""})
     assert getattr(read_options([], {variable: "on"}), name_of(flag)) == "on"

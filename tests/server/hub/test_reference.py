@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.hub.reference import HubReference, parse_reference, resolve_model
+from server.hub.reference import HubReference, parse_reference
+from server.hub.resolve import resolve_model
 from shared.errors import ConfigurationError
 
 
@@ -58,7 +59,7 @@ def test_a_reference_names_repository_file_and_revision(text: str, reference: Hu
     ],
 )
 def test_what_names_nothing_is_refused_with_the_syntax(text: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"names no model: it must be hf:OWNER/REPO"):
+    with pytest.raises(ConfigurationError, match=r"is not a model: it must be hf:OWNER/REPO"):
         parse_reference(text)
 
 

@@ -51,7 +51,7 @@ def test_a_manager_that_is_gone_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert not Notifier(f"{tmp_path}/gone").send(READY=1)
-    assert "the service manager cannot be told" in caplog.text
+    assert "cannot notify the service manager" in caplog.text
 
 
 def test_a_manager_that_reads_nothing_holds_nobody_up(address: str) -> None:
@@ -87,13 +87,13 @@ def test_a_watchdog_interval_that_is_none_is_a_warning(
     value: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert notifier_of({"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": value}).watchdog_s is None
-    assert "WATCHDOG_USEC is no number of microseconds" in caplog.text
+    assert "WATCHDOG_USEC is not a number of microseconds" in caplog.text
 
 
 @pytest.mark.parametrize("value", ["vsock:2:1234", "relative", "@", "/"])
 def test_an_address_that_is_none_is_a_warning(value: str, caplog: pytest.LogCaptureFixture) -> None:
     assert not notifier_of({"NOTIFY_SOCKET": value}).is_heard
-    assert "NOTIFY_SOCKET is no address" in caplog.text
+    assert "NOTIFY_SOCKET is not the address" in caplog.text
 
 
 def test_the_stamp_of_a_reload_is_the_monotonic_clock_in_microseconds() -> None:
@@ -106,7 +106,7 @@ def test_a_download_says_how_far_it_is_and_asks_for_more_time(address: str) -> N
         lines.add(400)
         message = manager.receive()
     assert message is not None
-    assert message["STATUS"].startswith("fetching model.gguf: 40 %, ")
+    assert message["STATUS"].startswith("downloading model.gguf: 40 %, ")
     assert int(message["EXTEND_TIMEOUT_USEC"]) > 10_000_000
 
 
@@ -122,5 +122,5 @@ def test_what_can_be_read_again_is_and_what_cannot_stays(
     reloads = [Reload("API keys", broken), Reload("system prompts", lambda: read.append("p"))]
     assert reload_all(reloads) == ["API keys: keys.txt cannot be read"]
     assert read == ["p"]
-    assert "API keys: keys.txt cannot be read; they stay as they were" in caplog.text
-    assert "read system prompts again" in caplog.text
+    assert "API keys: keys.txt cannot be read; the old ones stay in use" in caplog.text
+    assert "reloaded system prompts" in caplog.text

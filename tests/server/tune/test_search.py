@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from server.config.options import read_options
 from server.config.specs import given_files
 from server.tune.measure import Figures, Gauge, PromptFigure, fastest, ready_pool
 from server.tune.search import Tuned, Tuner, check_memory, score
 from shared.errors import ConfigurationError
+from tests.helpers.options import read_options
 from tests.helpers.support import echo_options, model_settings, pool_settings, run, until
 from workers.machine.cores import Core, Machine, read_machine
 
@@ -136,7 +136,7 @@ FOUR_CORES = Machine(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "given", "seatings"),
+    ("arguments", "given", "alternatives"),
     [
         ((), (), [(4, 2), (8, 1), (2, 1)]),
         ((), ("workers",), [(8, 1), (2, 1)]),
@@ -145,12 +145,12 @@ FOUR_CORES = Machine(
     ],
 )
 def test_other_threads_and_workers_are_tried_unless_they_are_given(
-    arguments: tuple[str, ...], given: tuple[str, ...], seatings: list[tuple[int, int]]
+    arguments: tuple[str, ...], given: tuple[str, ...], alternatives: list[tuple[int, int]]
 ) -> None:
     """Four cores of two CPUs each: a worker of four threads is what they suggest."""
     made = tuner("--engine", "echo", *arguments, given=given, machine=FOUR_CORES)
 
-    assert made._seatings(4, 1) == seatings
+    assert made._alternatives(4, 1) == alternatives
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_reasons(
@@ -163,8 +163,8 @@ def test_a_model_that_does_not_fit_is_refused_with_the_reasons(
 
     said = str(refused.value)
     assert said.startswith("fairy-tales does not fit: it takes about ")
-    assert "192 of keys and values for 16 streams" in said
-    assert "100 MiB are left" in said
+    assert "192 of KV cache for 16 streams" in said
+    assert "100 MiB are free" in said
 
 
 def test_where_memory_is_unknown_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,9 +180,9 @@ def test_what_does_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "does not fit" in made._why_not(made._best_options)
 
 
-def test_the_namespace_of_options_is_left_as_it_was(tmp_path: Path) -> None:
+def test_the_given_options_are_left_as_they_were(tmp_path: Path) -> None:
     options = read_options([*echo(tmp_path), "--log-level", "error"], {})
-    before = argparse.Namespace(**vars(options))
+    before = replace(options)
     (file,) = given_files(options)
 
     found: Tuned = run(
