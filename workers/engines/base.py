@@ -35,7 +35,11 @@ class Sampler(Protocol):
 
 
 class Engine(Protocol):
-    """What a loaded model can do, without any policy. Used from one thread."""
+    """What a loaded model can do, without any policy.
+
+    One thread calls it, except for `info`, `tokenize`, `piece` and `sampler`, which several threads
+    may call at once while another one decodes, and `interrupt`.
+    """
 
     @property
     def info(self) -> ModelInfo: ...
@@ -114,10 +118,7 @@ class Engine(Protocol):
         """
 
     def interrupt(self) -> None:
-        """Until `resume`, let decodes that may be interrupted return early, where it can.
-
-        The one method for other threads.
-        """
+        """Until `resume`, let decodes that may be interrupted return early, where it can."""
 
     def resume(self) -> None:
         """Take back an `interrupt`."""

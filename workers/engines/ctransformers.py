@@ -139,7 +139,12 @@ class CtransformersSampler:
 
 
 class CtransformersEngine:
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Threads: as Engine says, without a lock. The library's Tokenize changes nothing, and reads
+    nothing but the vocabulary, which eval and sample do not change. Detokenize has a buffer of its
+    own in the model, so the pieces of all tokens are read before the first request.
+    """
 
     max_batch = MAX_BATCH
     state_format = ""

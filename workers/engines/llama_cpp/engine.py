@@ -229,7 +229,11 @@ def part_for(scores: int) -> int:
 
 
 class LlamaCppEngine:
-    """See the module's docstring. `interrupt` may be called from any thread, all else from one."""
+    """See the module's docstring.
+
+    Threads: as Engine says. llama.cpp's tokenizers and samplers only read the vocabulary, and keep
+    what they change in objects of the call.
+    """
 
     max_batch = BATCH
 
