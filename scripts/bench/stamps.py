@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import ClassVar
-from unittest import mock
 
-import workers.child.process
 from scripts.load.errors import BenchError
 from server.cli import run
 from shared.messages import Message, Tokens
 from shared.queues import TokenSender
 from shared.settings import WorkerSettings
+from workers.child.process import run as run_worker
 
 
 class StampingSender(TokenSender):
@@ -37,13 +36,12 @@ class StampingSender(TokenSender):
 def stamped_worker(
     stamps: str, settings: WorkerSettings, requests: Connection, tokens: Connection
 ) -> None:
-    """run_worker, which at its end writes to the file `stamps` when it had which token.
+    """A worker, which at its end writes to the file `stamps` when it had which token.
 
     The file is a JSON array with a list for each request, in the order of their first tokens:
     the time, in time.monotonic's seconds, at which the worker was about to send each token.
     """
-    with mock.patch.object(workers.child.process, "TokenSender", StampingSender):
-        workers.child.process.run(settings, requests, tokens)
+    run_worker(settings, requests, tokens, StampingSender)
     times: dict[int, list[float]] = {}
     for when, batch in StampingSender.log:
         for message in batch:

@@ -15,9 +15,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
-from unittest import mock
 
-import workers.child.process
 from scripts.bench.dialects import SAMPLING, Asks
 from scripts.bench.job import Job
 from scripts.bench.models import make_model
@@ -30,6 +28,7 @@ from shared.queues import TokenSender
 from shared.sampling import SamplingParams
 from shared.settings import ModelSettings, WorkerSettings
 from shared.wire import FrameParser, encode_frame
+from workers.child.process import run
 from workers.machine.topology import make_plan
 
 CONTEXT = 512
@@ -161,12 +160,11 @@ class TimedSender(TokenSender):
 def timed_worker(
     settings: WorkerSettings, requests: Connection, tokens: Connection, report: Connection
 ) -> None:
-    """run_worker, which at its end reports all steps that carried as many tokens as any."""
+    """A worker, which at its end reports all steps that carried as many tokens as any."""
     import llama_cpp  # here: only the worker loads the library
 
     for name in TimedSender.spent:
         setattr(llama_cpp, name, TimedSender.time(name, getattr(llama_cpp, name)))
-    with mock.patch.object(workers.child.process, "TokenSender", TimedSender):
-        workers.child.process.run(settings, requests, tokens)
+    run(settings, requests, tokens, TimedSender)
     most = max(sent for sent, _ in TimedSender.steps)
     report.send([step for sent, step in TimedSender.steps if sent == most])

@@ -237,7 +237,7 @@ def test_a_prompt_that_cannot_be_restored_or_made_is_exit_status_3_and_a_sentenc
     echo = ("--engine", "echo", "--workers", "1")
     make = "--cache-prompt"
     for flags, sentence in (
-        ((*echo, "-R", str(rubbish)), "rubbish is no saved prompt"),
+        ((*echo, "-R", str(rubbish)), "rubbish is not a saved prompt"),
         ((*echo, "-R", str(tmp_path / "none")), "none cannot be read: No such file"),
         ((*echo, "-R", str(saved)), "was made with another model or engine"),
         ((*MODEL, "-n", "16", "-R", str(saved)), "the context holds 16"),

@@ -1,4 +1,4 @@
-"""A table of measured times as a curve of straight lines."""
+"""Interpolates between measured times."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 
 def interpolate(sizes: Sequence[int], seconds: Sequence[float], size: int) -> float:
-    """Between two measured sizes on the line through them; beyond the last, in proportion."""
-    place = bisect_left(sizes, size)
-    if place == 0:
+    """Return the expected seconds of a size, by the seconds of the ascending `sizes`.
+
+    Up to the first size: its seconds. Between two sizes: linear. Beyond the last: proportional.
+    """
+    index = bisect_left(sizes, size)
+    if index == 0:
         return seconds[0]
-    if place == len(sizes):
+    if index == len(sizes):
         return seconds[-1] * size / sizes[-1]
-    low, high = sizes[place - 1 : place + 1]
+    low, high = sizes[index - 1 : index + 1]
     share = (size - low) / (high - low)
-    return seconds[place - 1] * (1 - share) + seconds[place] * share
+    return seconds[index - 1] * (1 - share) + seconds[index] * share

@@ -1,8 +1,9 @@
-"""How many sequences a decode step is computed with: its own, or more, so that tiles are full.
+"""Chooses the batch size of a decode step: its sequences, or more, so that tiles are full.
 
-16 sequences may take less time than 15. What does is measured when a worker has loaded, and may
-then be wrong: another program was busy for a moment, or the idle sequences that fill a step have
-long contexts now. So what was found worse is tried again now and then, beside what is used.
+16 sequences may take less time than 15. Which sizes are worth it is measured when a worker has
+loaded its model. The measurement may become wrong: another program was busy for a moment, or the
+idle sequences that fill a step have long contexts now. So the size that was found slower is tried
+again now and then.
 """
 
 from __future__ import annotations
@@ -13,36 +14,40 @@ from collections.abc import Mapping
 from workers.child.interpolation import interpolate
 
 FIRST_TRIAL, LAST_GAP = 8, 256
-"""Steps before the first trial; each one after it is twice as far away, up to the second."""
+"""Steps before the first trial; and the most steps between two trials. Each gap is twice the one
+before it."""
 RECENT = 3
-"""Steps of which the fastest is compared with a trial: disturbances only ever slow a step down."""
+"""The fastest of so many last steps is compared with a trial: disturbances only slow a step."""
 TRUST = 1.25
-"""What the first measurement says is believed up to this ratio: it may have been disturbed."""
+"""Largest ratio that the first measurement is trusted with: it may have been disturbed."""
 LEARNING_RATE = 0.5
 """Weight of the newest trial."""
 BETTER = 0.97
-"""A ratio that is worth a change."""
+"""A ratio of times below this is worth a change."""
 
 
-class Widths:
-    """`measured`: seconds of decode steps by their sequences. Beyond these a step has its own."""
+class BatchPadding:
+    """Learns for each number of sequences which batch size is fastest.
+
+    `measured`: seconds of decode steps by batch size. Larger batches are not padded.
+    """
 
     def __init__(self, measured: Mapping[int, float]) -> None:
         self._choices = _choices(measured)
 
     def width(self, sequences: int) -> int:
-        """How many sequences the next decode step of so many is to be computed with."""
+        """Return the batch size for the next decode step of `sequences` sequences."""
         choice = self._choices.get(sequences)
         return choice.next if choice else sequences
 
     def observe(self, sequences: int, seconds: float) -> None:
-        """That step took so long."""
+        """Learn from a step that had the size which `width` returned."""
         if choice := self._choices.get(sequences):
             choice.observe(seconds)
 
 
 class _Choice:
-    """Between two widths. `ratio`: the time of the other, over that of the better one."""
+    """The choice between two sizes. `ratio`: the time of the other one over that of the better."""
 
     def __init__(self, better: int, other: int, ratio: float) -> None:
         self._better, self._other = better, other
@@ -52,10 +57,11 @@ class _Choice:
 
     @property
     def next(self) -> int:
+        """The size of the next step."""
         return self._better if self._until_trial else self._other
 
     def observe(self, seconds: float) -> None:
-        """A step of the width that was the next one."""
+        """Learn from a step of the size that was next."""
         if self._until_trial:
             self._until_trial -= 1
             self._recent.append(seconds)
@@ -71,15 +77,15 @@ class _Choice:
 
 
 def _choices(measured: Mapping[int, float]) -> dict[int, _Choice]:
-    """For each number of sequences that has a wider size: it, or the fastest of these."""
+    """Return for each number of sequences the choice between it and the fastest larger size."""
     sizes = sorted(measured)
     seconds = [measured[size] for size in sizes]
     choices = {}
     for own in range(1, max(sizes, default=1)):
-        least, wider = min((measured[size], size) for size in sizes if size > own)
-        alone = interpolate(sizes, seconds, own)
-        if least < alone:
-            choices[own] = _Choice(wider, own, alone / least)
+        padded_s, padded = min((measured[size], size) for size in sizes if size > own)
+        own_s = interpolate(sizes, seconds, own)
+        if padded_s < own_s:
+            choices[own] = _Choice(padded, own, own_s / padded_s)
         else:
-            choices[own] = _Choice(own, wider, least / alone)
+            choices[own] = _Choice(own, padded, padded_s / own_s)
     return choices

@@ -1,11 +1,11 @@
 """Lets a sequence begin behind tokens that have been processed before.
 
-Where a prompt's beginning may be found, in a slot of its own memory each:
+Where the beginning of a prompt may be found, and how it is used:
 
-    the slot that it takes       kept as it is, what follows is cut off
-    other slots, also running    copied
-    the prompt cache             loaded: what slots had to give up, and what clients named
-    a prompt that is underway    waited for, so that two that arrive together share the work
+    the slot that it takes             truncated to what the prompt shares
+    another slot, also a running one   copied
+    the prompt cache                   loaded: states that slots evicted or that clients saved
+    a prompt that is being processed   waited for, so that two that arrive together share the work
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ logger = logging.getLogger("tokenflume.worker")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where the beginning of a prompt is: in a slot, or saved."""
+    """Where the beginning of a prompt is: in a slot, or in the cache."""
 
     tokens: int
-    """Of the prompt that it has."""
+    """Length of the beginning in tokens."""
     slot: int = -1
     saved: SavedPrompt | None = None
 
@@ -44,12 +44,12 @@ class Reuse:
         self._engine = engine
         self._cache = cache
         self._can_save = bool(engine.state_format)
-        self._news: list[Message] = []
+        self._messages: list[Message] = []
 
     def begin(self, sequence: Sequence, others: Iterable[Sequence]) -> bool:
-        """Set where the sequence begins. False: not yet, another computes what it needs.
+        """Set where the sequence begins. False: not yet, another sequence computes what it needs.
 
-        `others`: the running sequences, those whose prompts come first before this one.
+        `others`: all running sequences; the prompts of those before this one are processed first.
         """
         prompt, most = sequence.tokens, len(sequence.tokens) - 1  # one must be fed, for its logits
         own = min(common_prefix(self.slots.held(sequence.slot), prompt), most)
@@ -62,14 +62,17 @@ class Reuse:
                 found = Found(length, saved=saved)
             if self._coming(sequence, others) >= max(own, found.tokens) + WORTH:
                 return False
-        self._give_up(sequence.slot, own)
+        self._save_evicted(sequence.slot, own)
         is_copied = found.tokens >= own + WORTH and self._load(sequence.slot, found)
         best = found.tokens if is_copied else own
         sequence.begin(self._engine.truncate(sequence.slot, best))
         return True
 
     def save(self, sequence: Sequence) -> SavedPrompt | None:
-        """Keep the prompt, just processed, under its client's id. None: that is known already."""
+        """Save the prompt, just processed, under its client's id.
+
+        None: it is in the cache already, or cannot be saved.
+        """
         tokens = sequence.tokens[: sequence.position]
         known = self._cache.get(sequence.prompt_id)
         if known is not None and known.tokens == tokens:
@@ -93,21 +96,21 @@ class Reuse:
     def remember(self, saved: SavedPrompt) -> None:
         """Put a saved prompt into the cache, for sequences to begin from."""
         if saved.id:
-            self._news.append(PromptSaved(saved.id, len(saved.tokens), saved.size))
-        self._news += map(PromptDropped, self._cache.put(saved))
+            self._messages.append(PromptSaved(saved.id, len(saved.tokens), saved.size))
+        self._messages += map(PromptDropped, self._cache.put(saved))
 
     def drop(self, prompt_id: int) -> None:
-        """Forget what a client named so."""
+        """Remove the prompt that a client saved under this id from the cache."""
         if self._cache.drop(prompt_id):
-            self._news.append(PromptDropped(prompt_id))
+            self._messages.append(PromptDropped(prompt_id))
 
-    def take_news(self) -> list[Message]:
-        """What was saved under a client's id, and what had to go, since the last call."""
-        news, self._news = self._news, []
-        return news
+    def take_messages(self) -> list[Message]:
+        """Return the prompts that were saved under a client's id or evicted since the last call."""
+        messages, self._messages = self._messages, []
+        return messages
 
     def release(self, sequence: Sequence, *, is_intact: bool) -> None:
-        """The sequence is over. Its slot keeps its tokens, if the engine has not failed."""
+        """Free the sequence's slot. The slot keeps the tokens unless the engine has failed."""
         if not is_intact:
             self._engine.truncate(sequence.slot, 0)
             self.slots.release(sequence.slot, [])
@@ -117,7 +120,7 @@ class Reuse:
             self.slots.release(sequence.slot, self.slots.held(sequence.slot))
 
     def _in_slots(self, sequence: Sequence, others: Iterable[Sequence]) -> Found:
-        """The other slot that has most of the prompt."""
+        """Find the other slot that has the longest beginning of the prompt."""
         held = {other.slot: other.tokens[: other.position] for other in others if other.has_begun}
         held |= {slot: self.slots.held(slot) for slot in self.slots.idle()}
         held.pop(sequence.slot, None)
@@ -125,18 +128,18 @@ class Reuse:
         return max(found, key=lambda found: found.tokens, default=Found(0))
 
     def _coming(self, sequence: Sequence, others: Iterable[Sequence]) -> int:
-        """How many tokens of the prompt those that are processed before it will have."""
+        """Return how many tokens of the prompt the sequences before it will have in common."""
         ahead = itertools.takewhile(lambda other: other is not sequence, others)
         prefilling = (other.tokens for other in ahead if other.is_prefilling)
         return max((self._shared(sequence, tokens) for tokens in prefilling), default=0)
 
     def _shared(self, sequence: Sequence, tokens: list[int]) -> int:
-        """How many tokens the sequence could begin behind, from a state of these."""
+        """Return how many tokens the sequence could begin behind, from a state of `tokens`."""
         common = min(common_prefix(tokens, sequence.tokens), len(sequence.tokens) - 1)
         return self._engine.usable_prefix(len(tokens), common)
 
     def _load(self, slot: int, found: Found) -> bool:
-        """Put what was found into the slot; False, with a warning, if that fails."""
+        """Load what was found into the slot; log a warning and return False if that fails."""
         try:
             if found.saved is None:
                 self._engine.load(slot, self._engine.save(found.slot))
@@ -144,14 +147,14 @@ class Reuse:
                 self._engine.load(slot, found.saved.state)
                 self._cache.used(found.saved)
         except EngineFailed as error:
-            logger.warning("what was processed before is not used: %s", error)
+            logger.warning("a saved state cannot be loaded, the prompt is processed: %s", error)
             if found.saved is not None:
                 self._cache.discard(found.saved)
             return False
         return True
 
-    def _give_up(self, slot: int, kept: int) -> None:
-        """Save what the slot loses when only its first `kept` tokens stay."""
+    def _save_evicted(self, slot: int, kept: int) -> None:
+        """Save the slot's state before it is truncated to its first `kept` tokens."""
         held = self.slots.held(slot)
         is_worth_it = len(held) >= kept + WORTH and self._can_save and not self._cache.is_off
         if not is_worth_it or self._is_elsewhere(slot):
@@ -159,10 +162,10 @@ class Reuse:
         try:
             self.remember(SavedPrompt(held, self._engine.save(slot)))
         except EngineFailed as error:
-            logger.warning("what a slot held is lost: %s", error)
+            logger.warning("the state of a slot is not saved: %s", error)
 
     def _is_elsewhere(self, slot: int) -> bool:
-        """Whether all that the slot holds is in another idle slot, or in the cache."""
+        """Return whether another idle slot or the cache has all tokens of the slot."""
         held = self.slots.held(slot)
         others = (self.slots.held(other) for other in self.slots.idle() if other != slot)
         return any(held == other[: len(held)] for other in others) or self._cache.holds(held)

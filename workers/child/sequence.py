@@ -1,4 +1,4 @@
-"""One generation: its tokens, its position, and when it is over."""
+"""One generation: its tokens, its position, and when it is finished."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from workers.engines.base import Engine, Feed, Sampler
 
 
 class Sequence:
-    """A request in a slot. It knows what to feed next and what each sampled token means."""
+    """A request in a slot: what to feed next, and what each sampled token means.
+
+    `prompt`: its tokens; the list is the sequence's from now on. `now`: the time in seconds.
+    """
 
     def __init__(
         self, request: Generate, slot: int, prompt: list[int], sampler: Sampler, now: float
@@ -18,12 +21,12 @@ class Sequence:
         self.prompt_id = request.prompt_id
         self.slot = slot
         self.tokens = prompt
-        """Of the prompt, then of the answer."""
+        """The tokens of the prompt, then those of the answer."""
         self.position = 0
         """The engine has processed all tokens before it."""
         self.is_prefilling = True
         self.has_begun = False
-        """It knows where to begin: behind what its slot already holds."""
+        """`begin` was called: the position is behind what the slot already holds."""
         self.finish_reason: FinishReason | None = None
         self._sampler = sampler
         self._params = request.sampling
@@ -37,33 +40,35 @@ class Sequence:
         self._first_token_at: float | None = None
 
     def begin(self, position: int) -> None:
-        """The slot holds so many of the prompt's tokens already, but not all."""
+        """Begin behind the first `position` tokens of the prompt, which the slot holds already.
+
+        At least one token must be left.
+        """
         self.has_begun = True
         self.position = self._cached_tokens = position
 
     def chunk_limit(self, batch: int) -> int:
-        """The most prompt tokens at a time: what the request says, else `batch`."""
+        """Return the most prompt tokens of a chunk: the request's `n_batch`, else `batch`."""
         return self._params.n_batch or batch
 
     def next_chunk(self, room: int, batch: int) -> Feed:
-        """The next part of the prompt: at most `room` tokens, and at most `batch` where the
-        request does not say."""
+        """Return the next chunk of the prompt: at most `room` tokens, and at most the limit."""
         end = min(self.position + min(room, self.chunk_limit(batch)), self._prompt_tokens)
         chunk = self.tokens[self.position : end]
         return Feed(self.slot, chunk, self.position, wants_logits=end == self._prompt_tokens)
 
     def next_token(self) -> Feed:
-        """The token that was sampled last."""
+        """Return the token that was sampled last."""
         return Feed(self.slot, self.tokens[-1:], self.position, wants_logits=True)
 
     def fed(self, feed: Feed) -> None:
-        """The engine has processed `feed`."""
+        """Note that the engine has processed `feed`."""
         self.position += len(feed.tokens)
 
     def sample(self, engine: Engine, now: float) -> list[Token]:
-        """Choose the next token; return what may now be sent. Raises EngineFailed.
+        """Sample the next token; return what may now be sent. Raises EngineFailed.
 
-        May set `finish_reason`.
+        Sets `finish_reason` if the generation is finished.
         """
         token = engine.sample(self.slot, self._sampler)
         top = self._params.logprobs
@@ -73,7 +78,10 @@ class Sequence:
     def sampled(
         self, token: int, engine: Engine, now: float, logprobs: Logprobs | None = None
     ) -> list[Token]:
-        """Take the next token; return what may now be sent. May set `finish_reason`."""
+        """Take the next token; return what may now be sent.
+
+        Sets `finish_reason` if the generation is finished.
+        """
         if self._first_token_at is None:
             self._first_token_at = now
         if engine.is_end(token):
@@ -91,7 +99,7 @@ class Sequence:
         return released
 
     def finished(self, reason: FinishReason, now: float) -> Finished:
-        """The last word on this sequence. Times in seconds, since the worker received it."""
+        """Return the last message of this sequence. Its times count from the admission."""
         first = self._first_token_at if self._first_token_at is not None else now
         return Finished(
             id=self.id,

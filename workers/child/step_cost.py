@@ -1,10 +1,10 @@
 """How long a step takes, by what it carries: measured, then kept up to date.
 
 A step carries a token each of some sequences that decode, or a chunk of a prompt: two curves.
-Their shapes are the model's on this machine, and are measured once, when a worker has loaded.
-They are no straight lines: the first tokens share the reading of the weights, and kernels work
-in tiles of 4, 8 or 16. Their heights move with the length of the contexts, with other programs,
-with the CPU's heat: each step that is observed corrects its curve.
+Their shapes depend on the model and the machine, and are measured once, when a worker has loaded
+its model. They are not straight lines: the first tokens share the reading of the weights, and
+kernels work in tiles of 4, 8 or 16. Their heights change with the length of the contexts, with
+other programs and with the CPU's temperature: each observed step corrects its curve.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from workers.child.interpolation import interpolate
-from workers.child.padding import Widths
+from workers.child.padding import BatchPadding
 from workers.engines.base import Engine, Feed
 
 SequenceStep = Literal["decode", "prefill"]
@@ -24,21 +24,24 @@ PREFILL_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512
 DECODE_SIZES = (1, 2, 4, 3, 8, 7, 16, 15, 32, 31, 64, 63, 128, 256)
 """Whole tiles, and one less: a tile that is not full is often computed row by row."""
 REPEATS = 3
-"""Of each measurement the fastest one counts: disturbances only ever slow a step down."""
+"""How often a step is measured. The fastest counts: disturbances only slow a step."""
 ENOUGH_S = 0.1
-"""Time for the repeats of one measurement: what takes longer is disturbed less, relatively."""
+"""Seconds after which a measurement is not repeated: longer steps are disturbed relatively less."""
 TILES = 1.3
-"""How much worse than in proportion a size may be, because it begins another tile."""
+"""How much more than in proportion a larger size may take, because it begins another tile."""
 SHORTEST_S = 1e-9
-"""No step takes less: what is measured is divided by."""
+"""Shortest time of a step, in seconds: measured times are divided by."""
 LEARNING_RATE = 0.2
-"""Weight of the newest step in the correction: it follows within some ten steps."""
+"""Weight of the newest step in the correction, which so follows within some ten steps."""
 LARGEST_SURPRISE = 4.0
-"""A step that took longer than so many times what was expected counts as this."""
+"""A step that took more than so many times what was expected counts as this."""
 
 
 class Curve:
-    """Expected seconds of a step of some size, ≥ 1. `measured`: size to seconds, at least one."""
+    """Expected seconds of a step by its size, ≥ 1.
+
+    `measured`: seconds by size, of at least one size.
+    """
 
     def __init__(self, measured: Mapping[int, float]) -> None:
         self._sizes = sorted(measured)
@@ -52,11 +55,11 @@ class Curve:
         return ", ".join(f"{size}: {seconds * 1000:.1f} ms" for size, seconds in times)
 
     def expected(self, size: int) -> float:
-        """Seconds of a step of that size; of none, 0."""
+        """Return the expected seconds of a step of `size`; 0 for size 0."""
         return self._measured(size) * self._correction if size else 0.0
 
     def observe(self, size: int, seconds: float) -> None:
-        """Such a step took so long. One beyond the measured sizes tells nothing."""
+        """Learn from a step. One beyond the measured sizes tells nothing."""
         if size > self._sizes[-1]:
             return
         surprise = seconds / self._measured(size)
@@ -64,7 +67,7 @@ class Curve:
         self._correction += LEARNING_RATE * (surprise - self._correction)
 
     def most_within(self, seconds: float, most: int) -> int:
-        """The largest size, up to `most`, that is expected to take no longer; may be 0."""
+        """Return the largest size, 0 to `most`, that is expected to take at most `seconds`."""
         low, high = 0, most
         while low < high:
             middle = (low + high + 1) // 2
@@ -80,41 +83,41 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """What the two kinds of steps are expected to take."""
+    """How long the two kinds of steps are expected to take."""
 
     decode: Curve
-    """By the sequences that get a token each."""
+    """Seconds of a decode step by its sequences."""
     prefill: Curve
-    """By the prompt tokens of the chunk."""
-    widths: Widths = field(default_factory=lambda: Widths({}))
-    """Of decode steps."""
+    """Seconds of a prefill step by its tokens."""
+    padding: BatchPadding = field(default_factory=lambda: BatchPadding({}))
+    """Chooses the batch size of decode steps."""
 
     def __str__(self) -> str:
         return f"decode {self.decode}; prefill {self.prefill}"
 
     def observe(self, kind: SequenceStep, tokens: int, seconds: float) -> None:
-        """Such a step took so long; one that decodes, with the width that was asked for."""
+        """Learn from a step. A decode step had the batch size that `padding` has chosen."""
         if kind == "prefill":
             self.prefill.observe(tokens, seconds)
         else:
             self.decode.observe(tokens, seconds)
-            self.widths.observe(tokens, seconds)
+            self.padding.observe(tokens, seconds)
 
 
 def decode_cost(measured: Mapping[int, float]) -> Curve:
-    """Of decode steps that took so long for these numbers of sequences.
+    """Return the curve of decode steps, from the seconds measured for numbers of sequences.
 
     16 sequences may take less time than 15: then 15 are computed as 16, and take as long.
     """
     sizes = sorted(measured)
     seconds = [measured[size] for size in sizes]
-    return Curve({size: min(seconds[place:]) for place, size in enumerate(sizes)})
+    return Curve({size: min(seconds[index:]) for index, size in enumerate(sizes)})
 
 
 def _plausible(seconds: float, before: float, growth: float) -> float:
-    """A measured time, unless a disturbance shows in it.
+    """Return a measured time, limited where it shows a disturbance.
 
-    More tokens never take less time than fewer, nor more than in proportion, but for the tiles.
+    More tokens never take less time than fewer, nor more than in proportion, except for tiles.
     """
     return min(max(seconds, before), before * growth * TILES)
 
@@ -122,11 +125,11 @@ def _plausible(seconds: float, before: float, growth: float) -> float:
 def measure(
     engine: Engine, clock: Callable[[], float], text: Sequence[int], limit_s: float
 ) -> StepCost:
-    """Time the engine on ever larger steps, of both kinds until one takes over `limit_s` seconds.
+    """Time the engine on increasing steps of both kinds.
 
-    Decode steps twice that: there are fewer sizes, and the largest come most often.
-
-    `text`: tokens to feed, over and over, in slots that are empty before and after.
+    Prefill steps are measured until one takes more than `limit_s` seconds. Decode steps may take
+    twice that: there are fewer sizes, and the largest occur most often.
+    `text`: tokens to feed, repeatedly, in slots that are empty before and after.
     """
 
     def decode(size: int) -> list[Feed]:
@@ -152,11 +155,11 @@ def measure(
     decoded = times(decode, DECODE_SIZES, streams, 2 * limit_s)
     most = min(engine.info.context, engine.max_batch)
     prefilled = times(prefill, PREFILL_SIZES, most, limit_s)
-    return StepCost(decode_cost(decoded), Curve(prefilled), Widths(decoded))
+    return StepCost(decode_cost(decoded), Curve(prefilled), BatchPadding(decoded))
 
 
 def _time_step(engine: Engine, clock: Callable[[], float], feeds: Sequence[Feed]) -> float:
-    """The fastest of some repeats, in seconds; a step that takes long is not repeated."""
+    """Return the fastest of some repeats, in seconds. A step that takes long is not repeated."""
     times: list[float] = []
     while len(times) < REPEATS and sum(times) < ENOUGH_S:
         started = clock()

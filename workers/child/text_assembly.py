@@ -1,4 +1,4 @@
-"""From token bytes to text that may be sent: whole characters, and nothing of a stop string."""
+"""Turns token bytes into text that may be sent: whole characters, and no part of a stop string."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class TextAssembler:
     """Turns one sequence's token bytes into pieces of text.
 
     A token may hold half a UTF-8 character: its piece is then empty, and the
-    token that completes the character has it. Bytes that can never be UTF-8
-    become U+FFFD; a character that the end of the generation cuts is left out.
-    A token whose text may be the beginning of a stop string is held back until
-    that is decided. Of several stop strings the one that is complete first
-    counts, and of those the longest.
+    piece of the token that completes the character has the character. Bytes
+    that cannot be UTF-8 become U+FFFD. A character that the end of the
+    generation cuts is left out. A token whose text may begin a stop string is
+    held back until that is decided. Of several stop strings the one that is
+    complete first counts, and of those the longest.
     """
 
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
@@ -34,10 +34,10 @@ class TextAssembler:
         self.stopped = False
 
     def push(self, token: int, data: bytes, logprobs: Logprobs | None = None) -> list[Piece]:
-        """The pieces that became certain with this token, in order.
+        """Return the pieces that may be sent now, in order.
 
-        After a stop string has been found `stopped` is true, and what came
-        before it has been returned.
+        When a stop string is complete, `stopped` becomes true, and the text
+        before the stop string has been returned.
         """
         piece = Piece(token, self._decoder.decode(data), logprobs)
         if not self._stop:
@@ -51,18 +51,18 @@ class TextAssembler:
         return self._release_whole(len(text) - self._possible_stop(text))
 
     def flush(self) -> list[Piece]:
-        """The generation is over without a stop string: what was held back is text after all."""
+        """Return what was held back: the generation is finished without a stop string."""
         return self._release(len(self._held))
 
     def _find_stop(self, text: str) -> int | None:
-        """Where the stop string begins that is complete first: so tokens do not matter."""
+        """Return where the stop string begins that is complete first, wherever tokens end."""
         found = [
             (start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0
         ]
         return min(found)[1] if found else None
 
     def _possible_stop(self, text: str) -> int:
-        """The length of the longest end of `text` that begins a stop string."""
+        """Return the length of the longest end of `text` that begins a stop string."""
         longest = min(len(text), max(map(len, self._stop)) - 1)
         for length in range(longest, 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stop):
@@ -75,7 +75,7 @@ class TextAssembler:
         return released
 
     def _release_whole(self, length: int) -> list[Piece]:
-        """Release the tokens that lie wholly in the first `length` characters."""
+        """Release the tokens that lie completely in the first `length` characters."""
         count = end = 0
         for piece in self._held:
             end += len(piece.text)
@@ -85,7 +85,7 @@ class TextAssembler:
         return self._release(count)
 
     def _release_text(self, length: int) -> list[Piece]:
-        """Release exactly the first `length` characters; what follows is dropped."""
+        """Release exactly the first `length` characters; drop what follows."""
         released = []
         for piece in self._held:
             if length <= 0:

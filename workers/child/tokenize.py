@@ -1,33 +1,32 @@
-"""A prompt's tokens, whichever way the prompt was given."""
+"""A prompt's tokens, whether the prompt is a text, a text with cuts, or tokens."""
 
 from __future__ import annotations
 
-from shared.errors import InvalidRequest, ServingError
-from shared.messages import Failed, Tokenize, Tokenized
+from shared.errors import InvalidRequest
+from shared.messages import Tokenize, Tokenized
 from shared.prompt import Prompt
 from workers.engines.base import Engine
 
 MAX_ANSWER = 6 * 2**20
-"""Bytes of an answer's tokens and pieces: a frame holds 8 MiB."""
+"""Largest size of an answer's tokens and pieces in bytes: a frame holds 8 MiB."""
 TOKEN_BYTES = 8
-"""Of a frame, for a token's number and for its piece's length, at the most."""
+"""Bytes that a token's id and its piece's length take in a frame, at most."""
 
 
-def answer(question: Tokenize, engine: Engine) -> Tokenized | Failed:
-    """The prompt's tokens, with their bytes or their names."""
-    try:
-        tokens = tuple(tokens_of(question.prompt, engine, is_start=question.is_start))
-        pieces = tuple(engine.piece(token, shows_control=True) for token in tokens)
-        if sum(map(len, pieces)) + TOKEN_BYTES * len(tokens) > MAX_ANSWER:
-            raise InvalidRequest(f"prompt has too many tokens to list: {len(tokens)}")
-    except ServingError as error:
-        return Failed(question.id, error.code, error.message)
+def answer(question: Tokenize, engine: Engine) -> Tokenized:
+    """Return the prompt's tokens, with their bytes or their names. Raises ServingError."""
+    tokens = tuple(tokens_of(question.prompt, engine, is_start=question.is_start))
+    pieces = tuple(engine.piece(token, shows_control=True) for token in tokens)
+    if sum(map(len, pieces)) + TOKEN_BYTES * len(tokens) > MAX_ANSWER:
+        raise InvalidRequest(f"prompt has too many tokens to list: {len(tokens)}")
     return Tokenized(question.id, tokens, pieces)
 
 
 def tokens_of(prompt: Prompt, engine: Engine, *, is_start: bool) -> list[int]:
-    """`is_start`: nothing stands before it. Raises what Engine.tokenize does, and InvalidRequest
-    for tokens that the vocabulary does not have."""
+    """Return the prompt's tokens. `is_start`: nothing stands before it.
+
+    Raises what Engine.tokenize raises, and InvalidRequest for tokens beyond the vocabulary.
+    """
     if prompt.tokens is not None:
         return _checked(prompt.tokens, engine.info.vocabulary)
     first, *others = [part for part in prompt.parts if part] or [""]

@@ -1,6 +1,6 @@
-"""Saved states of prompts, in memory: what slots had to give up, and what clients named.
+"""In-memory cache of prompt states: evicted from slots, or saved by clients under an id.
 
-A state is what an engine needs to go on behind some tokens without processing them again.
+An engine that loads a state continues behind its tokens without processing them again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from workers.prompts.prefix import common_prefix
 
-MOST = 1000
-"""Saved prompts, of whatever size: all are looked through for each new one."""
+MOST_PROMPTS = 1000
+"""Most saved prompts, of whatever size: each lookup compares all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,20 +21,20 @@ class SavedPrompt:
 
     tokens: list[int]
     state: bytearray
-    """Empty where the engine has no states: then only the tokens are known."""
+    """Empty if the engine cannot save states: then only the tokens are known."""
     id: int = 0
-    """The client's name for it; 0: none."""
+    """The id under which a client saved it; 0: none."""
 
     @property
     def size(self) -> int:
-        """Bytes, of state and tokens."""
+        """Size of the state and the tokens in bytes."""
         return len(self.state) + 4 * len(self.tokens)
 
 
 class PromptCache:
-    """At most `limit` bytes of saved prompts; those that were not used for longest go first.
+    """At most `limit` bytes of saved prompts; the least recently used are evicted first.
 
-    `root`: one that is kept in any case, and does not count.
+    `root`: a saved prompt that is never evicted, and does not count.
     """
 
     def __init__(self, limit: int, root: SavedPrompt | None = None) -> None:
@@ -46,23 +46,23 @@ class PromptCache:
 
     @property
     def is_off(self) -> bool:
-        """Nothing can be kept."""
+        """The limit is 0: nothing can be kept."""
         return self._limit == 0
 
     def has_room_for(self, size: int) -> bool:
-        """Whether so many bytes can be kept, if all others go."""
+        """Return whether `size` bytes can be kept, if all other prompts are evicted."""
         return size <= self._limit
 
     @property
     def size(self) -> int:
-        """Bytes of all that is saved."""
+        """Size of all saved prompts in bytes, without the root."""
         return self._size
 
     def put(self, saved: SavedPrompt) -> list[int]:
-        """Keep it, in the place of what it replaces; return the ids that had to go for it.
+        """Keep a prompt; return the ids of those that were evicted for it.
 
-        It replaces what has its id, and what has no id and is a beginning of it. One that is
-        larger than the limit is not kept, which counts as its having had to go.
+        It replaces the prompt with its id, and all prompts without an id that are a beginning of
+        it. A prompt that is larger than the limit is evicted at once.
         """
         if saved.id in self._by_id:
             self._remove(self._by_id[saved.id])
@@ -75,34 +75,34 @@ class PromptCache:
         self._size += saved.size
         if saved.id:
             self._by_id[saved.id] = saved
-        gone: list[int] = []
-        while self._size > self._limit or len(self._saved) > MOST:
+        evicted: list[int] = []
+        while self._size > self._limit or len(self._saved) > MOST_PROMPTS:
             oldest = next(iter(self._saved.values()))
             self._remove(oldest)
             if oldest.id:
-                gone.append(oldest.id)
-        return gone
+                evicted.append(oldest.id)
+        return evicted
 
     def get(self, prompt_id: int) -> SavedPrompt | None:
-        """What was saved under that id."""
+        """Return the prompt that was saved under the id."""
         return self._by_id.get(prompt_id)
 
     def drop(self, prompt_id: int) -> bool:
-        """Forget what was saved under that id; whether there was something."""
+        """Remove the prompt that was saved under the id; return whether there was one."""
         saved = self._by_id.get(prompt_id)
         if saved is not None:
             self._remove(saved)
         return saved is not None
 
     def discard(self, saved: SavedPrompt) -> None:
-        """Forget one that turned out to be of no use."""
+        """Remove a prompt whose state cannot be loaded."""
         if id(saved) in self._saved:
             self._remove(saved)
 
     def longest(
         self, prompt: Sequence[int], usable_prefix: Callable[[int, int], int] = min
     ) -> tuple[int, SavedPrompt | None]:
-        """How many tokens of the prompt the best state covers, and that state.
+        """Return how many tokens of the prompt the best state covers, and the saved prompt.
 
         `usable_prefix`: see Engine.usable_prefix.
         """
@@ -115,12 +115,12 @@ class PromptCache:
         return best, found
 
     def used(self, saved: SavedPrompt) -> None:
-        """It has just been of use."""
+        """Mark the prompt as the most recently used."""
         if id(saved) in self._saved:
             self._saved.move_to_end(id(saved))
 
     def holds(self, tokens: Sequence[int]) -> bool:
-        """Whether some state covers all of these tokens."""
+        """Return whether a state covers all of these tokens."""
         return self.longest(tokens)[0] == len(tokens)
 
     def _remove(self, saved: SavedPrompt) -> None:

@@ -2,9 +2,9 @@
 
     magic (8 bytes) | length of the head (4, big-endian) | head (msgpack) | its digest | state
 
-The head names what the state fits to, has the tokens, and the state's size and digest. A file is
-written beside its place and renamed: a reader sees a whole one, whoever else writes. What a crash
-or a disk does to it shows in the digests (BLAKE2b, 16 bytes).
+The head has the identity that the state belongs to, the tokens, and the state's size and digest.
+A file is written under another name and renamed, so a reader sees a complete file, whoever else
+writes. The digests (BLAKE2b, 16 bytes) show what a crash or a disk has damaged.
 """
 
 from __future__ import annotations
@@ -27,62 +27,66 @@ import msgpack
 from workers.prompts.cache import SavedPrompt
 
 MAGIC = b"tkflmP\x00\x01"
-"""Its last byte is the version of the format."""
+"""The last byte is the version of the format."""
 MAX_HEAD = 64 * 2**20
+"""Largest head in bytes."""
 SUFFIX = ".prompt"
 DIGEST = 16
-LEFT = re.compile(rf"\.\d+{re.escape(SUFFIX)}\.\d+\.\d+")
-LEFT_S = 3600
-"""No writing takes so many seconds."""
+"""Size of a digest in bytes."""
+TEMPORARY = re.compile(rf"\.\d+{re.escape(SUFFIX)}\.\d+\.\d+")
+TEMPORARY_S = 3600
+"""Age in seconds after which a temporary file was left by a writer that was killed."""
 _writings = itertools.count()
 
 
 class PromptFileError(Exception):
-    """The file is no saved prompt, or a damaged one; the message says which and why."""
+    """The file is not a saved prompt, or is damaged. The message says which, and why."""
 
 
 class OtherModel(PromptFileError):
-    """The file is whole, but its tokens, or only its state, are another's."""
+    """The file is undamaged, but its tokens or its state belong to another model or engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a saved prompt fits to: see workers.prompts.identity."""
+    """What a saved prompt belongs to: see workers.prompts.identity."""
 
     model: str
-    """Of the model file: to it the tokens fit."""
+    """Names the model file, to which the tokens belong."""
     state: str
-    """Of the engine, its version and its settings: to them the state fits too."""
+    """Names the engine, its version and its settings, to which the state belongs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a file says of its prompt."""
+    """The head of a file."""
 
     identity: Identity
     tokens: list[int]
     state_size: int
-    """Bytes."""
+    """Size of the state in bytes."""
     state_digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class SavedPromptInfo:
-    """What there is to know of a prompt that a client saved."""
+    """A prompt that a client saved, without its tokens and its state."""
 
     id: int
     tokens: int
+    """Number of its tokens."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     used_at: float
-    """Seconds since 1970."""
+    """Time of its last use, in seconds since 1970."""
     workers: int = 0
-    """Workers that have it in memory."""
+    """Number of workers that have it in memory."""
     is_on_disk: bool = True
+    """It has a file."""
 
 
 def prompts_in(folder: Path) -> dict[int, SavedPromptInfo]:
-    """The prompts of the folder's whole files, by id. Raises OSError."""
+    """Return the prompts of the folder's undamaged files, by id. Raises OSError."""
     found: dict[int, SavedPromptInfo] = {}
     for prompt_id in ids_in(folder):
         path = path_of(folder, prompt_id)
@@ -97,7 +101,7 @@ def prompts_in(folder: Path) -> dict[int, SavedPromptInfo]:
 
 
 def delete_prompt(folder: Path, prompt_id: int) -> bool:
-    """Delete the file of an id; whether there was one. Raises OSError."""
+    """Delete the file of an id; return whether there was one. Raises OSError."""
     try:
         path_of(folder, prompt_id).unlink()
     except FileNotFoundError:
@@ -106,12 +110,12 @@ def delete_prompt(folder: Path, prompt_id: int) -> bool:
 
 
 def path_of(folder: Path, prompt_id: int) -> Path:
-    """Where the prompt of an id is. Ids are plain integers, so they name nothing else."""
+    """Return the path of an id's file. Ids are integers, so a path cannot leave the folder."""
     return folder / f"{int(prompt_id)}{SUFFIX}"
 
 
 def ids_in(folder: Path) -> Iterator[int]:
-    """The ids whose files are in the folder. OSError when it cannot be read."""
+    """Return the ids whose files are in the folder. Raises OSError."""
     for path in folder.iterdir():
         name = path.name.removesuffix(SUFFIX)
         is_number = name != path.name and name.isascii() and name.isdecimal()
@@ -120,48 +124,48 @@ def ids_in(folder: Path) -> Iterator[int]:
 
 
 def clean(folder: Path) -> None:
-    """Delete what writers have left that were killed long ago. Raises OSError."""
+    """Delete temporary files of writers that were killed long ago. Raises OSError."""
     for path in folder.glob(f".*{SUFFIX}.*"):
-        if LEFT.fullmatch(path.name) is None:
+        if TEMPORARY.fullmatch(path.name) is None:
             continue
         with contextlib.suppress(FileNotFoundError):  # another server's, which it has just renamed
-            if path.stat().st_mtime < time.time() - LEFT_S:
+            if path.stat().st_mtime < time.time() - TEMPORARY_S:
                 path.unlink()
 
 
 def write_prompt(path: Path, saved: SavedPrompt, identity: Identity) -> None:
-    """Write the file, whole or not at all. Raises OSError."""
+    """Write the file, completely or not at all. Raises OSError."""
     tokens = array.array("i", saved.tokens)
     if sys.byteorder == "big":
         tokens.byteswap()
     values = identity.model, identity.state, tokens.tobytes(), len(saved.state)
     head = msgpack.packb([*values, _digest(saved.state)])
     # Several workers, and several threads of one, may write the same prompt.
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{next(_writings)}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_writings)}")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(MAGIC + len(head).to_bytes(4) + head + _digest(head))
             file.write(saved.state)
-        beside.replace(path)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def read_head(path: Path) -> Head:
-    """What the file says of itself. Raises OSError, PromptFileError."""
+    """Read the head of a file. Raises OSError, PromptFileError."""
     with path.open("rb") as file:
         return _read_head(file, path)
 
 
 def read_prompt(path: Path, identity: Identity, prompt_id: int = 0) -> SavedPrompt:
-    """The saved prompt. Raises OSError, PromptFileError, and OtherModel if it does not fit."""
+    """Read a saved prompt. Raises OSError, PromptFileError; OtherModel for another identity."""
     with path.open("rb") as file:
         head = _read_head(file, path)
         if head.identity != identity:
             raise OtherModel(f"{path} was saved from another model, engine or setting")
         state = _room(head.state_size, path)
         if file.readinto(state) != head.state_size or file.read(1):
-            raise PromptFileError(f"{path} is cut, or has grown")
+            raise PromptFileError(f"{path} has another size than was written")
     if _digest(state) != head.state_digest:
         raise PromptFileError(f"{path} is damaged: its state is not what was written")
     return SavedPrompt(head.tokens, state, prompt_id)
@@ -169,7 +173,7 @@ def read_prompt(path: Path, identity: Identity, prompt_id: int = 0) -> SavedProm
 
 def _read_head(file: BinaryIO, path: Path) -> Head:
     if file.read(len(MAGIC)) != MAGIC:
-        raise PromptFileError(f"{path} is no saved prompt of this version")
+        raise PromptFileError(f"{path} is not a saved prompt of this version")
     size = int.from_bytes(file.read(4))
     head = file.read(min(size, MAX_HEAD))
     if file.read(DIGEST) != _digest(head):
@@ -177,7 +181,7 @@ def _read_head(file: BinaryIO, path: Path) -> Head:
     try:
         values = msgpack.unpackb(head)
     except (ValueError, msgpack.UnpackException):
-        raise PromptFileError(f"{path} is damaged: its head makes no sense") from None
+        raise PromptFileError(f"{path} is damaged: its head has invalid values") from None
     return _head(values, os.fstat(file.fileno()).st_size, path)
 
 
@@ -185,11 +189,11 @@ def _room(size: int, path: Path) -> bytearray:
     try:
         return bytearray(size)
     except MemoryError:
-        raise PromptFileError(f"{path} needs {size} bytes of memory, which are not there") from None
+        raise PromptFileError(f"{path} needs {size} bytes, and there is no memory for it") from None
 
 
 def _head(values: Any, file_size: int, path: Path) -> Head:
-    """Whoever can write a digest can write a wrong head too: nothing is taken on trust."""
+    """Return the head of a file. A correct digest does not prove that the values make sense."""
     match values:
         case [str(model), str(state), bytes(packed), int(size), bytes(digest)] if (
             len(packed) % 4 == 0 and 0 <= size <= file_size
@@ -198,7 +202,7 @@ def _head(values: Any, file_size: int, path: Path) -> Head:
             if sys.byteorder == "big":
                 tokens.byteswap()
             return Head(Identity(model, state), tokens.tolist(), size, digest)
-    raise PromptFileError(f"{path} is damaged: its head makes no sense")
+    raise PromptFileError(f"{path} is damaged: its head has invalid values")
 
 
 def _digest(data: bytes | bytearray) -> bytes:

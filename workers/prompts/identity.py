@@ -1,4 +1,4 @@
-"""A name for what computes: the same file, engine and settings have the same, others have not."""
+"""Identifies what computes a state: the model file, the engine and its settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workers.prompts.files import Identity
 
 
 def model_identity(settings: ModelSettings, engine: Engine) -> Identity:
-    """Of the file its size, its beginning and samples of the rest. Raises OSError."""
+    """Return the identity; of the file its size, beginning and samples count. Raises OSError."""
     digest = hashlib.blake2b(f"{settings.engine}|{settings.model_type}|".encode(), digest_size=20)
     if settings.path is not None:
         add_file(settings.path, digest)

@@ -1,4 +1,4 @@
-"""The common beginning of two prompts."""
+"""The common prefix of two prompts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def common_prefix(one: Sequence[object], other: Sequence[object]) -> int:
-    """How many elements two lists, or two texts, have in common at their beginning."""
+    """Return the length of the common prefix of two lists, or two texts."""
     low, high = 0, min(len(one), len(other))
     if one[:high] == other[:high]:
         return high

@@ -1,4 +1,4 @@
-"""One prompt for all: process it once, write it to a file, let every request continue from it."""
+"""The prompt that all requests continue: processed once, saved to a file, restored at start."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SLOT = 0
 
 
 def read_identity(settings: ModelSettings, engine: Engine) -> Identity:
-    """What saved prompts must fit to. Raises ConfigurationError."""
+    """Return the identity that saved prompts must have. Raises ConfigurationError."""
     try:
         return model_identity(settings, engine)
     except OSError as error:
@@ -36,10 +36,10 @@ def read_identity(settings: ModelSettings, engine: Engine) -> Identity:
 
 
 def restore_prompt(path: Path, identity: Identity, engine: Engine) -> SavedPrompt:
-    """The saved prompt, ready to begin from. Raises ConfigurationError.
+    """Return the saved prompt, for requests to continue from. Raises ConfigurationError.
 
-    Where its state does not fit or is damaged its tokens are processed again; they are then in
-    the first slot of an engine that cannot save states.
+    If its state is damaged or does not belong to the engine, its tokens are processed again. An
+    engine that cannot save states then has them in its first slot.
     """
     try:
         head = read_head(path)
@@ -59,7 +59,10 @@ def restore_prompt(path: Path, identity: Identity, engine: Engine) -> SavedPromp
 
 
 def save_prompt(text: str, path: Path, engine: Engine, identity: Identity) -> int:
-    """Process the text and write its state; return its tokens. Raises ConfigurationError."""
+    """Process the text and write its state; return how many tokens it has.
+
+    Raises ConfigurationError.
+    """
     try:
         tokens = engine.tokenize(text)
         check_length(len(tokens), engine)
@@ -72,7 +75,7 @@ def save_prompt(text: str, path: Path, engine: Engine, identity: Identity) -> in
 
 
 def check_length(tokens: int, engine: Engine) -> None:
-    """Raise ConfigurationError unless a prompt and an answer fit behind so many tokens."""
+    """Raise ConfigurationError unless a token of a prompt and one of an answer fit behind."""
     if tokens + 2 > engine.info.context:
         raise ConfigurationError(
             f"the prompt to begin from has {tokens} tokens; the context holds"
@@ -81,7 +84,10 @@ def check_length(tokens: int, engine: Engine) -> None:
 
 
 def process(tokens: list[int], engine: Engine) -> SavedPrompt:
-    """Process tokens in the first slot, which keeps them only where the engine saves no states."""
+    """Process tokens in the first slot. It keeps them only if the engine cannot save states.
+
+    Raises ConfigurationError.
+    """
     try:
         for chunk in _chunks(tokens, engine.info.batch):
             engine.decode([chunk])
@@ -100,9 +106,10 @@ def _chunks(tokens: Sequence[int], size: int) -> Iterator[Feed]:
 
 
 def process_and_save(settings: WorkerSettings, text: str, path: Path) -> tuple[int, float]:
-    """The prompt's tokens, and the seconds that they took. Raises ConfigurationError.
+    """Process a prompt in this process, and write its state to a file.
 
-    In this process, which takes the worker's CPUs for good.
+    Returns how many tokens it has, and how many seconds they took. Raises ConfigurationError.
+    The process stays pinned to the worker's CPUs.
     """
     standard_output = os.dup(1)
     os.dup2(2, 1)  # native code may print

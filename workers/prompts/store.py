@@ -1,4 +1,4 @@
-"""The folder of saved prompts: one thread writes, so that no stream waits for a disk."""
+"""The folder of saved prompts. One thread writes, so that no stream waits for a disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from shared.messages import Generate, Message, PromptDropped, PromptSaved
+from shared.messages import Message, PromptDropped, PromptSaved
 from workers.prompts.cache import SavedPrompt
 from workers.prompts.files import (
     Identity,
@@ -24,16 +24,17 @@ from workers.prompts.files import (
 )
 
 MOST_UNWRITTEN = 256 * 2**20
-"""Bytes that may wait for a slow disk, unless it is a single prompt."""
+"""Bytes that may wait for a slow disk, unless they are a single prompt."""
 
 logger = logging.getLogger("tokenflume.worker")
 
 
 class PromptStore:
-    """Saved prompts by id in a folder of at most `limit` bytes; the oldest go first.
+    """Saved prompts by id, in a folder of at most `limit` bytes; the least recently used go first.
 
-    `largest`: bytes of a state that the memory has room for; larger ones are not read; None: any.
-    What cannot be read or written costs a warning, and the prompt is processed again.
+    `largest`: size in bytes of the largest file that is read, because memory has no room for larger
+    ones; None: any. What cannot be read or written is logged, and the prompt is processed again.
+    `must_read` and `read` may be called from any thread, the other methods from one.
     """
 
     def __init__(
@@ -43,32 +44,31 @@ class PromptStore:
         self._limit = limit
         self._largest = largest
         self._identity = identity
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._unwritten = 0
-        """Bytes that are still to be written."""
-        self._fetched: dict[int, SavedPrompt] = {}
+        """Bytes that wait to be written."""
         self.in_memory: set[int] = set()
-        """Ids that need not be read."""
-        self._thread = threading.Thread(target=self._work_on, name="prompt-store", daemon=True)
+        """Ids of prompts that are in memory, so that their files need not be read."""
+        self._thread = threading.Thread(target=self._run_tasks, name="prompt-store", daemon=True)
         self._thread.start()
 
-    def prepare(self, message: Message) -> None:
-        """Read what the request will want. In the thread that receives it, before the loop."""
-        if not isinstance(message, Generate) or not message.prompt_id:
-            return
-        path = path_of(self._folder, message.prompt_id)
-        if message.prompt_id in self.in_memory:
-            self._work.put(lambda: mark_used(path))
-        elif (saved := self._read(path, message.prompt_id)) is not None:
-            self._fetched[message.prompt_id] = saved
+    def must_read(self, prompt_id: int) -> bool:
+        """Return whether `read` looks for the file of this id. 0 is not an id."""
+        return prompt_id != 0 and prompt_id not in self.in_memory
 
-    def fetched(self, prompt_id: int) -> SavedPrompt | None:
-        """What `prepare` has read for a request of this id, once."""
-        return self._fetched.pop(prompt_id, None)
+    def read(self, prompt_id: int) -> SavedPrompt | None:
+        """Return the prompt of a request's id. None: it is in memory, or has no usable file."""
+        if prompt_id == 0:
+            return None
+        path = path_of(self._folder, prompt_id)
+        saved = self._read(path, prompt_id) if self.must_read(prompt_id) else None
+        if saved is not None or prompt_id in self.in_memory:
+            self._tasks.put(lambda: mark_used(path))
+        return saved
 
     def keep_up(self, saved: Iterable[SavedPrompt], events: Iterable[Message]) -> None:
-        """Have the new ones written; learn what is in memory, and what is not any more."""
+        """Have the saved prompts written; learn from the events what is in memory."""
         for event in events:
             if isinstance(event, PromptSaved):
                 self.in_memory.add(event.prompt_id)
@@ -78,13 +78,13 @@ class PromptStore:
             self._write_soon(prompt)
 
     def delete(self, prompt_id: int) -> None:
-        """Have it deleted, also if it is about to be written."""
+        """Have a file deleted, also if it is about to be written."""
         path = path_of(self._folder, prompt_id)
-        self._work.put(lambda: path.unlink(missing_ok=True))
+        self._tasks.put(lambda: path.unlink(missing_ok=True))
 
     def close(self, timeout_s: float) -> None:
-        """Finish what is to be written, if that takes no longer."""
-        self._work.put(None)
+        """Finish what waits to be written, within `timeout_s` seconds."""
+        self._tasks.put(None)
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             logger.warning("not all saved prompts are written to %s", self._folder)
@@ -97,16 +97,16 @@ class PromptStore:
             if not is_behind:
                 self._unwritten += saved.size
         if is_behind:
-            logger.warning("prompt %d is not written: the disk is behind", saved.id)
+            logger.warning("prompt %d is not written: the disk is too slow", saved.id)
             return
-        self._work.put(lambda: self._write(saved))
+        self._tasks.put(lambda: self._write(saved))
 
     def _write(self, saved: SavedPrompt) -> None:
         path = path_of(self._folder, saved.id)
         try:
             try:
                 write_prompt(path, saved, self._identity)
-            except OSError:  # a full disk, perhaps: older ones make room
+            except OSError:  # the disk may be full: older files make room
                 trim(self._folder, self._limit - saved.size)
                 write_prompt(path, saved, self._identity)
             trim(self._folder, self._limit)
@@ -118,35 +118,35 @@ class PromptStore:
         try:
             if self._largest is not None and path.stat().st_size > self._largest:
                 return None
-            saved = read_prompt(path, self._identity, prompt_id)
+            return read_prompt(path, self._identity, prompt_id)
         except FileNotFoundError:
             return None
         except (OSError, OtherModel) as error:
             logger.warning("prompt %d is processed again: %s", prompt_id, error)
-            return None
         except PromptFileError as error:
             logger.warning("prompt %d is processed again, its file deleted: %s", prompt_id, error)
             self.delete(prompt_id)
-            return None
-        self._work.put(lambda: mark_used(path))
-        return saved
+        return None
 
-    def _work_on(self) -> None:
-        while (work := self._work.get()) is not None:
+    def _run_tasks(self) -> None:
+        """Run tasks until None comes. One that fails ends neither the thread nor the others."""
+        while (task := self._tasks.get()) is not None:
             try:
-                work()
+                task()
             except OSError as error:
                 logger.warning("saved prompts in %s: %s", self._folder, error)
+            except Exception:
+                logger.exception("saved prompts in %s: an unexpected error", self._folder)
 
 
 def mark_used(path: Path) -> None:
-    """Note the time of its last use, by which files go, if it is there. Raises OSError."""
+    """Set the file's time of last use, if there is a file. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         os.utime(path)
 
 
 def trim(folder: Path, limit: int) -> None:
-    """Delete the files that were not used for longest, until the others fit. Raises OSError."""
+    """Delete the least recently used files until `limit` bytes are left. Raises OSError."""
     files = []
     for prompt_id in ids_in(folder):
         path = path_of(folder, prompt_id)

@@ -22,6 +22,8 @@ from shared.messages import (
 )
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
+from tests.workers.child.submission import submit
+from workers.child.preparer import Preparer
 from workers.child.scheduler import LONGEST_STEP_S, SMALLEST_CHUNK, Scheduler
 from workers.child.step_cost import Curve, StepCost
 from workers.engines.base import Feed
@@ -64,13 +66,15 @@ class Bench:
         curve = {size: TOKEN_S * size for size in (1, 2, 4, 8, 16, 32, 64)}
         cost = StepCost(Curve({1: TOKEN_S, 2: 2 * TOKEN_S}), Curve(curve))
         self.scheduler = Scheduler(self.engine, lambda: self.engine.now, cost, max_stall_s)
+        self.preparer = Preparer(self.engine)
         self.events: list[Message] = []
 
     def embed(self, request_id: int, text: str) -> None:
-        self.scheduler.submit(Embed(request_id, Prompt(text)))
+        self.events += submit(self.scheduler, self.preparer, Embed(request_id, Prompt(text)))
 
     def generate(self, request_id: int, text: str, params: SamplingParams = FULL) -> None:
-        self.scheduler.submit(Generate(request_id, Prompt(text), params))
+        request = Generate(request_id, Prompt(text), params)
+        self.events += submit(self.scheduler, self.preparer, request)
 
     def step(self, count: int = 1) -> None:
         for _ in range(count):
@@ -208,8 +212,9 @@ def test_an_engine_that_fails_costs_only_that_prompt() -> None:
 
 def test_a_prompt_to_continue_from_is_no_part_of_a_vector() -> None:
     engine = Recorder()
-    scheduler = Scheduler(engine, lambda: engine.now, None, 1.0, None, engine.tokenize("root"))
-    scheduler.submit(Embed(1, Prompt("aa")))
+    scheduler = Scheduler(engine, lambda: engine.now, None, 1.0)
+    preparer = Preparer(engine, engine.tokenize("root"))
+    assert submit(scheduler, preparer, Embed(1, Prompt("aa"))) == []
     embedded, end = scheduler.step()
     assert isinstance(embedded, Embedded)
     assert isinstance(end, Finished)

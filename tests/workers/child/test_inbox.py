@@ -1,157 +1,70 @@
-"""The worker's inbox on a real pipe."""
+"""The queue of the worker's loop."""
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterator
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 
 import pytest
 
-from shared.errors import FrameError
-from shared.messages import Cancel, Generate, Message, Shutdown
-from shared.prompt import Prompt
-from shared.queues import RequestReceiver
-from shared.sampling import SamplingParams
-from shared.wire import encode_frame
+from shared.messages import Cancel, Shutdown
 from tests.helpers.support import TIMEOUT_S
-from workers.child.inbox import Inbox
+from workers.child.inbox import Arrival, Inbox
 
 
-class Bench:
-    """An inbox, and the other end of its pipe."""
-
-    def __init__(self) -> None:
-        self.reader, self.writer = Pipe(duplex=False)
-        self.cancelled: list[int] = []
-        self.was_cancelled = threading.Event()
-        before = set(threading.enumerate())
-        self.inbox = Inbox(RequestReceiver(self.reader), self._on_cancel)
-        (self.thread,) = set(threading.enumerate()) - before
-
-    def _on_cancel(self, request_id: int) -> None:
-        self.cancelled.append(request_id)
-        self.was_cancelled.set()
-
-    def reads_no_more(self) -> None:
-        """Returns when the thread has come to the end."""
-        self.thread.join(TIMEOUT_S)
-        assert not self.thread.is_alive()
-
-    def send(self, *messages: Message) -> None:
-        write(self.writer, encode_frame(messages))
-
-    def take(self, count: int) -> list[Message]:
-        taken: list[Message] = []
-        while len(taken) < count:
-            arrived = self.inbox.take(TIMEOUT_S)
-            assert arrived, "nothing arrived"
-            taken += arrived
-        return taken
+def test_an_error_comes_after_what_was_put_before_and_after_it() -> None:
+    """The reader may fail while other threads still put prepared requests in."""
+    inbox = Inbox()
+    inbox.put(Cancel(1))
+    inbox.fail(EOFError("as told"))
+    inbox.put(Cancel(2))
+    assert inbox.take(TIMEOUT_S) == [Cancel(1), Cancel(2)]
+    for _ in range(2):
+        with pytest.raises(EOFError, match="as told"):
+            inbox.take(TIMEOUT_S)
 
 
-def write(connection: Connection, data: bytes) -> None:
-    with open(connection.fileno(), "wb", closefd=False) as pipe:
-        pipe.write(data)
+def test_of_several_errors_the_first_is_raised() -> None:
+    inbox = Inbox()
+    inbox.fail(EOFError("first"))
+    inbox.fail(MemoryError("second"))
+    with pytest.raises(EOFError, match="first"):
+        inbox.take(0)
 
 
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    bench = Bench()
-    yield bench
-    if not bench.writer.closed:
-        bench.writer.close()
+def test_an_error_ends_a_wait() -> None:
+    inbox = Inbox()
+    raised = threading.Event()
 
+    def wait() -> None:
+        with pytest.raises(EOFError):
+            inbox.take(2 * TIMEOUT_S)
+        raised.set()
 
-def test_messages_come_in_order(bench: Bench) -> None:
-    generate = Generate(1, Prompt("x"), SamplingParams())
-    bench.send(generate, Cancel(1))
-    bench.send(Shutdown())
-    assert bench.take(3) == [generate, Cancel(1), Shutdown()]
-
-
-def test_without_a_timeout_it_does_not_wait(bench: Bench) -> None:
-    assert bench.inbox.take(0) == []
-
-
-def test_a_wait_ends_without_a_message_too(bench: Bench) -> None:
-    assert bench.inbox.take(0.01) == []
-
-
-def test_a_cancel_is_told_while_the_loop_is_busy_and_is_in_the_inbox_then(bench: Bench) -> None:
-    bench.send(Generate(7, Prompt("x"), SamplingParams()), Cancel(7))
-    assert bench.was_cancelled.wait(TIMEOUT_S)  # nobody has taken anything
-    assert bench.cancelled == [7]
-    assert Cancel(7) in bench.inbox.take(0)
-
-
-def test_the_fronts_end_comes_after_its_last_message(bench: Bench) -> None:
-    bench.send(Cancel(1))
-    assert bench.take(1) == [Cancel(1)]
-    bench.writer.close()
-    with pytest.raises(EOFError):
-        bench.inbox.take(TIMEOUT_S)
-
-
-@pytest.mark.parametrize(
-    ("rubbish", "error"), [(b"", EOFError), (b"\0\0\0\1\xc1", FrameError)], ids=["end", "rubbish"]
-)
-def test_what_came_before_the_end_is_not_lost(
-    bench: Bench, rubbish: bytes, error: type[Exception]
-) -> None:
-    bench.send(Shutdown(), Cancel(1))
-    assert bench.was_cancelled.wait(TIMEOUT_S)
-    write(bench.writer, rubbish)
-    bench.writer.close()
-    bench.reads_no_more()
-    assert bench.inbox.take(0) == [Shutdown(), Cancel(1)]
-    for _ in range(2):  # there is nothing else to come, ever
-        with pytest.raises(error):
-            bench.inbox.take(TIMEOUT_S)
-
-
-def test_a_wait_ends_when_a_message_arrives(bench: Bench) -> None:
-    taken: list[Message] = []
-    waiting = threading.Thread(target=lambda: taken.extend(bench.inbox.take(2 * TIMEOUT_S)))
+    waiting = threading.Thread(target=wait)
     waiting.start()
-    bench.send(Shutdown())
-    waiting.join(TIMEOUT_S)
-    assert not waiting.is_alive()
-    assert taken == [Shutdown()]
+    inbox.fail(EOFError())
+    assert raised.wait(TIMEOUT_S)
+    waiting.join()
 
 
-def test_only_a_cancel_is_told(bench: Bench) -> None:
-    bench.send(Generate(1, Prompt("x"), SamplingParams()), Shutdown(), Cancel(2), Cancel(3))
-    bench.take(4)
-    bench.writer.close()
-    bench.reads_no_more()
-    assert bench.cancelled == [2, 3]
+def test_what_several_threads_put_arrives_once_and_in_the_order_of_each() -> None:
+    inbox = Inbox()
 
+    def put(first: int) -> None:
+        for number in range(first, first + 1000):
+            inbox.put(Cancel(number))
 
-def test_a_message_larger_than_a_pipe_arrives_whole(bench: Bench) -> None:
-    large = Generate(1, Prompt("é" * 300_000), SamplingParams())
-    bench.send(large, Shutdown())
-    assert bench.take(2) == [large, Shutdown()]
-
-
-def test_rubbish_is_a_frame_error(bench: Bench) -> None:
-    write(bench.writer, b"\0\0\0\1\xc1")
-    with pytest.raises(FrameError):
-        bench.inbox.take(TIMEOUT_S)
-
-
-def test_what_goes_wrong_while_a_message_is_prepared_ends_the_loop() -> None:
-    """Else the worker would live on, and hear nothing more."""
-    reader, writer = Pipe(duplex=False)
-
-    def prepare(message: Message) -> None:
-        raise MemoryError
-
-    inbox = Inbox(RequestReceiver(reader), lambda request_id: None, prepare)
-    os.write(writer.fileno(), encode_frame([Cancel(1)]))
-    with pytest.raises(MemoryError):
-        inbox.take(TIMEOUT_S)
-    writer.close()
-    reader.close()
+    threads = [threading.Thread(target=put, args=(first,)) for first in (0, 1000, 2000)]
+    for thread in threads:
+        thread.start()
+    taken: list[Arrival] = []
+    while len(taken) < 3000:
+        taken += inbox.take(TIMEOUT_S)
+    for thread in threads:
+        thread.join()
+    numbers = [message.id for message in taken if isinstance(message, Cancel)]
+    for first in (0, 1000, 2000):
+        of_one = [number for number in numbers if first <= number < first + 1000]
+        assert of_one == list(range(first, first + 1000))
+    inbox.put(Shutdown())
+    assert inbox.take(0) == [Shutdown()]

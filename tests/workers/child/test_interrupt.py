@@ -1,4 +1,4 @@
-"""A client that leaves in the middle of a long step of its prompt."""
+"""A client that leaves during a long step of its prompt."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ from tests.helpers.support import (
     until,
     with_pool,
 )
-from workers.child.process import serve
+from workers.child.loading import LoadedModel
+from workers.child.loop import Loop
+from workers.child.preparer import Preparer
 from workers.child.scheduler import Scheduler
 from workers.engines.base import Feed, Interrupted
 from workers.engines.table import load_engine
@@ -37,10 +39,10 @@ from workers.pool.stream import Event, RequestStream
 
 FULL = SamplingParams(num_predict=1000)
 LONG = "[[prefill print]][[prefill sleep 30]]"
-"""Says when the worker is in the step that is to be interrupted: a cancel that came before it
-would be obeyed without an interrupt."""
+"""Prints when the worker is in the step that is to be interrupted: a cancel that came before the
+step would take effect without an interrupt."""
 SOON_S = 8.0
-"""Far less than the sleep, and than the deadline after which a stuck worker is replaced."""
+"""Much less than the sleep, and than the timeout after which a stuck worker is replaced."""
 
 
 class Worker:
@@ -51,7 +53,7 @@ class Worker:
         self._printed = ""
 
     async def sleeps(self, times: int = 1) -> None:
-        """Returns when it has begun so many long steps."""
+        """Wait until the worker has begun `times` long steps."""
         await until(lambda: self._count() >= times)
 
     def _count(self) -> int:
@@ -65,7 +67,7 @@ def worker(capfd: pytest.CaptureFixture[str]) -> Worker:
 
 
 def pids(pool: WorkerPool) -> list[int]:
-    """A worker that has died and was replaced has another one."""
+    """The process ids of the workers: a worker that was replaced has another one."""
     return [worker.pid for worker in pool.status().workers if worker.pid is not None]
 
 
@@ -102,24 +104,24 @@ def test_the_same_feed_can_be_given_to_the_echo_engine_again() -> None:
 
 
 def test_a_cancel_that_comes_just_before_the_step_begins_is_not_lost(tmp_path: Path) -> None:
-    """The loop had looked for messages already when it came, and the step had not begun."""
+    """The loop had taken its messages before it came, and the step had not begun."""
     engine = load_engine(model_settings(path=echo_options(tmp_path, slots=1)), threads=1)
     begun, asked = threading.Event(), threading.Event()
-    real_tokenize = engine.tokenize
+    real_truncate = engine.truncate
 
-    def tokenize(text: str, *, is_start: bool = True, continues: bool = False) -> list[int]:
+    def truncate(slot: int, length: int) -> int:  # the scheduler's last call before the step
         begun.set()
         assert asked.wait(SOON_S)
-        return real_tokenize(text, is_start=is_start)
+        return real_truncate(slot, length)
 
-    engine.tokenize = tokenize  # type: ignore[method-assign]
+    engine.truncate = truncate  # type: ignore[method-assign]
     scheduler = Scheduler(engine, time.monotonic, None, 1.0)
+    model = LoadedModel(engine, scheduler, Preparer(engine))
     requests_out, requests_in = Pipe(duplex=False)
     tokens_out, tokens_in = Pipe(duplex=False)
     with ThreadPoolExecutor(1) as thread:
-        serving = thread.submit(
-            serve, engine, scheduler, RequestReceiver(requests_out), TokenSender(tokens_in)
-        )
+        loop = Loop(model, RequestReceiver(requests_out), TokenSender(tokens_in))
+        serving = thread.submit(loop.run)
         os.write(
             requests_in.fileno(), encode_frame([Generate(1, Prompt("[[prefill sleep 30]]"), FULL)])
         )
@@ -136,7 +138,7 @@ def test_a_cancel_that_comes_just_before_the_step_begins_is_not_lost(tmp_path: P
 def test_another_prompt_in_the_same_step_loses_nothing(
     comes_first: bool, tmp_path: Path, worker: Worker
 ) -> None:
-    """A first request holds the worker until it has both of the others: so they share a step."""
+    """A first request occupies the worker until it has both of the others, so they share a step."""
     text = "the prompt of the one who stays, é語🙂 " * 8
 
     async def step(pool: WorkerPool) -> None:

@@ -16,6 +16,8 @@ from shared.messages import Finished, Generate, Message, PromptDropped, PromptSa
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from shared.values import Logprobs, ModelInfo
+from tests.workers.child.submission import submit
+from workers.child.preparer import Preparer
 from workers.child.scheduler import Scheduler
 from workers.child.slots import WORTH
 from workers.engines.base import Feed
@@ -122,20 +124,16 @@ class Bench:
         root: SavedPrompt | None = None,
     ) -> None:
         self.engine = HashEngine(slots, saves=saves)
-        self.scheduler = Scheduler(
-            self.engine,
-            lambda: 0.0,
-            None,
-            1.0,
-            PromptCache(memory, root),
-            root.tokens if root else (),
-        )
+        cache = PromptCache(memory, root)
+        self.scheduler = Scheduler(self.engine, lambda: 0.0, None, 1.0, cache)
+        self.preparer = Preparer(self.engine, root.tokens if root else ())
         self.events: list[Message] = []
         self._ids = itertools.count(1)
 
     def submit(self, prompt: str, cache: int = 0, params: SamplingParams = ALL) -> int:
         request_id = next(self._ids)
-        self.scheduler.submit(Generate(request_id, Prompt(prompt), params, cache))
+        request = Generate(request_id, Prompt(prompt), params, cache)
+        assert submit(self.scheduler, self.preparer, request) == []
         return request_id
 
     def run(self) -> None:

@@ -16,6 +16,8 @@ from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from tests.helpers import models
 from tests.helpers.support import model_settings
+from tests.workers.child.submission import submit
+from workers.child.preparer import Preparer
 from workers.child.scheduler import Scheduler
 from workers.engines.base import Engine
 from workers.engines.table import load_engine
@@ -52,6 +54,7 @@ class Worker:
         for slot in range(engine.info.slots):
             engine.truncate(slot, 0)
         self.scheduler = Scheduler(engine, lambda: 0.0, None, 1.0, PromptCache(memory))
+        self._preparer = Preparer(engine)
         has_logprobs = "logprobs" in engine.info.sampling
         self._params = SamplingParams(
             num_predict=6, temp=0.0, repeat_penalty=1.0, ignore_eos=True,
@@ -60,7 +63,8 @@ class Worker:
         self._ids = itertools.count(1)
 
     def ask(self, prompt: str, prompt_id: int = 0) -> tuple[Answer, Finished]:
-        self.scheduler.submit(Generate(next(self._ids), Prompt(prompt), self._params, prompt_id))
+        request = Generate(next(self._ids), Prompt(prompt), self._params, prompt_id)
+        assert submit(self.scheduler, self._preparer, request) == []
         tokens: list[Token] = []
         end = None
         while not self.scheduler.is_idle:

@@ -15,7 +15,9 @@ from shared.messages import Failed, Finished, Generate, Message, Tokens
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
 from shared.values import Candidate, Logprobs, ModelInfo
-from workers.child.padding import Widths
+from tests.workers.child.submission import submit
+from workers.child.padding import BatchPadding
+from workers.child.preparer import Preparer
 from workers.child.scheduler import LONGEST_STEP_S, MOST_INTERRUPTIONS, Scheduler
 from workers.child.step_cost import Curve, StepCost, decode_cost
 from workers.engines.base import Feed, Interrupted
@@ -125,10 +127,12 @@ class Bench:
         self.clock = Clock()
         self.engine = CountingEngine(self.clock, **options)
         self.scheduler = Scheduler(self.engine, self.clock, cost, max_stall_s)
+        self.preparer = Preparer(self.engine)
         self.events: list[Message] = []
 
     def submit(self, request_id: int, prompt: str, params: SamplingParams = ALL) -> None:
-        self.scheduler.submit(Generate(request_id, Prompt(prompt), params))
+        request = Generate(request_id, Prompt(prompt), params)
+        self.events += submit(self.scheduler, self.preparer, request)
 
     def step(self, count: int = 1) -> None:
         for _ in range(count):
@@ -566,7 +570,7 @@ def test_only_steps_of_prompts_may_be_interrupted() -> None:
 def test_a_decode_step_is_as_wide_as_is_fastest() -> None:
     measured = {1: 0.04, 2: 0.06, 3: 0.09, 4: 0.07}
     curve = decode_cost(measured)
-    bench = Bench(StepCost(curve, curve, Widths(measured)), slots=4)
+    bench = Bench(StepCost(curve, curve, BatchPadding(measured)), slots=4)
     for request_id in (1, 2, 3):
         bench.submit(request_id, "a")
     bench.step(3)
@@ -577,7 +581,7 @@ def test_a_decode_step_is_as_wide_as_is_fastest() -> None:
 
 def test_a_width_that_turns_out_to_be_slower_is_given_up() -> None:
     measured = {1: 0.2, 4: 0.06}
-    bench = Bench(StepCost(Curve(measured), Curve(measured), Widths(measured)), slots=4)
+    bench = Bench(StepCost(Curve(measured), Curve(measured), BatchPadding(measured)), slots=4)
     bench.engine.step_s = lambda _: 0.06 if bench.engine.widths[-1] == 4 else 0.04
     bench.submit(1, "a")
     bench.step(15)

@@ -8,14 +8,17 @@ from shared.errors import InvalidRequest
 from shared.messages import Failed, Tokenize, Tokenized
 from shared.prompt import Prompt
 from shared.wire import encode_frame
-from workers.child.tokenize import MAX_ANSWER, TOKEN_BYTES, answer, tokens_of
+from workers.child.preparer import Preparer
+from workers.child.tokenize import MAX_ANSWER, TOKEN_BYTES, tokens_of
 from workers.engines.echo import CONTROL, CONTROL_NAME, EchoEngine, EchoOptions
 
 ENGINE = EchoEngine(EchoOptions(slots=1), context=2_000_000, batch=64)
 
 
 def ask(prompt: Prompt) -> Tokenized | Failed:
-    return answer(Tokenize(9, prompt, is_start=True), ENGINE)
+    answer = Preparer(ENGINE).prepare(Tokenize(9, prompt, is_start=True))
+    assert isinstance(answer, Tokenized | Failed)
+    return answer
 
 
 def test_a_control_tokens_name_is_one_token_and_text_across_a_cut() -> None:

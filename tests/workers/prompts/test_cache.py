@@ -338,7 +338,7 @@ def test_in_any_order_of_use_it_is_what_a_list_of_the_last_used_would_be(
 
 
 def test_there_are_never_more_than_so_many_however_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.prompts.cache.MOST", 3)
+    monkeypatch.setattr("workers.prompts.cache.MOST_PROMPTS", 3)
     cache = PromptCache(10**6)
     for prompt_id in (1, 2, 3):
         assert cache.put(SavedPrompt([prompt_id], bytearray(b"x"), prompt_id)) == []

@@ -26,9 +26,9 @@ from tests.helpers.support import TIMEOUT_S
 from workers.prompts.cache import SavedPrompt
 from workers.prompts.files import (
     DIGEST,
-    LEFT_S,
     MAGIC,
     MAX_HEAD,
+    TEMPORARY_S,
     Head,
     Identity,
     OtherModel,
@@ -533,12 +533,12 @@ def test_what_a_killed_writer_has_left_is_no_prompt_and_is_deleted_when_it_is_ol
     assert list(ids_in(folder)) == [7]
     clean(folder)
     assert left.exists()
-    make_older(left, LEFT_S + 1)
+    make_older(left, TEMPORARY_S + 1)
     clean(folder)
     assert names_in(folder) == {path.name}
 
 
-@pytest.mark.parametrize(("age", "is_left"), [(LEFT_S - 60, True), (LEFT_S + 60, False)])
+@pytest.mark.parametrize(("age", "is_left"), [(TEMPORARY_S - 60, True), (TEMPORARY_S + 60, False)])
 def test_only_what_no_writer_can_still_need_is_deleted(
     tmp_path: Path, age: float, is_left: bool
 ) -> None:
@@ -555,7 +555,7 @@ def test_only_what_no_writer_can_still_need_is_deleted(
 )
 def test_everything_else_stays_however_old_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
-    make_older(tmp_path / name, 100 * LEFT_S)
+    make_older(tmp_path / name, 100 * TEMPORARY_S)
     clean(tmp_path)
     assert names_in(tmp_path) == {name}
 

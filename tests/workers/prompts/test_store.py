@@ -15,9 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.messages import Cancel, DropPrompt, Generate, PromptDropped, PromptSaved
-from shared.prompt import Prompt
-from shared.sampling import SamplingParams
+from shared.messages import Cancel, PromptDropped, PromptSaved
 from tests.helpers.paths import ROOT
 from tests.helpers.support import TIMEOUT_S
 from workers.prompts.cache import SavedPrompt
@@ -58,24 +56,14 @@ def saved(prompt_id: int, size: int = 1000) -> SavedPrompt:
     return SavedPrompt([1, 2, prompt_id], bytearray([prompt_id % 256]) * size, prompt_id)
 
 
-def request(prompt_id: int) -> Generate:
-    return Generate(1, Prompt("x"), SamplingParams(), prompt_id)
-
-
 def written(store: PromptStore, *prompts: SavedPrompt) -> None:
-    """Have them written, and wait for it; the store is closed then."""
+    """Have the prompts written, and close the store, which waits for that."""
     store.keep_up(prompts, [])
     store.close(TIMEOUT_S)
 
 
-def read_back(store: PromptStore, prompt_id: int) -> SavedPrompt | None:
-    """As a worker does for a request."""
-    store.prepare(request(prompt_id))
-    return store.fetched(prompt_id)
-
-
 def make_old(path: Path, after: float = 0.0) -> None:
-    """Last used at that time; by whom it was looked at since does not matter."""
+    """Set the time of the last use. The time of the last access does not count."""
     os.utime(path, (LONG_AGO - after, LONG_AGO + after))
 
 
@@ -91,50 +79,51 @@ def damage(path: Path) -> None:
 def test_what_one_worker_writes_another_reads(open_store: Open) -> None:
     written(open_store(), saved(7), saved(8))
     another = open_store()
-    assert read_back(another, 7) == saved(7)
-    assert read_back(another, 8) == saved(8)
+    assert another.read(7) == saved(7)
+    assert another.read(8) == saved(8)
 
 
-def test_what_was_read_is_given_out_once(open_store: Open) -> None:
+def test_a_prompt_is_read_for_every_request_until_it_is_in_memory(open_store: Open) -> None:
     written(open_store(), saved(7))
     store = open_store()
-    assert read_back(store, 7) == saved(7)
-    assert store.fetched(7) is None
-    assert read_back(store, 7) == saved(7)
+    for _ in range(2):
+        assert store.must_read(7)
+        assert store.read(7) == saved(7)
+    store.keep_up([], [PromptSaved(7, 3, 1012)])
+    assert not store.must_read(7)
+    assert store.read(7) is None
 
 
-def test_requests_may_come_before_the_first_of_them_is_served(open_store: Open) -> None:
-    written(open_store(), saved(7), saved(8), saved(9))
+def test_several_threads_may_read_at_once(open_store: Open) -> None:
+    written(open_store(), *(saved(prompt_id, 2**18) for prompt_id in (7, 8, 9)))
     store = open_store()
+    found: list[SavedPrompt | None] = []
+
+    def read_all() -> None:
+        found.extend(store.read(prompt_id) for prompt_id in (7, 8, 9))
+
+    threads = [threading.Thread(target=read_all) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+    assert len(found) == 12
     for prompt_id in (7, 8, 9):
-        store.prepare(request(prompt_id))
-    for prompt_id in (8, 7, 9):
-        assert store.fetched(prompt_id) == saved(prompt_id)
+        assert found.count(saved(prompt_id, 2**18)) == 4
 
 
-def test_what_no_request_asked_for_is_not_read(open_store: Open) -> None:
-    written(open_store(), saved(7))
-    assert open_store().fetched(7) is None
-
-
-def test_a_prompt_that_was_never_saved_is_nothing_and_no_matter(
+def test_a_prompt_that_was_never_saved_is_not_found_and_not_logged(
     open_store: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert read_back(open_store(), 7) is None
+    assert open_store().read(7) is None
     assert caplog.records == []
 
 
 def test_a_request_without_an_id_reads_nothing(open_store: Open, tmp_path: Path) -> None:
     write_prompt(path_of(tmp_path, 0), saved(0), IDENTITY)
-    assert read_back(open_store(), 0) is None
-
-
-def test_only_requests_are_read_for(open_store: Open) -> None:
-    written(open_store(), saved(7))
     store = open_store()
-    store.prepare(DropPrompt(7))
-    store.prepare(Cancel(7))
-    assert store.fetched(7) is None
+    assert not store.must_read(0)
+    assert store.read(0) is None
 
 
 def test_what_is_in_memory_is_not_read(
@@ -144,23 +133,25 @@ def test_what_is_in_memory_is_not_read(
     store = open_store()
     store.keep_up([], [PromptSaved(7, 3, 1012)])
     assert store.in_memory == {7}
-    assert read_back(store, 8) == saved(8)
-    damage(path_of(tmp_path, 7))  # which nobody sees
-    assert read_back(store, 7) is None
+    assert store.read(8) == saved(8)
+    damage(path_of(tmp_path, 7))  # which a read would notice
+    assert store.read(7) is None
     assert caplog.records == []
 
 
-def test_what_is_no_more_in_memory_is_read_again(open_store: Open) -> None:
+def test_what_was_dropped_from_memory_is_read_again(open_store: Open) -> None:
     written(open_store(), saved(7))
     store = open_store()
     store.keep_up([], [PromptSaved(7, 3, 1012), PromptSaved(8, 3, 1012)])
     store.keep_up([], [PromptDropped(7)])
     store.keep_up([], [PromptDropped(7)])
     assert store.in_memory == {8}
-    assert read_back(store, 7) == saved(7)
+    assert store.read(7) == saved(7)
 
 
-def test_of_what_was_saved_and_dropped_in_the_same_step_the_last_counts(open_store: Open) -> None:
+def test_if_a_prompt_was_saved_and_dropped_in_the_same_step_the_last_event_counts(
+    open_store: Open,
+) -> None:
     store = open_store()
     store.keep_up([], iter([PromptSaved(7, 3, 1012), PromptDropped(7), Cancel(7)]))
     store.keep_up([], iter([PromptDropped(8), PromptSaved(8, 3, 1012)]))
@@ -174,7 +165,7 @@ def test_a_damaged_file_costs_a_warning_and_is_deleted(
     damage(path_of(tmp_path, 7))
     store = open_store()
 
-    assert read_back(store, 7) is None
+    assert store.read(7) is None
 
     (record,) = caplog.records
     assert record.levelname == "WARNING"
@@ -190,7 +181,7 @@ def test_what_another_model_or_engine_has_saved_costs_a_warning_and_stays(
     written(open_store(), saved(7))
     store = open_store(identity=another)
 
-    assert read_back(store, 7) is None
+    assert store.read(7) is None
 
     (record,) = caplog.records
     assert record.levelname == "WARNING"
@@ -204,7 +195,7 @@ def test_what_cannot_be_read_costs_a_warning(
 ) -> None:
     path_of(tmp_path, 7).mkdir()
     store = open_store()
-    assert read_back(store, 7) is None
+    assert store.read(7) is None
     assert "prompt 7 is processed again" in caplog.text
     store.close(TIMEOUT_S)
     assert path_of(tmp_path, 7).is_dir()
@@ -221,7 +212,7 @@ def test_a_file_says_whose_it_is(open_store: Open, tmp_path: Path) -> None:
 def test_a_prompt_that_is_saved_again_takes_the_place_of_the_old(open_store: Open) -> None:
     new = SavedPrompt([5], bytearray(b"new"), 7)
     written(open_store(), saved(7), new)
-    assert read_back(open_store(), 7) == new
+    assert open_store().read(7) == new
 
 
 def test_closing_waits_until_all_is_written(open_store: Open, tmp_path: Path) -> None:
@@ -243,7 +234,7 @@ def test_a_process_that_ends_without_closing_is_not_held_up(tmp_path: Path) -> N
 
 
 class BlockedTokens:
-    """Tokens that can be written from some time on: a disk that is slow."""
+    """Tokens that cannot be written until `may_go_on` is set, as on a slow disk."""
 
     def __init__(self) -> None:
         self.is_asked, self.may_go_on = threading.Event(), threading.Event()
@@ -257,7 +248,7 @@ class BlockedTokens:
         return 3
 
 
-def test_nobody_waits_for_a_slow_disk(open_store: Open, tmp_path: Path) -> None:
+def test_reads_and_deletes_do_not_wait_for_a_slow_write(open_store: Open, tmp_path: Path) -> None:
     written(open_store(), saved(7))
     store, tokens = open_store(), BlockedTokens()
     slow = SavedPrompt(tokens, bytearray(9), 8)  # type: ignore[arg-type]
@@ -265,7 +256,7 @@ def test_nobody_waits_for_a_slow_disk(open_store: Open, tmp_path: Path) -> None:
     store.keep_up([slow, saved(9)], [])
     assert tokens.is_asked.wait(TIMEOUT_S)
     store.delete(9)
-    assert read_back(store, 7) == saved(7)
+    assert store.read(7) == saved(7)
     store.close(0.01)
     assert list(ids_in(tmp_path)) == [7]
 
@@ -286,10 +277,10 @@ def test_what_was_saved_after_it_was_deleted_is_there(open_store: Open) -> None:
     store = open_store()
     store.delete(7)
     written(store, saved(7))
-    assert read_back(open_store(), 7) == saved(7)
+    assert open_store().read(7) == saved(7)
 
 
-def test_to_delete_what_is_not_there_is_no_matter(
+def test_deleting_a_missing_file_is_not_logged(
     open_store: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = open_store()
@@ -304,11 +295,11 @@ def test_a_folder_that_vanished_costs_a_warning_and_is_used_when_it_is_back(
     store, tokens = open_store(), BlockedTokens()
     shutil.rmtree(tmp_path)
 
-    assert read_back(store, 6) is None
+    assert store.read(6) is None
     store.delete(6)
     blocked = SavedPrompt(tokens, bytearray(9), 8)  # type: ignore[arg-type]
     store.keep_up([saved(7), blocked], [])
-    assert tokens.is_asked.wait(TIMEOUT_S)  # so the other is done with
+    assert tokens.is_asked.wait(TIMEOUT_S)  # so the other task has ended
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert f"saved prompts in {tmp_path}: " in record.getMessage()
@@ -319,6 +310,31 @@ def test_a_folder_that_vanished_costs_a_warning_and_is_used_when_it_is_back(
     assert list(ids_in(tmp_path)) == [8]
 
 
+@pytest.mark.parametrize("error", [TypeError, MemoryError, ValueError])
+def test_an_unexpected_error_costs_one_prompt_and_is_logged_with_its_traceback(
+    open_store: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: type[Exception]
+) -> None:
+    """Any error but OSError ended the writer's thread: nothing was saved any more, silently."""
+
+    class Unwritable:
+        def __iter__(self) -> Iterator[int]:
+            raise error("as told")
+
+        def __len__(self) -> int:
+            return 3
+
+    store = open_store()
+    unwritable = SavedPrompt(Unwritable(), bytearray(9), 7)  # type: ignore[arg-type]
+    store.keep_up([unwritable, saved(8)], [])
+    store.close(TIMEOUT_S)
+    assert list(ids_in(tmp_path)) == [8]
+    assert store._unwritten == 0
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert record.exc_info is not None
+    assert record.exc_info[0] is error
+
+
 # ---------------------------------------------------------------- the limit
 
 
@@ -326,7 +342,7 @@ def size_of(folder: Path, *prompt_ids: int) -> int:
     return sum(path_of(folder, prompt_id).stat().st_size for prompt_id in prompt_ids)
 
 
-def test_beyond_the_limit_the_files_not_used_for_longest_go(
+def test_beyond_the_limit_the_least_recently_used_files_are_deleted(
     open_store: Open, tmp_path: Path
 ) -> None:
     written(open_store(), *map(saved, (1, 2, 3)))
@@ -339,19 +355,19 @@ def test_beyond_the_limit_the_files_not_used_for_longest_go(
     assert sorted(ids_in(tmp_path)) == [1, 4]
 
 
-def test_as_much_as_the_limit_stays(open_store: Open, tmp_path: Path) -> None:
+def test_files_of_exactly_the_limit_stay(open_store: Open, tmp_path: Path) -> None:
     written(open_store(), *map(saved, (1, 2)))
     written(open_store(size_of(tmp_path, 1, 2)), saved(2))
     assert sorted(ids_in(tmp_path)) == [1, 2]
 
 
-def test_to_read_a_file_is_to_use_it(open_store: Open, tmp_path: Path) -> None:
+def test_reading_a_file_counts_as_a_use(open_store: Open, tmp_path: Path) -> None:
     written(open_store(), *map(saved, (1, 2, 3)))
     for after, prompt_id in enumerate((1, 2, 3)):
         make_old(path_of(tmp_path, prompt_id), after)
     store = open_store(size_of(tmp_path, 1, 2))
 
-    assert read_back(store, 1) == saved(1)
+    assert store.read(1) == saved(1)
     written(store, saved(4))
 
     assert sorted(ids_in(tmp_path)) == [1, 4]
@@ -382,12 +398,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     st.randoms(use_true_random=False),
     st.integers(0, 200),
 )
-def test_of_any_files_the_last_used_that_fit_stay(
+def test_whatever_the_files_the_most_recently_used_that_fit_stay(
     folder: Path, sizes: list[int], random: Random, limit: int
 ) -> None:
     for prompt_id in ids_in(folder):
         path_of(folder, prompt_id).unlink()
-    by_age = list(enumerate(sizes, start=1))  # (id, size); that not used for longest first
+    by_age = list(enumerate(sizes, start=1))  # (id, size); the least recently used first
     random.shuffle(by_age)
     for after, (prompt_id, size) in enumerate(by_age):
         path_of(folder, prompt_id).write_bytes(bytes(size))
@@ -405,10 +421,10 @@ def test_a_folder_that_is_missing_cannot_be_trimmed(tmp_path: Path) -> None:
         trim(tmp_path / "missing", 5)
 
 
-# ---------------------------------------------------------------- what must not pile up
+# ---------------------------------------------------------------- bounds
 
 
-def test_a_disk_that_is_behind_costs_the_newest_prompts_and_no_memory(
+def test_a_disk_that_is_too_slow_costs_the_newest_prompts_and_no_memory(
     open_store: Open,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -426,10 +442,10 @@ def test_a_disk_that_is_behind_costs_the_newest_prompts_and_no_memory(
     assert sorted(ids_in(tmp_path)) == [1, 2]
 
 
-def test_a_file_that_no_memory_has_room_for_is_not_read(tmp_path: Path) -> None:
+def test_a_file_larger_than_the_memory_for_prompts_is_not_read(tmp_path: Path) -> None:
     write_prompt(path_of(tmp_path, 7), saved(7, 5000), IDENTITY)
     store = PromptStore(tmp_path, ROOM, IDENTITY, largest=5000)
-    assert read_back(store, 7) is None
+    assert store.read(7) is None
     store.close(TIMEOUT_S)
 
 
@@ -438,21 +454,23 @@ def test_tokens_without_a_state_are_not_written(open_store: Open, tmp_path: Path
     assert list(ids_in(tmp_path)) == []
 
 
-def test_to_ask_for_one_in_memory_is_to_use_its_file(open_store: Open, tmp_path: Path) -> None:
+def test_a_request_for_a_prompt_in_memory_counts_as_a_use_of_its_file(
+    open_store: Open, tmp_path: Path
+) -> None:
     written(open_store(), *map(saved, (1, 2)))
     for after, prompt_id in enumerate((1, 2)):
         make_old(path_of(tmp_path, prompt_id), after)
     store = open_store(size_of(tmp_path, 1, 2))
     store.keep_up([], [PromptSaved(1, 3, 1000)])
-    store.prepare(request(1))
+    assert store.read(1) is None
     written(store, saved(4))
     assert sorted(ids_in(tmp_path)) == [1, 4]
 
 
-def test_a_use_makes_no_file(open_store: Open, tmp_path: Path) -> None:
+def test_a_use_creates_no_file(open_store: Open, tmp_path: Path) -> None:
     store = open_store()
     store.keep_up([], [PromptSaved(1, 3, 1000)])
-    store.prepare(request(1))
+    assert store.read(1) is None
     store.close(TIMEOUT_S)
     assert list(tmp_path.iterdir()) == []
 
@@ -466,8 +484,8 @@ def test_a_folder_in_the_place_of_a_file_disturbs_nothing_else(
     assert list(prompts_in(tmp_path)) == [2]
 
 
-def test_what_is_to_be_written_is_counted_right_by_both_threads(open_store: Open) -> None:
-    """Each changed the count by itself, and now and then one change was lost."""
+def test_unwritten_bytes_are_counted_correctly_by_both_threads(open_store: Open) -> None:
+    """Both changed the count without a lock, and now and then one change was lost."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

@@ -1,0 +1,99 @@
+"""Prepares requests beside the loop, so that no running stream waits for a tokenizer.
+
+    RequestReader ─▶ submit ─▶ a lane's thread: Preparer.prepare ─▶ Inbox ─▶ the loop: accept
+                                                                            the loop: cancel
+
+There are two lanes, each first come first served. A long prompt cannot be tokenized in slices
+without changing its tokens, so a request of more than SHORT_CHARACTERS goes to a lane of its own:
+short ones never wait for it, and may overtake it.
+"""
+
+from __future__ import annotations
+
+from shared.errors import QueueFull
+from workers.child.endings import failed
+from workers.child.inbox import Inbox
+from workers.child.lane import Lane, LaneLimits
+from workers.child.preparer import Preparer, Request
+
+STUCK_S = 300.0
+"""Seconds after which a preparation counts as stuck. The slowest that was seen took 80: 1 MiB of
+characters that a SentencePiece vocabulary lacks, in llama.cpp."""
+LONG = LaneLimits(questions=32, stack_bytes=512 * 2**20, idle_s=1.0)
+"""llama.cpp splits texts with std::regex for some vocabularies, which recurses for each character
+of a word: 1 MiB of one letter takes 0.3 GiB of stack. What it touched is given back when the
+thread ends."""
+SHORT = LaneLimits(questions=1000, stack_bytes=32 * 2**20)
+"""SHORT_CHARACTERS in one word take 7 MiB of stack."""
+
+
+class PreparationStuck(Exception):
+    """A request takes so long to prepare that the engine must be stuck in it."""
+
+
+class Preparation:
+    """The requests that the worker has received and the loop has not accepted yet.
+
+    `submit` is called by one thread, `accept`, `cancel` and `check` by the loop.
+    """
+
+    def __init__(self, preparer: Preparer, inbox: Inbox) -> None:
+        self._preparer = preparer
+        self._inbox = inbox
+        self._open: set[int] = set()
+        """Ids of requests that were neither accepted nor cancelled."""
+        self._unprepared: set[int] = set()
+        """Ids of requests whose outcome is not in the inbox yet."""
+        self._short = Lane("prepare-short", SHORT, self._prepare)
+        self._long = Lane("prepare-long", LONG, self._prepare)
+
+    def submit(self, request: Request) -> None:
+        """Have the request prepared. Its outcome comes into the inbox."""
+        self._open.add(request.id)
+        self._unprepared.add(request.id)
+        lane = self._short if self._preparer.is_short(request) else self._long
+        try:
+            lane.put(request)
+        except (QueueFull, RuntimeError) as error:  # RuntimeError: no thread could be started
+            self._unprepared.discard(request.id)
+            self._inbox.put(failed(request.id, error))
+
+    def accept(self, request_id: int) -> bool:
+        """Take over an outcome that came from the inbox. False: its request was cancelled."""
+        return self._remove(request_id)
+
+    def cancel(self, request_id: int) -> bool:
+        """Forget a request. False: it is not here."""
+        return self._remove(request_id)
+
+    def is_preparing(self, request_id: int) -> bool:
+        """Return whether the outcome is still to come into the inbox. From any thread."""
+        return request_id in self._unprepared
+
+    def check(self) -> None:
+        """Raise PreparationStuck when a request has been prepared for more than STUCK_S seconds.
+
+        The loop's heartbeats say nothing about the lanes, and native code cannot be interrupted.
+        """
+        busy_s = max(self._short.busy_s(), self._long.busy_s())
+        if busy_s > STUCK_S:
+            raise PreparationStuck(f"a request has been prepared for {busy_s:.0f} s")
+
+    def close(self) -> None:
+        """Drop what waits. A request that is being prepared goes on, and comes to nothing."""
+        self._short.close()
+        self._long.close()
+
+    def _remove(self, request_id: int) -> bool:
+        is_open = request_id in self._open
+        self._open.discard(request_id)
+        return is_open
+
+    def _prepare(self, request: Request) -> None:
+        """Runs in a lane's thread."""
+        if request.id in self._open:
+            outcome = self._preparer.prepare(request)
+            # In this order: what `is_preparing` comes behind a Cancel that is in the inbox.
+            self._unprepared.discard(request.id)
+            self._inbox.put(outcome)
+        self._unprepared.discard(request.id)
