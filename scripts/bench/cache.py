@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.client import run_in_rows
-from scripts.bench.dialects import OPENAI, STREAM, Ask, Asks, Target
+from scripts.bench.comparison import describe_build
+from scripts.bench.figures import Aim, Figure, Series, count
 from scripts.bench.job import Job, LlamaSizes, ratios, take_turns
-from scripts.bench.llama import describe_build
+from scripts.bench.loads import run_in_rows
+from scripts.bench.targets import OPENAI, STREAM, Ask, Asks, Target
 from scripts.load.errors import BenchError, Skipped
-from scripts.load.servers import HOST, OK, ServerProcess, llama_server, tokenflume
-from scripts.report.figures import Aim, Figure, Series, count
+from scripts.load.server import HOST, OK, ServerProcess, llama_server, tokenflume
 from shared.errors import ConfigurationError
 from workers.machine.topology import make_plan
 

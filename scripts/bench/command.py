@@ -87,24 +87,16 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench.cache import measure_again, measure_chats, measure_new
-from scripts.bench.client import Load, run_streams
-from scripts.bench.dialects import SAMPLING
-from scripts.bench.direct import DirectLoop
-from scripts.bench.engine import measure_engine
-from scripts.bench.job import FULL, QUICK, Job, Sizes, ratios, repeat, take_turns
-from scripts.bench.llama import (
+from scripts.bench.comparison import (
     measure_leave,
     measure_llama,
     measure_llama_deep,
     measure_llama_small,
     measure_stall,
 )
-from scripts.bench.models import MODELS
-from scripts.bench.stamps import read_stamps
-from scripts.bench.step import measure_step
-from scripts.load.errors import BenchError, Skipped
-from scripts.load.servers import ServerProcess, tokenflume
-from scripts.report.figures import (
+from scripts.bench.direct import DirectLoop
+from scripts.bench.engine import measure_engine
+from scripts.bench.figures import (
     Aim,
     Figure,
     Series,
@@ -114,6 +106,14 @@ from scripts.report.figures import (
     figure_table,
     machine_table,
 )
+from scripts.bench.job import FULL, QUICK, Job, Sizes, ratios, repeat, take_turns
+from scripts.bench.loads import Load, run_streams
+from scripts.bench.models import MODELS
+from scripts.bench.stamps import read_stamps
+from scripts.bench.step import measure_step
+from scripts.bench.targets import SAMPLING
+from scripts.load.errors import BenchError, Skipped
+from scripts.load.server import ServerProcess, tokenflume
 from scripts.report.stats import percentile
 from shared.errors import ConfigurationError
 from workers.machine.cores import Machine, read_machine

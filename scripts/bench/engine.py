@@ -10,9 +10,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from scripts.bench.figures import Figure, Series, count
 from scripts.bench.job import Job, LlamaSizes
 from scripts.load.errors import BenchError, Skipped
-from scripts.report.figures import Figure, Series, count
 from shared.errors import ConfigurationError
 from shared.settings import ModelSettings
 from workers.engines.base import Feed

@@ -18,11 +18,11 @@ from typing import Any, ClassVar, NamedTuple
 from unittest import mock
 
 import workers.child.process
-from scripts.bench.dialects import SAMPLING, Asks
+from scripts.bench.figures import Aim, Figure, Series, count
 from scripts.bench.job import Job
 from scripts.bench.models import make_model
+from scripts.bench.targets import SAMPLING, Asks
 from scripts.load.errors import BenchError, Skipped
-from scripts.report.figures import Aim, Figure, Series, count
 from shared.errors import ConfigurationError
 from shared.messages import Finished, Generate, Message, Ready, Tokens
 from shared.prompt import Prompt

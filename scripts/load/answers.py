@@ -6,7 +6,7 @@ from typing import Protocol
 
 import httptools
 
-from scripts.load.bodies import Completion, Expected
+from scripts.load.bodies.streams import Completion, Expected
 from scripts.load.errors import BenchError
 
 HEAD_SIZE = 1000

@@ -22,10 +22,10 @@ from typing import Any, cast
 
 import httptools
 
-from scripts.load.bodies import Body, Events, Expected, Usage, refusal
+from scripts.load.bodies.streams import Body, Events, Expected, Usage, refusal
 from scripts.load.dialects import LoadDialect
 from scripts.load.errors import CONNECTION, CUT, OTHER_FORMAT, TIMEOUT, StreamFailure, status_kind
-from scripts.load.plan import Ask
+from scripts.loadtest.plan import Ask
 
 OK = 200
 SWEEP_S = 0.25

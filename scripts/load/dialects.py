@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts.load.bodies import (
+from scripts.load.bodies.streams import (
     Body,
     Chat,
     Chatted,
@@ -16,7 +16,7 @@ from scripts.load.bodies import (
     RawText,
     TokenLines,
 )
-from scripts.load.plan import Ask
+from scripts.loadtest.plan import Ask
 
 TEXT = "text/plain"
 NDJSON = "application/x-ndjson"

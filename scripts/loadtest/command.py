@@ -50,15 +50,15 @@ from datetime import UTC, datetime
 
 import uvloop
 
+from scripts.bench.figures import describe_machine
 from scripts.load.client import BadTarget, Client, Target
 from scripts.load.errors import CONNECTION, OTHER_FORMAT, status_kind
 from scripts.loadtest.html import report_html
 from scripts.loadtest.options import Job, parse_arguments
-from scripts.loadtest.progress import show_progress
 from scripts.loadtest.report import Point, Report, point_table, report_json
 from scripts.loadtest.run import Run, Shape, Turn, run_load, seed_of, turns, unless_stopped
 from scripts.loadtest.summary import compare, summarize
-from scripts.report.figures import describe_machine
+from scripts.report.progress import show_progress
 from workers.machine.cores import read_machine
 
 FAILED = 1

@@ -7,6 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from scripts.bench.figures import count
 from scripts.loadtest.report import (
     MS,
     SEEN,
@@ -20,7 +21,6 @@ from scripts.loadtest.report import (
     throughput,
 )
 from scripts.loadtest.summary import Ratio, Summary
-from scripts.report.figures import count
 from scripts.report.page import WIDE, figure, page, table, tile
 from scripts.report.stats import Bin, Spread
 from scripts.report.svg import (

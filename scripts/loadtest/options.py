@@ -14,7 +14,7 @@ from typing import Any
 
 from scripts.load.client import PORTS, Target
 from scripts.load.dialects import DIALECTS
-from scripts.load.plan import (
+from scripts.loadtest.plan import (
     BadPlan,
     FilePrompts,
     Fixed,

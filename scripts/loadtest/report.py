@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scripts.bench.figures import Series, count, series_row
 from scripts.loadtest.run import Shape
 from scripts.loadtest.summary import Ratio, Summary
-from scripts.report.figures import Series, count, series_row
 from scripts.report.stats import Spread
 
 MS = 1000.0

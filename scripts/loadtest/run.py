@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scripts.load.client import Client, Record, State
-from scripts.load.plan import Plan, arrivals
+from scripts.loadtest.plan import Plan, arrivals
 
 LAG_STEP_S = 0.01
 """Between two looks at how late the event loop is."""

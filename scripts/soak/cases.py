@@ -11,16 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from scripts.load.dialects import (
-    DIALECTS,
-    LoadDialect,
-    chat_fields,
-    completion_fields,
-    generate_fields,
-    ollama_chat_fields,
-)
-from scripts.load.plan import WORDS, Ask
-from scripts.soak.bodies import (
+from scripts.load.bodies.objects import (
     OllamaVector,
     TokenIds,
     Vector,
@@ -29,6 +20,15 @@ from scripts.soak.bodies import (
     WholeCompletion,
     WholeGenerated,
 )
+from scripts.load.dialects import (
+    DIALECTS,
+    LoadDialect,
+    chat_fields,
+    completion_fields,
+    generate_fields,
+    ollama_chat_fields,
+)
+from scripts.loadtest.plan import WORDS, Ask
 
 JSON = "application/json"
 ODD_WORDS = ("größer", "日本語", "🦊🦊", "a\\b", "\n", "«»", "Ω", '"', "{}")

@@ -47,7 +47,7 @@ from pathlib import Path
 import uvloop
 
 from scripts.load.errors import BenchError
-from scripts.load.servers import HOST, ServerProcess
+from scripts.load.server import HOST, ServerProcess
 from scripts.loadtest.command import FAILED, NO_FILE, NO_SERVER, SIGNALLED, interruptible
 from scripts.loadtest.options import count, not_negative, positive
 from scripts.soak.html import report_html

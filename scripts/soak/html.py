@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from scripts.report.page import WIDE, figure, page, table, tile
 from scripts.report.svg import Chart, fitted_axis, linear_axis
 from scripts.soak.judge import Outcome
+from scripts.soak.monitor import QUANTITIES, WARM_UP, Quantity, Sample
 from scripts.soak.report import death_text, growth_text, outcome_rows, summary, verdict
 from scripts.soak.run import SHOWN, Account
-from scripts.soak.watch import QUANTITIES, WARM_UP, Quantity, Sample
 
 TITLE = "Soak test"
 RULE = (

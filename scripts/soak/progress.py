@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 
-from scripts.loadtest.progress import BAR_S, CLEAR, LINES_S, draw_bar
+from scripts.report.progress import BAR_S, CLEAR, LINES_S, draw_bar
 from scripts.soak.judge import Outcome
 from scripts.soak.run import Account
 

@@ -6,12 +6,12 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
+from scripts.bench.figures import count
 from scripts.loadtest.report import number
-from scripts.report.figures import count
-from scripts.soak.harm import replace_times
+from scripts.soak.faults import replace_times
 from scripts.soak.judge import Outcome
+from scripts.soak.monitor import Sample, Trend
 from scripts.soak.run import SHOWN, Account
-from scripts.soak.watch import Sample, Trend
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 WIDTH = 60

@@ -16,13 +16,13 @@ from typing import Any
 
 from scripts.load.client import Client, Record, Target
 from scripts.load.errors import BenchError
-from scripts.load.servers import HOST, START_S, ServerProcess
+from scripts.load.server import HOST, START_S, ServerProcess
 from scripts.loadtest.run import unless_stopped
 from scripts.soak.cases import FORMATS, Case, World, crash, draw_case
-from scripts.soak.harm import Harm, NotReplaced, ready_state, workers_of
+from scripts.soak.faults import Harm, NotReplaced, ready_state, workers_of
 from scripts.soak.judge import BY_OTHERS, Broken, Death, Outcome, Verdict, judge, unexplained
-from scripts.soak.raw import OK, draw_malformed, exchange, judge_malformed, post
-from scripts.soak.watch import QUANTITIES, Sample, Trend, Watch, left_open, trend
+from scripts.soak.malformed import OK, draw_malformed, exchange, judge_malformed, post
+from scripts.soak.monitor import QUANTITIES, Sample, Trend, Watch, left_open, trend
 
 MALFORMED = "malformed"
 MALFORMED_SHARE = 0.06

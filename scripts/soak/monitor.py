@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from scripts.soak.harm import workers_of
+from scripts.soak.faults import workers_of
 
 WARM_UP = 0.2
 """Of the whole time."""

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from scripts.soak.judge import Death
-from scripts.soak.raw import OK, get
+from scripts.soak.malformed import OK, get
 
 LOOK_S = 0.1
 BLOWS = ("SIGKILL", "SIGSTOP", "a poison prompt")

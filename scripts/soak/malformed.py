@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.load.servers import HOST
+from scripts.load.server import HOST
 
 OK = 200
 ANSWER_S = 60.0

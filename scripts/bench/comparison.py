@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.bench.client import Clients, Load, longest_pause, run_in_rows
-from scripts.bench.dialects import OPENAI, STREAM, Asks, Target
+from scripts.bench.figures import Aim, Figure, Series, count
 from scripts.bench.job import Job, LlamaSizes, ratios, take_turns
+from scripts.bench.loads import Clients, Load, longest_pause, run_in_rows
 from scripts.bench.models import make_model
+from scripts.bench.targets import OPENAI, STREAM, Asks, Target
 from scripts.load.errors import BenchError, Skipped
-from scripts.load.servers import llama_server, tokenflume
-from scripts.report.figures import Aim, Figure, Series, count
+from scripts.load.server import llama_server, tokenflume
 from shared.errors import ConfigurationError
 from workers.machine.topology import make_plan
 

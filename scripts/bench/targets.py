@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.bench.client import Stream
+from scripts.bench.loads import Stream
 from scripts.load.answers import Answer, EventAnswer, LineAnswer
 from scripts.load.dialects import ENDLESS, completion_fields, stream_fields
-from scripts.load.plan import Ask
+from scripts.loadtest.plan import Ask
 from scripts.modelling.make_model import SHAPES, SPACE, make_vocabulary
 
 SAMPLING = {

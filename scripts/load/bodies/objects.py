@@ -9,7 +9,7 @@ import math
 from abc import abstractmethod
 from typing import Any
 
-from scripts.load.bodies import Body, Expected, Reading, Usage, parse_object, wrong
+from scripts.load.bodies.streams import Body, Expected, Reading, Usage, parse_object, wrong
 from scripts.load.errors import CUT, StreamFailure
 from workers.engines.echo import EMBEDDING
 

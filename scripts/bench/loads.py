@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 
 from scripts.load.answers import Answer, LineAnswer
 from scripts.load.errors import BenchError
-from scripts.load.servers import HOST
+from scripts.load.server import HOST
 
 T = TypeVar("T")
 
