@@ -1,8 +1,8 @@
-"""tokenflume against llama-server: the same load on both, in turns, on one model and its CPUs.
+"""The figures that compare with llama-server: the same load on both servers, in turn.
 
-Both run the same llama.cpp (build_llama_server.py), with the same threads, slots and context for
-each slot, and their own defaults for all else. Both are asked the same random prompts with the
-same sampling; an idle server takes no CPU time.
+Both run the same llama.cpp (see build_llama_server), with the same model, CPUs, threads, slots and
+context of a slot, and with their own defaults for all other settings. Both get the same random
+prompts with the same sampling. An idle server takes no CPU time.
 """
 
 from __future__ import annotations
@@ -13,44 +13,53 @@ import functools
 import importlib.metadata
 import time
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.bench.figures import Aim, Figure, Series, count
-from scripts.bench.job import Job, LlamaSizes, ratios, take_turns
-from scripts.bench.loads import Clients, Load, longest_pause, run_in_rows
+from scripts.bench.figures import Aim, Figure, Series
+from scripts.bench.job import Job, LlamaSizes, Skipped, ratios, take_turns
+from scripts.bench.loads import SILENCE_S, Load, completed, longest_pause, run_in_rows, start
 from scripts.bench.models import make_model
-from scripts.bench.targets import OPENAI, STREAM, Asks, Target
-from scripts.load.errors import BenchError, Skipped
-from scripts.load.server import llama_server, tokenflume
+from scripts.bench.servers import llama_server, tokenflume
+from scripts.bench.targets import RandomRequests, llama_target, our_target
+from scripts.load.client import Client
+from scripts.load.errors import MeasurementError
+from scripts.load.interrupt import new_runner
+from scripts.load.target import Target
+from scripts.report.text import count
 from shared.errors import ConfigurationError
 from workers.machine.topology import make_plan
 
+NEEDS_LLAMA_SERVER = "needs --llama-server PATH, which scripts.bench.build_llama_server builds"
 SEED = 1
 WARM_TOKENS = 10
-"""That a stream must have had before it counts as decoding."""
+"""Tokens after which a stream counts as decoding."""
 LONG_TOKENS = 8
-"""Of the answer to a long prompt."""
+"""Length of the answer to a long prompt, in tokens."""
 ROUNDING = 256
-"""llama-server rounds the context of a slot up to a multiple of it."""
+"""llama-server rounds the context of a slot up to a multiple of this."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The two servers, and the random requests of each: the same for both."""
+    """The two servers, and the random requests for each, which are the same."""
 
     sizes: LlamaSizes
     llama: Target
     ours: Target
-    llama_asks: Asks
-    our_asks: Asks
+    llama_requests: RandomRequests
+    our_requests: RandomRequests
 
 
 @contextlib.contextmanager
 def serve_both(job: Job, model: Path, *, threads: int, slots: int, context: int) -> Iterator[Pair]:
-    """llama-server and tokenflume with that model, and so many tokens for each slot. Skipped."""
+    """llama-server and tokenflume with this model, and `context` tokens for each slot.
+
+    Raises Skipped without a llama-server or with too few CPUs, MeasurementError.
+    """
     if job.llama_server is None:
-        raise Skipped("needs --llama-server PATH, which build_llama_server.py makes")
+        raise Skipped(NEEDS_LLAMA_SERVER)
     try:
         (cpus,) = make_plan(job.machine, batches=True, threads=threads, workers=1).workers
     except ConfigurationError as error:
@@ -64,18 +73,18 @@ def serve_both(job: Job, model: Path, *, threads: int, slots: int, context: int)
     ):
         yield Pair(
             sizes=job.sizes.llama,
-            llama=Target(llama.port, OPENAI),
-            ours=Target(ours.port, STREAM),
-            llama_asks=Asks(SEED),
-            our_asks=Asks(SEED),
+            llama=llama_target(llama.url),
+            ours=our_target(ours.url),
+            llama_requests=RandomRequests(SEED),
+            our_requests=RandomRequests(SEED),
         )
 
 
-# ---------------------------------------------------------------- llama, llama-small
+# ---------------------------------------------------------------- llama, llama-deep, llama-small
 
 
 def measure_llama(job: Job) -> Figure:
-    """Tokens per second of some numbers of streams."""
+    """Tokens per second of several numbers of streams."""
     sizes = job.sizes.llama
     model = job.model(sizes.shape, sizes.kind)
     threads = job.threads or sizes.threads
@@ -86,7 +95,7 @@ def measure_llama(job: Job) -> Figure:
 
 
 def measure_llama_deep(job: Job) -> Figure:
-    """The same with long prompts, so that every token looks back at many others."""
+    """The same with long prompts, so that every token attends to many others."""
     sizes = job.sizes.llama
     model = job.model(sizes.shape, sizes.kind)
     threads = job.threads or sizes.threads
@@ -96,7 +105,7 @@ def measure_llama_deep(job: Job) -> Figure:
 
 
 def measure_llama_small(job: Job) -> Figure:
-    """The same with a model so small that all that is no matrix counts."""
+    """The same with a small model, where everything but the matrices counts."""
     sizes = job.sizes.llama
     model = make_model(job.models, sizes.small_shape, "F16")
     rounds = {sizes.small_streams: Aim("at least", 1.3)}
@@ -115,8 +124,8 @@ def compare_rates(
         for streams, aim in rounds.items():
             theirs, ours = take_turns(
                 runs,
-                functools.partial(run_load, pair.llama, pair.llama_asks, sizes, streams),
-                functools.partial(run_load, pair.ours, pair.our_asks, sizes, streams),
+                functools.partial(run_load, pair.llama, pair.llama_requests, sizes, streams),
+                functools.partial(run_load, pair.ours, pair.our_requests, sizes, streams),
             )
             tokens += sum(load.tokens for load in (*theirs, *ours))
             label = count(streams, "stream")
@@ -138,28 +147,28 @@ def compare_rates(
     )
 
 
-def run_load(target: Target, asks: Asks, sizes: LlamaSizes, streams: int) -> Load:
-    """So many clients at once, each with its requests one after the other."""
+def run_load(target: Target, requests: RandomRequests, sizes: LlamaSizes, streams: int) -> Load:
+    """Run `streams` concurrent clients, each with its requests one after another."""
     rows = [
-        [asks.draw(sizes.words, sizes.tokens) for _ in range(sizes.requests)]
+        [requests.draw(sizes.words, sizes.tokens) for _ in range(sizes.requests)]
         for _ in range(streams)
     ]
-    return run_in_rows(target.open, rows)
+    return run_in_rows(target, rows)
 
 
 # ---------------------------------------------------------------- stall
 
 
 def measure_stall(job: Job) -> Figure:
-    """What a long prompt does to streams that decode, and what they do to it."""
+    """How a long prompt delays streams that decode, and how they delay it."""
     sizes = job.sizes.llama
     model = job.model(sizes.shape, sizes.kind)
     threads, slots = job.threads or sizes.threads, sizes.decoding + 1
     with serve_both(job, model, threads=threads, slots=slots, context=sizes.long_context) as pair:
         a, b = take_turns(
             job.sizes.runs,
-            lambda: stall_once(pair.llama, pair.llama_asks, sizes),
-            lambda: stall_once(pair.ours, pair.our_asks, sizes),
+            lambda: stall_once(pair.llama, pair.llama_requests, sizes),
+            lambda: stall_once(pair.ours, pair.our_requests, sizes),
         )
     return Figure(
         title=f"stall: {count(sizes.decoding, 'stream')} of {model.name} decode while a prompt of"
@@ -189,62 +198,76 @@ def measure_stall(job: Job) -> Figure:
 
 @dataclass(frozen=True)
 class Stall:
-    """One arrival of a long prompt."""
+    """The result of one long prompt."""
 
     pause_ms: float
-    """The longest time between two tokens of a decoding stream until the prompt is done."""
+    """Longest time between two tokens of a decoding stream, until the long prompt is processed."""
     first_ms: float
-    """From the long prompt's sending to its first token."""
+    """Time from the sending of the long prompt to its first token."""
     tokens: int
-    """That came of all streams."""
+    """Tokens that were received of all streams."""
 
 
-def stall_once(target: Target, asks: Asks, sizes: LlamaSizes) -> Stall:
-    """Let streams decode, send a long prompt, and leave them when it is done. BenchError."""
+def stall_once(target: Target, requests: RandomRequests, sizes: LlamaSizes) -> Stall:
+    """Let streams decode, send a long prompt, and disconnect the streams when it is processed.
+
+    Raises MeasurementError.
+    """
+    with new_runner() as runner:
+        stall = runner.run(_stall_once(target, requests, sizes))
+    settle(target, requests)
+    return stall
+
+
+async def _stall_once(target: Target, requests: RandomRequests, sizes: LlamaSizes) -> Stall:
     endless = sizes.long_context // 2
-    with Clients() as clients:
+    async with Client(target, SILENCE_S) as client, AsyncExitStack() as stack:
         decoding = [
-            clients.start(target.open(asks.draw(sizes.words, endless)))
+            await start(client, stack, requests.draw(sizes.words, endless))
             for _ in range(sizes.decoding)
         ]
-        clients.read_until(lambda: all(stream.received >= WARM_TOKENS for stream in decoding))
+        for stream in decoding:
+            await stream.until_tokens(WARM_TOKENS)
         sent = time.monotonic()
-        long = clients.start(target.open(asks.draw(sizes.long_words, LONG_TOKENS)))
-        # The long one to its end, so that the others have had a token after its first.
-        clients.read_until(lambda: long.is_over)
-    if any(stream.is_over for stream in decoding):
-        raise BenchError("a decoding stream was over before the long prompt's answer")
-    settle(target, asks)
-    first = long.arrivals()[0]
-    pauses = [longest_pause(stream.arrivals(), sent, first) for stream in decoding]
+        long = await start(client, stack, requests.draw(sizes.long_words, LONG_TOKENS))
+        # Wait for its end, so that the others have had a token after its first.
+        await long.over
+        completed([long.record])
+        for stream in decoding:
+            if stream.over.done():
+                raise stream.record.failure or MeasurementError(
+                    "a decoding stream was over before the long prompt's answer"
+                )
+    first = long.record.arrivals[0]
+    pauses = [longest_pause(stream.record.arrivals, sent, first) for stream in decoding]
     return Stall(
         pause_ms=max(pauses) * 1000,
         first_ms=(first - sent) * 1000,
-        tokens=sum(stream.received for stream in (*decoding, long)),
+        tokens=client.tokens,
     )
 
 
-def settle(target: Target, asks: Asks) -> None:
-    """Wait until a server has noticed that clients have left: it does when it steps on."""
-    run_in_rows(target.open, [[asks.draw(1, WARM_TOKENS)]])
+def settle(target: Target, requests: RandomRequests) -> None:
+    """Wait until a server has noticed disconnected clients, which it does in its next steps."""
+    run_in_rows(target, [[requests.draw(1, WARM_TOKENS)]])
 
 
 # ---------------------------------------------------------------- leave
 
 
 def measure_leave(job: Job) -> Figure:
-    """How soon the only slot is free when its client leaves in the middle of a long prompt."""
+    """The time until the only slot is free after its client disconnects in prefill."""
     sizes = job.sizes.llama
     model = job.model(sizes.shape, sizes.kind)
     threads = job.threads or sizes.threads
     with serve_both(job, model, threads=threads, slots=1, context=sizes.long_context) as pair:
         a, b = take_turns(
             job.sizes.runs,
-            lambda: leave_once(pair.llama, pair.llama_asks, sizes),
-            lambda: leave_once(pair.ours, pair.our_asks, sizes),
+            lambda: leave_once(pair.llama, pair.llama_requests, sizes),
+            lambda: leave_once(pair.ours, pair.our_requests, sizes),
         )
     return Figure(
-        title=f"leave: a client of {model.name} leaves {sizes.leave_s:g} s after a prompt of"
+        title=f"leave: a client of {model.name} disconnects {sizes.leave_s:g} s after a prompt of"
         f" {sizes.long_words} words, {count(threads, 'thread')}",
         series=[
             Series("slot free: A, llama-server", "ms", a, 1),
@@ -255,32 +278,43 @@ def measure_leave(job: Job) -> Figure:
     )
 
 
-def leave_once(target: Target, asks: Asks, sizes: LlamaSizes) -> float:
-    """Milliseconds from the leaving until the slot is free. BenchError.
+def leave_once(target: Target, requests: RandomRequests, sizes: LlamaSizes) -> float:
+    """Milliseconds from the client's disconnection until the slot is free.
 
-    It is the time to the first token of a tiny request that is sent at that moment, less what
-    such a request takes when nothing is in its way.
+    It is the TTFT of a tiny request that is sent at that moment, less the TTFT of such a request
+    on an idle server. Raises MeasurementError.
     """
-    alone = run_in_rows(target.open, [[asks.draw(1, 1)]]).seconds
-    with Clients() as clients:
-        long = clients.start(target.open(asks.draw(sizes.long_words, LONG_TOKENS)))
-        clients.read_for(sizes.leave_s)
-        if long.received:
-            raise BenchError("the prompt was done before its client left: it needs more words")
-        clients.leave(long)
-        return (run_in_rows(target.open, [[asks.draw(1, 1)]]).seconds - alone) * 1000
+    alone = run_in_rows(target, [[requests.draw(1, 1)]]).seconds
+    with new_runner() as runner:
+        return (runner.run(_leave_once(target, requests, sizes)) - alone) * 1000
 
 
-# ---------------------------------------------------------------- what they share
+async def _leave_once(target: Target, requests: RandomRequests, sizes: LlamaSizes) -> float:
+    """Seconds from the disconnection to the first token of the next request."""
+    long = dataclasses.replace(
+        requests.draw(sizes.long_words, LONG_TOKENS), cancel_after_s=sizes.leave_s
+    )
+    async with Client(target, SILENCE_S) as client:
+        record = await client.ask(long)
+        if record.failure is not None:
+            raise record.failure
+        if record.arrivals:
+            raise MeasurementError("the prompt was processed too early: it needs more words")
+        following = await client.ask(requests.draw(1, 1))
+    completed([following])
+    return following.arrivals[-1] - record.ended
+
+
+# ---------------------------------------------------------------- shared parts
 
 
 def room(tokens: int) -> int:
-    """The context of a slot for so many tokens, as both servers have it."""
+    """The context of a slot for this number of tokens, with the rounding of both servers."""
     return -(-(tokens + 2) // ROUNDING) * ROUNDING
 
 
 def describe_build() -> str:
-    """Which llama.cpp tokenflume runs; llama-server should be built from the same."""
+    """The llama.cpp that tokenflume runs, from which llama-server should be built too."""
     try:
         version = importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError:

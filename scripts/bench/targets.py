@@ -1,17 +1,14 @@
-"""The same request in the words of two servers: our POST /stream, and OpenAI's completions."""
+"""The same requests for two servers: our POST /stream, and llama-server's completions."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
-from scripts.bench.loads import Stream
-from scripts.load.answers import Answer, EventAnswer, LineAnswer
-from scripts.load.dialects import ENDLESS, completion_fields, stream_fields
-from scripts.loadtest.plan import Ask
-from scripts.modelling.make_model import SHAPES, SPACE, make_vocabulary
+from scripts.load.dialects import STREAMING
+from scripts.load.request import Request
+from scripts.load.target import Target
+from scripts.modelling.shapes import SHAPES
+from scripts.modelling.vocabulary import SPACE, make_vocabulary
 
 SAMPLING = {
     "temperature": 0.8,
@@ -20,14 +17,16 @@ SAMPLING = {
     "repeat_penalty": 1.3,
     "repeat_last_n": 64,
 }
-"""Of both servers, and by the same names."""
+"""Both servers have these fields, under the same names."""
+LLAMA_FIELDS = {"min_p": 0, "cache_prompt": False}
+"""Fields of llama-server whose defaults differ from ours."""
 
 
-class Asks:
+class RandomRequests:
     """Random requests, the same for the same seed.
 
-    No two prompts begin alike, so no cache of prompts can help. Each word is one token to the
-    models that make_model.py makes, of whatever size: it is in the smallest vocabulary.
+    No two prompts begin alike, so no cache of prompts can help. Each word is one token of every
+    model that make_model writes, whatever its size: all words are in the smallest vocabulary.
     """
 
     def __init__(self, seed: int) -> None:
@@ -35,48 +34,23 @@ class Asks:
         pieces = [piece.decode() for piece in make_vocabulary(SHAPES["tiny"].vocabulary).pieces]
         self._words = [piece[1:] for piece in pieces if piece[0] == SPACE and piece[1:].isalpha()]
 
-    def draw(self, words: int, tokens: int) -> Ask:
-        """A request of so many words for so many tokens."""
+    def draw(self, words: int, tokens: int) -> Request:
+        """A request with a prompt of `words` words, for an answer of `tokens` tokens."""
         prompt = " ".join(self._random.choices(self._words, k=words))
-        return Ask(prompt, tokens, seed=self._random.getrandbits(31))
+        return Request(prompt, tokens, seed=self._random.getrandbits(31))
 
 
-@dataclass(frozen=True)
-class Dialect:
-    """Where and how a kind of server is asked, and how it answers."""
-
-    path: str
-    fields: Callable[[Ask], dict[str, Any]]
-    answer: Callable[[], Answer]
+def our_target(url: str) -> Target:
+    """tokenflume's POST /stream, in the format that costs its client the least: plain text."""
+    return Target(url, STREAMING["stream-plain"], fields=SAMPLING)
 
 
-@dataclass(frozen=True)
-class Target:
-    """A server to ask."""
+def llama_target(url: str) -> Target:
+    """llama-server's POST /v1/completions.
 
-    port: int
-    dialect: Dialect
-
-    def open(self, ask: Ask) -> Stream:
-        """A stream on a connection of its own, not yet sent."""
-        dialect = self.dialect
-        return Stream(self.port, dialect.path, dialect.fields(ask), dialect.answer(), ask.tokens)
-
-
-def native_fields(ask: Ask) -> dict[str, Any]:
-    return {**SAMPLING, **stream_fields(ask), **ENDLESS}
-
-
-def openai_fields(ask: Ask) -> dict[str, Any]:
-    """OpenAI's fields, and those of llama-server where OpenAI has none or another default."""
-    return {
-        **SAMPLING,
-        **completion_fields(ask),
-        **ENDLESS,
-        "min_p": 0,
-        "cache_prompt": False,
-    }
-
-
-STREAM = Dialect("/stream", native_fields, LineAnswer)
-OPENAI = Dialect("/v1/completions", openai_fields, EventAnswer)
+    Each token must be an event, and the server must count its tokens. A server that holds back
+    half a character has fewer events than tokens, which is an error here: the models that are
+    measured write whole characters.
+    """
+    fields = {**SAMPLING, **LLAMA_FIELDS}
+    return Target(url, STREAMING["openai"], fields=fields, events="exact", needs_usage=True)

@@ -1,43 +1,42 @@
-"""The servers that are measured: tokenflume from this checkout, and llama.cpp's llama-server."""
+"""Starts a server as a subprocess, on a free port of this machine."""
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psutil
 
-from scripts.load.errors import BenchError
+from scripts.load.errors import MeasurementError
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 OK = 200
 LISTENING = re.compile(rb"listening on http://127\.0\.0\.1:(\d+)")
 SETTINGS = ("TOKENFLUME_", "LLAMA_ARG_")
-"""Environment variables of these are options too: the servers do not get them."""
+"""Prefixes of environment variables that are options of servers. They are not passed on."""
 START_S = 120.0
-"""For a server to listen and to load its model."""
-LAST_LOG = 64 * 1024
-"""Bytes of a log's end that are shown."""
+"""Time in which a server must listen and load its model."""
+LOG_END_BYTES = 64 * 1024
+"""Part of a log that is shown: its end."""
 STOP_S = 15.0
-"""For a server without streams to end after SIGTERM."""
+"""Time in which a server without streams must end after SIGTERM."""
 
 
 class ServerProcess:
-    """A server on a free port of this machine; ready inside the context, ended after it.
+    """A server that is ready inside the context, and ended after it.
 
-    It must say in its log where it listens, and answer `ready_path` with 200 once it can serve.
+    Its command must let the system choose the port. It must log its address, and answer
+    GET `ready_path` with 200 once it can serve.
     """
 
     def __init__(self, command: Sequence[str | Path], ready_path: str) -> None:
@@ -50,17 +49,17 @@ class ServerProcess:
     def __enter__(self) -> Self:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(SETTINGS)}
         paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)  # this checkout's, from any folder
+        environment["PYTHONPATH"] = os.pathsep.join(paths)  # this checkout, from any folder
         try:
             self._process = subprocess.Popen(
                 self._command,
                 env=environment,
                 stdout=self._log,
                 stderr=self._log,
-                start_new_session=True,  # Ctrl-C is for us, who then end it
+                start_new_session=True,  # Ctrl-C reaches only this process, which then ends it
             )
         except OSError as error:
-            raise BenchError(f"{self._command[0]} cannot be run: {error.strerror}") from None
+            raise MeasurementError(f"{self._command[0]} cannot be run: {error.strerror}") from None
         try:
             self._wait_until_ready()
         except BaseException:
@@ -77,29 +76,33 @@ class ServerProcess:
         self._stop()
 
     @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 
     @property
     def status(self) -> int | None:
-        """Of its exit, negative for a signal; None: it lives."""
+        """Its exit status, negative for a signal; None: it is running."""
         return self._process.poll()
 
     def log_lines(self) -> list[str]:
-        """What it has said last."""
-        return self._read_log(LAST_LOG).decode(errors="replace").splitlines()
+        """The end of its log."""
+        return self._read_log(LOG_END_BYTES).decode(errors="replace").splitlines()
 
     def pin_main_thread(self, cpus: Sequence[int]) -> None:
-        """Let the process' first thread, and no other, run on these CPUs only."""
+        """Let the main thread, and no other, run only on these CPUs."""
         os.sched_setaffinity(self._process.pid, cpus)
 
     def cpu_seconds(self) -> tuple[float, float]:
-        """CPU time so far, in seconds: of the process, and of its children together."""
+        """CPU time until now, in seconds: of the process, and of its children together."""
         try:
             front = psutil.Process(self._process.pid)
             times = [process.cpu_times() for process in (front, *front.children(recursive=True))]
         except psutil.Error as error:
-            raise BenchError(f"the server has died: {error}") from None
+            raise MeasurementError(f"the server has died: {error}") from None
         front_s, *others_s = [spent.user + spent.system for spent in times]
         return front_s, sum(others_s)
 
@@ -108,7 +111,7 @@ class ServerProcess:
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 log = self._read_log().decode(errors="replace")
-                raise BenchError(f"the server did not get ready; it said:\n{log}")
+                raise MeasurementError(f"the server did not become ready; its log:\n{log}")
             time.sleep(0.02)
 
     def _is_ready(self) -> bool:
@@ -125,12 +128,12 @@ class ServerProcess:
         finally:
             connection.close()
 
-    def _read_log(self, last: int | None = None) -> bytes:
-        """All of it, or so many bytes at its end."""
-        # The server writes through the same open file: pread does not move where it writes.
+    def _read_log(self, end_bytes: int | None = None) -> bytes:
+        """The log, or its last `end_bytes` bytes."""
+        # The server writes through the same open file: pread does not move its position.
         descriptor = self._log.fileno()
         size = os.fstat(descriptor).st_size
-        return os.pread(descriptor, size, 0 if last is None else max(0, size - last))
+        return os.pread(descriptor, size, 0 if end_bytes is None else max(0, size - end_bytes))
 
     def _stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
@@ -140,47 +143,3 @@ class ServerProcess:
             self._process.kill()
             self._process.wait()
         self._log.close()
-
-
-def tokenflume(*options: str, stamps: Path | None = None) -> ServerProcess:
-    """`python -m server` with these options.
-
-    With `stamps` its workers write down when they had each token; the file is there after
-    the context.
-    """
-    program = ["-m", "server"] if stamps is None else ["-m", "scripts.bench.stamps", str(stamps)]
-    command = [sys.executable, *program, *options, "--host", HOST, "-P", "0"]
-    return ServerProcess(command, "/ready")
-
-
-@contextlib.contextmanager
-def llama_server(
-    program: Path,
-    model: Path,
-    *,
-    cpus: Sequence[int],
-    slots: int,
-    context: int,
-    saves_prompts: bool = False,
-) -> Iterator[ServerProcess]:
-    """llama-server with a thread for each of these CPUs, and so many tokens for each slot.
-
-    `saves_prompts`: with its cache of prompts in memory, as it has by itself.
-    """
-    threads = str(len(cpus))
-    mask = f"{sum(1 << cpu for cpu in cpus):x}"
-    command: list[str | Path] = [
-        program.absolute(),
-        *("--model", model.absolute()),
-        *("--host", HOST, "--port", "0", "--no-webui"),
-        *("--threads", threads, "--threads-batch", threads, "--cpu-mask", mask),
-        # -c is the whole cache's, and a unified one would give all of it to any slot.
-        *("--parallel", str(slots), "--ctx-size", str(slots * context), "--no-kv-unified"),
-    ]
-    if not saves_prompts:  # no two prompts are alike: it would only copy keys and values
-        command += ["--cache-ram", "0"]
-    with ServerProcess(command, "/health") as server:
-        # It computes in its first thread and a pool's, and the mask is for the pool's: a single
-        # compute thread has none. Its HTTP threads are as free as tokenflume's front.
-        server.pin_main_thread(cpus)
-        yield server

@@ -1,12 +1,11 @@
-"""What is done to the server under test: workers are killed, stopped and poisoned; SIGHUP.
+"""Faults that are injected into the server under test: workers are ended, the front gets SIGHUPs.
 
-Each death is followed until all workers are ready again.
+Each crash is followed until all workers are ready again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import signal
 import time
@@ -16,120 +15,97 @@ from typing import Any
 
 import psutil
 
-from scripts.soak.judge import Death
-from scripts.soak.malformed import OK, get
+from scripts.soak.crashes import Crash
+from scripts.soak.server_state import POLL_S, ready_state, workers_of
 
-LOOK_S = 0.1
-BLOWS = ("SIGKILL", "SIGSTOP", "a poison prompt")
+KILL, STOP, POISON = "SIGKILL", "SIGSTOP", "a poison prompt"
+FAULTS = (KILL, STOP, POISON)
 WEIGHTS = (7, 1.5, 1.5)
+"""How often each fault is injected, relative to the others."""
 
 
 class NotReplaced(Exception):
-    """A worker that died has no successor that can serve; the message says what is there."""
-
-
-def workers_of(front: int) -> list[psutil.Process]:
-    """The server's workers that live. None of a front that has died."""
-    try:
-        children = psutil.Process(front).children()
-    except psutil.NoSuchProcess:
-        return []
-    found = []
-    for child in children:
-        try:
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child)
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue  # it has just died
-    return found
+    """Not all workers are ready in time after a crash; the message has the server's state."""
 
 
 @dataclass(slots=True)
-class Harm:
-    """Does it, and keeps an account. Times in seconds."""
+class FaultInjector:
+    """Injects faults and records them. Times are in seconds."""
 
     front: int
+    """Process id of the server."""
     port: int
     workers: int
-    """That are ready when all are."""
+    """Number of workers when all are ready."""
     replace_s: float
-    """In which all must be ready again."""
+    """Time after a crash in which all workers must be ready again."""
     chance: random.Random
     poison: Callable[[], Awaitable[bool]] | None
-    """Sends a prompt that ends its worker, and waits for its answer; whether it came to a worker.
-    None: there is no such prompt."""
-    deaths: list[Death] = field(default_factory=list)
+    """Sends a prompt that ends its worker, and waits for its answer. Returns whether the prompt
+    reached a worker. None: the engine has no such prompt."""
+    crashes: list[Crash] = field(default_factory=list)
     hang_ups: int = 0
-    _struck: dict[int, float] = field(default_factory=dict)
+    """Number of SIGHUPs."""
+    _ended: set[int] = field(default_factory=set)
+    """Process ids of the workers that were ended."""
 
     async def hang_up_every(self, seconds: float) -> None:
-        """SIGHUP to the front, without end."""
+        """Send a SIGHUP to the front, again and again."""
         while True:
             await asyncio.sleep(seconds)
             psutil.Process(self.front).send_signal(signal.SIGHUP)
             self.hang_ups += 1
 
-    async def strike(self) -> None:
-        """One death, to its end. Raises NotReplaced."""
-        how = self.chance.choices(BLOWS, WEIGHTS)[0]
-        if how == BLOWS[2]:
-            if self.poison is None:
-                how = BLOWS[0]
-            else:
-                await self._poison()
-                return
+    async def end_a_worker(self) -> None:
+        """Inject one fault, and wait until all workers are ready again. Raises NotReplaced."""
+        fault = self.chance.choices(FAULTS, WEIGHTS)[0]
+        if fault == POISON and self.poison is not None:
+            await self._send_poison(self.poison)
+            return
         victim = self._victim()
         if victim is None:
             return
-        death = Death(how, time.monotonic())
-        self.deaths.append(death)
-        victim.send_signal(signal.SIGSTOP if how == BLOWS[1] else signal.SIGKILL)
-        await self._until_replaced(death, victim.pid)
+        crash = self._record(STOP if fault == STOP else KILL)
+        victim.send_signal(signal.SIGSTOP if fault == STOP else signal.SIGKILL)
+        await self._until_replaced(crash, victim.pid)
 
-    async def _poison(self) -> None:
-        death = Death(BLOWS[2], time.monotonic())
-        self.deaths.append(death)
-        assert self.poison is not None
-        if await self.poison():
-            await self._until_replaced(death, 0)
+    async def _send_poison(self, poison: Callable[[], Awaitable[bool]]) -> None:
+        crash = self._record(POISON)
+        if await poison():
+            await self._until_replaced(crash, None)
         else:
-            self.deaths.remove(death)
+            self.crashes.remove(crash)
+
+    def _record(self, fault: str) -> Crash:
+        crash = Crash(fault, time.monotonic())
+        self.crashes.append(crash)
+        return crash
 
     def _victim(self) -> psutil.Process | None:
-        """The oldest that was not struck yet, so all places have their turn."""
-        living = [each for each in workers_of(self.front) if each.pid not in self._struck]
-        oldest = min(living, key=lambda process: process.create_time(), default=None)
+        """The oldest worker that was not ended yet, so that each has its turn."""
+        running = [each for each in workers_of(self.front) if each.pid not in self._ended]
+        oldest = min(running, key=lambda process: process.create_time(), default=None)
         if oldest is not None:
-            self._struck[oldest.pid] = time.monotonic()
+            self._ended.add(oldest.pid)
         return oldest
 
-    async def _until_replaced(self, death: Death, pid: int) -> None:
+    async def _until_replaced(self, crash: Crash, pid: int | None) -> None:
         deadline = time.monotonic() + self.replace_s
         state: Mapping[str, Any] = {}
         while time.monotonic() < deadline:
-            await asyncio.sleep(LOOK_S)
-            if pid and psutil.pid_exists(pid):
+            await asyncio.sleep(POLL_S)
+            if pid is not None and psutil.pid_exists(pid):
                 continue
             state = await ready_state(self.port)
             if state.get("workers") == self.workers:
-                death.ended = time.monotonic()
+                crash.ended = time.monotonic()
                 return
         raise NotReplaced(
-            f"{self.replace_s:g} s after {death.how} not all {self.workers} workers are ready:"
-            f" {state or 'no answer'}"
+            f"{self.replace_s:g} s after {crash.fault} not all {self.workers} workers are ready:"
+            f" {dict(state) or 'no answer'}"
         )
 
 
-async def ready_state(port: int) -> Mapping[str, Any]:
-    """What /ready says; empty where it is not ready."""
-    try:
-        answer = await get(port, "/ready")
-        found = json.loads(answer.body) if answer.status == OK else {}
-    except (OSError, TimeoutError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def replace_times(deaths: Sequence[Death]) -> list[float]:
-    """Seconds from each blow until all workers were ready again."""
-    return [death.ended - death.begun for death in deaths if death.ended is not None]
+def replace_times(crashes: Sequence[Crash]) -> list[float]:
+    """Seconds from each fault until all workers were ready again."""
+    return [crash.ended - crash.begun for crash in crashes if crash.ended is not None]

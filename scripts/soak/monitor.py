@@ -1,71 +1,56 @@
-"""What the server takes while it runs, and whether that grows.
-
-A figure grows if both are true of the time after the warm-up (its first fifth):
-
-- the Theil–Sen slope (the median of the slopes of all pairs of samples), times that time, is more
-  than the figure may vary by itself;
-- so is the slope of the second half alone, times the same time. What is only warming up levels off;
-  a leak goes on.
-
-The median of slopes is unmoved by peaks and by dips, such as a worker that is just being replaced.
-"""
+"""Samples of the resources that the server uses: memory, open files, threads, shared memory."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
-from scripts.soak.faults import workers_of
+from scripts.soak.server_state import workers_of
 
-WARM_UP = 0.2
-"""Of the whole time."""
-FEWEST = 8
-"""Samples after it, without which nothing is said of growth."""
-MOST = 240
-"""Samples that are compared with each other."""
 MIB = 1024 * 1024
-SHARED = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """At one moment; memory in MiB."""
+    """The resources at one moment. Memory is in MiB."""
 
     at: float
-    """Seconds from the start."""
+    """Seconds since the start."""
     front_rss: float
     front_pss: float
     front_files: int
     front_threads: int
     workers: int
+    """Number of workers."""
     workers_rss: float
-    """Of all of them."""
+    """RSS of all workers together; so is `workers_pss`."""
     workers_pss: float
     worker_files: float
-    """Of one, on average; so are threads and PSS."""
+    """Open files of one worker, on average; so are `worker_threads` and `worker_pss`."""
     worker_threads: float
     worker_pss: float
     shared_entries: int
-    """In /dev/shm."""
+    """Entries of /dev/shm."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A figure of a sample, and how much it may vary: so much, or this share of its median."""
+    """One number of a sample, and by how much it may grow."""
 
     name: str
     unit: str
-    of: Callable[[Sample], float]
+    read: Callable[[Sample], float]
     allowance: float = 0.0
-    """0: not judged."""
+    """Growth that is allowed; 0: any growth."""
     share: float = 0.0
+    """Growth that is allowed, as a share of the median. The larger allowance counts."""
 
 
 QUANTITIES = (
@@ -84,27 +69,28 @@ QUANTITIES = (
 
 
 @dataclass(slots=True)
-class Watch:
+class Monitor:
     """Takes samples of a server and its workers."""
 
     front: int
+    """Process id of the server."""
     begun: float = field(default_factory=time.monotonic)
     samples: list[Sample] = field(default_factory=list)
 
-    async def every(self, seconds: float, until: float) -> None:
-        """Until that time of time.monotonic."""
+    async def sample_every(self, seconds: float, until: float) -> None:
+        """Take samples until `until`, a reading of time.monotonic."""
         while time.monotonic() < until:
-            self.look()
+            self.sample()
             await asyncio.sleep(seconds)
 
-    def look(self) -> None:
-        """One sample, if there is a front."""
+    def sample(self) -> None:
+        """Take one sample, if the front is running."""
         try:
             front = psutil.Process(self.front)
             memory, files, threads = front.memory_full_info(), front.num_fds(), front.num_threads()
         except psutil.Error:
             return
-        workers = [found for each in workers_of(self.front) if (found := _look_at(each))]
+        workers = [found for each in workers_of(self.front) if (found := _resources(each))]
         columns = list(zip(*workers, strict=True)) or [(0.0,)] * 4
         rss, pss, worker_files, worker_threads = columns
         self.samples.append(
@@ -120,81 +106,15 @@ class Watch:
                 worker_files=statistics.fmean(worker_files),
                 worker_threads=statistics.fmean(worker_threads),
                 worker_pss=statistics.fmean(pss),
-                shared_entries=sum(1 for _ in SHARED.iterdir()),
+                shared_entries=sum(1 for _ in SHARED_MEMORY.iterdir()),
             )
         )
 
 
-def _look_at(worker: psutil.Process) -> tuple[float, float, float, float] | None:
-    """RSS and PSS in MiB, files, threads; None of one that has just died."""
+def _resources(worker: psutil.Process) -> tuple[float, float, float, float] | None:
+    """RSS and PSS in MiB, open files and threads; None if the worker has just ended."""
     try:
         memory = worker.memory_full_info()
         return memory.rss / MIB, memory.pss / MIB, worker.num_fds(), worker.num_threads()
     except psutil.Error:
         return None
-
-
-# ---------------------------------------------------------------- growth
-
-
-@dataclass(frozen=True, slots=True)
-class Trend:
-    """A figure over the time after the warm-up."""
-
-    quantity: Quantity
-    first: float
-    median: float
-    last: float
-    most: float
-    growth: float | None
-    """What the slope makes of that time; None: there are too few samples."""
-    late_growth: float | None
-    """The same of the slope of its second half."""
-
-    @property
-    def allowance(self) -> float:
-        return max(self.quantity.allowance, self.quantity.share * self.median)
-
-    @property
-    def grows(self) -> bool:
-        if not self.quantity.allowance or self.growth is None or self.late_growth is None:
-            return False
-        return min(self.growth, self.late_growth) > self.allowance
-
-
-def trend(quantity: Quantity, samples: Sequence[Sample]) -> Trend:
-    """Of at least one sample."""
-    end = samples[-1].at
-    counted = [each for each in samples if each.at >= WARM_UP * end]
-    points = [(each.at, quantity.of(each)) for each in counted]
-    values = [value for _, value in points]
-    growth = late = None
-    if len(points) >= FEWEST:
-        seconds = points[-1][0] - points[0][0]
-        growth = slope(points) * seconds
-        late = slope(points[len(points) // 2 :]) * seconds
-    return Trend(
-        quantity, values[0], statistics.median(values), values[-1], max(values), growth, late
-    )
-
-
-def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Theil and Sen's, a second. 0 of fewer than two."""
-    thinned = points[:: -(-len(points) // MOST)] if points else points
-    slopes = [
-        (y2 - y1) / (x2 - x1)
-        for (x1, y1), (x2, y2) in itertools.combinations(thinned, 2)
-        if x1 < x2
-    ]
-    return statistics.median(slopes) if slopes else 0.0
-
-
-def left_open(before: Sample, after: Sample) -> list[str]:
-    """What was there at rest before the load, and is more at rest after it."""
-    return [
-        f"{quantity.name}: {quantity.of(before):g} at rest before, {quantity.of(after):g} after"
-        for quantity in QUANTITIES
-        if not quantity.unit
-        and quantity.allowance
-        and quantity.of(after) - quantity.of(before) > quantity.allowance
-    ]

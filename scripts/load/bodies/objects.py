@@ -1,6 +1,6 @@
-"""Answers that come at once, as one JSON object; vectors and tokens too.
+"""Answers that are one JSON object: texts that are not streamed, vectors and tokens.
 
-A vector's and a list of tokens' known text is the prompt that they are of.
+The expected text of a vector, or of a list of tokens, is the prompt that was sent.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ import math
 from abc import abstractmethod
 from typing import Any
 
-from scripts.load.bodies.streams import Body, Expected, Reading, Usage, parse_object, wrong
+from scripts.load.bodies.body import Body, Expected, Usage
+from scripts.load.bodies.reading import Reading, parse_object, wrong
 from scripts.load.errors import CUT, StreamFailure
 from workers.engines.echo import EMBEDDING
 
-CLOSE = 1e-4
-"""Of a number of a vector, and of its length."""
+TOLERANCE = 1e-4
+"""Largest accepted error of a vector's length, and distance from the expected vector."""
 
 
-class Whole(Body):
-    """A JSON object."""
+class ObjectBody(Body):
+    """One JSON object."""
 
     unit = "bytes"
 
@@ -38,15 +39,15 @@ class Whole(Body):
 
     @abstractmethod
     def take_object(self, value: dict[str, Any]) -> None:
-        """The answer."""
+        """Check the object."""
 
 
-class WholeText(Whole):
-    """A text and its counts."""
+class TextObject(ObjectBody):
+    """A text and its token counts."""
 
     def take_object(self, value: dict[str, Any]) -> None:
         self.finish_reason, self.usage = self.counts_of(value)
-        self.says(self.text_of(value))
+        self.take_text(self.text_of(value))
         self.check_text()
         if self.finish_reason not in ("length", "stop"):
             raise wrong(f"the finish reason is {self.finish_reason!r}")
@@ -60,11 +61,11 @@ class WholeText(Whole):
 
     @abstractmethod
     def counts_of(self, value: dict[str, Any]) -> tuple[str, Usage]:
-        """Why it ended, and the counts."""
+        """The finish reason and the token counts."""
 
 
-class WholeCompletion(WholeText):
-    """Of /v1/completions."""
+class CompletionObject(TextObject):
+    """An answer of /v1/completions."""
 
     def text_of(self, value: dict[str, Any]) -> str:
         return str(value["choices"][0]["text"])
@@ -76,42 +77,42 @@ class WholeCompletion(WholeText):
         return value["choices"][0]["finish_reason"], counts
 
 
-class WholeChat(WholeCompletion):
-    """Of /v1/chat/completions."""
+class ChatObject(CompletionObject):
+    """An answer of /v1/chat/completions."""
 
     def text_of(self, value: dict[str, Any]) -> str:
         return str(value["choices"][0]["message"]["content"])
 
 
-class WholeGenerated(WholeText):
-    """Of /api/generate."""
+class GeneratedObject(TextObject):
+    """An answer of /api/generate."""
 
     def text_of(self, value: dict[str, Any]) -> str:
         return str(value["response"])
 
     def counts_of(self, value: dict[str, Any]) -> tuple[str, Usage]:
         if not value["done"]:
-            raise wrong("the only object is not the last one")
+            raise wrong("the only object is not marked as the last one")
         return value["done_reason"], Usage(value["prompt_eval_count"], None, value["eval_count"])
 
 
-class WholeChatted(WholeGenerated):
-    """Of /api/chat."""
+class ChattedObject(GeneratedObject):
+    """An answer of /api/chat."""
 
     def text_of(self, value: dict[str, Any]) -> str:
         return str(value["message"]["content"])
 
 
-class Vector(Whole):
-    """Of /v1/embeddings, as numbers."""
+class Vector(ObjectBody):
+    """An answer of /v1/embeddings, as numbers."""
 
     def take_object(self, value: dict[str, Any]) -> None:
         vector = self.vector_of(value)
-        if not math.isclose(math.hypot(*vector), 1.0, abs_tol=CLOSE):
+        if not math.isclose(math.hypot(*vector), 1.0, abs_tol=TOLERANCE):
             raise wrong(f"a vector of the length {math.hypot(*vector):g}")
         if self.expected.text is not None:
             due = echo_vector(self.expected.text)
-            if len(due) != len(vector) or math.dist(due, vector) > CLOSE:
+            if len(due) != len(vector) or math.dist(due, vector) > TOLERANCE:
                 raise wrong("the vector of another text")
 
     def vector_of(self, value: dict[str, Any]) -> list[float]:
@@ -119,14 +120,14 @@ class Vector(Whole):
 
 
 class OllamaVector(Vector):
-    """Of /api/embed."""
+    """An answer of /api/embed."""
 
     def vector_of(self, value: dict[str, Any]) -> list[float]:
         return list(map(float, value["embeddings"][0]))
 
 
-class TokenIds(Whole):
-    """Of /tokenize."""
+class TokenIds(ObjectBody):
+    """An answer of /tokenize."""
 
     def take_object(self, value: dict[str, Any]) -> None:
         tokens = value["tokens"]
@@ -137,7 +138,7 @@ class TokenIds(Whole):
 
 
 def echo_vector(text: str) -> list[float]:
-    """What the echo engine makes of a text: how often each byte comes, at length 1."""
+    """The echo engine's vector of a text: how often each byte occurs, scaled to length 1."""
     counts = [0] * EMBEDDING
     for byte in text.encode():
         counts[byte % EMBEDDING] += 1

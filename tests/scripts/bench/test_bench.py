@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.bench import command as bench
-from scripts.bench.loads import Load, run_streams
+from scripts.bench.client import Load, run_streams
 from scripts.load.answers import LineCounter
 from scripts.load.errors import BenchError
-from scripts.load.server import HOST
+from scripts.load.servers import HOST
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 WHOLE = HEAD + b"3\r\na\n\n\r\n1\r\n\n\r\n6\r\n\\n\\r\xc3\n\r\n0\r\n\r\n"

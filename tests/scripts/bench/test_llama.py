@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 
 from scripts.bench import build_llama_server
 from scripts.bench import command as bench
-from scripts.bench.comparison import leave_once, run_load, stall_once
-from scripts.bench.loads import Load, longest_pause, run_in_rows
-from scripts.bench.targets import OPENAI, Ask, Asks, Target, native_fields, openai_fields
+from scripts.bench.client import Load, longest_pause, run_in_rows
+from scripts.bench.dialects import OPENAI, Ask, Asks, Target, native_fields, openai_fields
+from scripts.bench.llama import leave_once, run_load, stall_once
 from scripts.load.answers import EventAnswer
 from scripts.load.errors import BenchError
-from scripts.load.server import HOST
+from scripts.load.servers import HOST
 from scripts.modelling.make_model import SHAPES, make_vocabulary, split
 from shared.sampling import SamplingParams
 from tests.helpers.paths import ROOT

@@ -22,11 +22,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.load.bodies.streams import Expected
+from scripts.load.bodies import Expected
 from scripts.load.dialects import DIALECTS
 from scripts.load.errors import CONNECTION, CUT, ERROR_EVENT, TIMEOUT, WRONG, StreamFailure
-from scripts.loadtest import command as loadtest
-from scripts.loadtest.plan import (
+from scripts.load.plan import (
     BadPlan,
     Entry,
     FilePrompts,
@@ -39,6 +38,7 @@ from scripts.loadtest.plan import (
     parse_lengths,
     read_prompts,
 )
+from scripts.loadtest import command as loadtest
 from scripts.loadtest.run import Closed, turns
 from scripts.loadtest.summary import Generator
 from scripts.report.stats import (
@@ -746,7 +746,7 @@ def test_messages_are_refused_where_the_dialect_has_none(
 def test_progress_is_plain_lines_where_there_is_no_terminal(
     echo: RunningServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("scripts.report.progress.LINES_S", 0.1)
+    monkeypatch.setattr("scripts.loadtest.progress.LINES_S", 0.1)
     monkeypatch.setattr(sys, "stderr", shown := io.StringIO())
     run_loadtest(tmp_path, echo.url, *SHORT)
     assert re.search(

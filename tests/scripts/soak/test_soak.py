@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 
-from scripts.load.bodies.streams import Expected
+from scripts.load.bodies import Expected
 from scripts.load.client import Record, State
 from scripts.load.errors import CONNECTION, CUT, ERROR_EVENT, TIMEOUT, WRONG, StreamFailure
-from scripts.loadtest.plan import Ask
+from scripts.load.plan import Ask
 from scripts.soak import command as soak
 from scripts.soak.cases import FORMATS, KINDS, Case, World, crash, draw_case, echoed
 from scripts.soak.judge import DIED, FAILURE, FULL, Broken, Death, Outcome, judge, unexplained
-from scripts.soak.malformed import BROKEN, Malformed, RawAnswer, draw_malformed, judge_malformed
-from scripts.soak.monitor import QUANTITIES, Sample, left_open, trend
+from scripts.soak.raw import BROKEN, Malformed, RawAnswer, draw_malformed, judge_malformed
 from scripts.soak.report import report_text, text_rows
 from scripts.soak.run import Account
+from scripts.soak.watch import QUANTITIES, Sample, left_open, trend
 from server.generation.tasks import EXPIRED
 from tests.helpers.paths import ROOT
 
