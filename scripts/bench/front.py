@@ -15,8 +15,7 @@ from scripts.load.target import Target
 from workers.machine.topology import make_plan
 
 GATHER_S = 0.01
-"""Time for which the clients let bytes gather in their sockets, to save CPU time: under 1 % of a
-run."""
+"""Time for which the clients let bytes gather in their sockets: under 1 % of a run."""
 BUSY = 0.9
 """Share of one core from which on a process is regarded as the bottleneck."""
 GENERATOR = "load generator"
@@ -52,9 +51,9 @@ def measure_front(job: Job) -> Figure:
 def _run(server: ServerProcess, sizes: Sizes) -> tuple[Load, dict[str, float]]:
     """One run, and the CPU time that each side took in it, as shares of one core."""
     target = Target(server.url, STREAMING["stream-plain"])
-    request = Request(ECHO_PROMPT, sizes.front_tokens, seed=0, read_pause_s=GATHER_S)
+    request = Request(ECHO_PROMPT, sizes.front_tokens, seed=0)
     front_before, workers_before = server.cpu_seconds()
-    load = run_streams(target, [request] * sizes.front_streams)
+    load = run_streams(target, [request] * sizes.front_streams, gather_s=GATHER_S)
     front_after, workers_after = server.cpu_seconds()
     spent = {
         "front": front_after - front_before,
