@@ -32,7 +32,7 @@ from scripts.load.servers import HOST
 from scripts.modelling.make_model import SHAPES, make_vocabulary, split
 from shared.sampling import SamplingParams
 from tests.helpers.paths import ROOT
-from tests.scripts.bench.test_bench import figures_of, run_bench, values_of
+from tests.scripts.bench.test_command import figures_of, run_bench, values_of
 
 SIZES = bench.QUICK.llama
 PACE_S = 0.005
@@ -116,7 +116,7 @@ def program(tmp_path: Path) -> Path:
     folders = [str(ROOT), *sys.path]
     path.write_text(
         f"#!{sys.executable}\nimport sys\nsys.path[:0] = {folders!r}\n"
-        "from tests.scripts.bench.test_llama import serve\nserve()\n"
+        "from tests.scripts.bench.test_comparison import serve\nserve()\n"
     )
     path.chmod(0o755)
     return path
