@@ -91,7 +91,7 @@ FULL = Sizes(
     llama=LlamaSizes(),
 )
 QUICK = Sizes(
-    runs=2,
+    runs=1,
     front_streams=32,
     front_tokens=100,
     latency_streams=5,

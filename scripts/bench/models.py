@@ -10,6 +10,7 @@ from pathlib import Path
 
 from scripts.load.errors import MeasurementError
 
+STDERR = 2
 MODELS = Path(tempfile.gettempdir()) / f"tokenflume-models-{os.getuid()}"
 """Their default folder."""
 
@@ -25,6 +26,6 @@ def make_model(folder: Path, shape: str, kind: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         options = ["--shape", shape, "--type", kind, "-o", path]
         command = [sys.executable, "-m", "scripts.modelling.make_model", *map(str, options)]
-        if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
+        if subprocess.run(command, stdout=STDERR, check=False).returncode != 0:
             raise MeasurementError("make_model failed")
     return path

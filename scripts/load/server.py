@@ -59,6 +59,7 @@ class ServerProcess:
                 start_new_session=True,  # Ctrl-C reaches only this process, which then ends it
             )
         except OSError as error:
+            self._log.close()
             raise MeasurementError(f"{self._command[0]} cannot be run: {error.strerror}") from None
         try:
             self._wait_until_ready()

@@ -40,9 +40,7 @@ def read(dialect: str, data: bytes, cuts: Sequence[int] = (), **expected: Any) -
 
 
 @given(st.sampled_from(sorted(GOOD)), st.data())
-def test_a_good_answer_is_complete_wherever_reads_cut_it(
-    dialect: str, data: st.DataObject
-) -> None:
+def test_a_good_answer_is_complete_wherever_reads_cut_it(dialect: str, data: st.DataObject) -> None:
     cuts = data.draw(st.lists(st.integers(0, len(GOOD[dialect]))))
     assert read(dialect, GOOD[dialect], cuts).tokens == 3
 
