@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Build the wheel, install it into an empty environment elsewhere, serve from it, and ask.
+"""Build the wheel, install it into an empty virtual environment, serve from it, and send a request.
 
-What it guards: package data (the page, the model, the chat templates) and the console script.
+It checks that the wheel has all packages, the package data (page, model, chat templates) and the
+console script.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
+    """Run the checks. Raises SystemExit with a message if one fails."""
     with tempfile.TemporaryDirectory() as folder:
         elsewhere = Path(folder)
         wheel = build_wheel(elsewhere)
@@ -32,27 +34,28 @@ def main() -> None:
 
 
 def build_wheel(folder: Path) -> Path:
+    """The path of the wheel, which is built in `folder`."""
     run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
 
 def run(*command: str | Path) -> None:
-    """Run a command quietly; show what it said only if it fails."""
+    """Run a command. Its output is shown only if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
 
 
 def check_templates(python: Path, folder: Path) -> None:
-    """All chat templates of the source tree are in the wheel."""
+    """Check that all chat templates of the source tree are in the wheel."""
     names = sorted(path.stem for path in (ROOT / "server" / "chat" / "templates").glob("*.jinja"))
     code = f"from server.chat import built_in_names as found; assert found() == {names!r}, found()"
     run("env", "-C", folder, python, "-I", "-c", code)
 
 
 def check_server(program: Path, folder: Path) -> None:
-    """Serve from an unrelated folder, without the source tree on any path."""
+    """Check that the server runs in an unrelated folder, without the source tree on any path."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     server = subprocess.Popen(
         [program, "--port", "0"],
@@ -65,17 +68,17 @@ def check_server(program: Path, folder: Path) -> None:
         url = read_until_ready(server)
         page = fetch(f"{url}/")
         if "<title>" not in page:
-            raise SystemExit("the wheel serves no page")
+            raise SystemExit("the server of the wheel has no page")
         tale = fetch(f"{url}/stream", {"prompt": "Once upon a time", "num_predict": 5})
         if tale.count("\n") != 5:
-            raise SystemExit(f"the wheel's model wrote {tale!r} instead of 5 tokens")
+            raise SystemExit(f"the model of the wheel answered {tale!r} instead of 5 tokens")
     finally:
         server.terminate()
         server.communicate(timeout=30)
 
 
 def read_until_ready(server: subprocess.Popen[str]) -> str:
-    """The server's address, once its log says that a worker has loaded the model."""
+    """The URL of the server, once its log says that a worker has loaded the model."""
     url, is_loaded = "", False
     assert server.stderr is not None
     for line in server.stderr:
@@ -84,10 +87,11 @@ def read_until_ready(server: subprocess.Popen[str]) -> str:
         is_loaded = is_loaded or ": loaded " in line
         if url and is_loaded:
             return url
-    raise SystemExit("the server of the wheel ended at once")
+    raise SystemExit("the server of the wheel ended before it was ready")
 
 
 def fetch(url: str, body: dict[str, object] | None = None) -> str:
+    """The answer to a GET request, or to a POST request with this JSON body."""
     data = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(url, data, timeout=30) as response:
         text: str = response.read().decode()

@@ -1,5 +1,5 @@
-# Sourced by scripts/test, after use_venv: `need PACKAGE TEST…` makes sure of what the tests use and
-# pip cannot install: where the command TEST fails, Debian's PACKAGE is installed.
+# Sourced by scripts/test, after use_venv: `need PACKAGE TEST…` installs a Debian package that the
+# tests use, if the command TEST fails.
 
 find_browser() { .venv/bin/python -m tests.helpers.browser; }
 

@@ -1,5 +1,5 @@
-# Sourced by the other scripts: `use_venv EXTRAS` makes .venv ready with tokenflume[EXTRAS].
-# Does nothing when that has been done for this setup.cfg; without extras, with any.
+# Sourced by the other scripts: `use_venv EXTRAS` installs tokenflume[EXTRAS] into .venv. It does
+# nothing if that was done for this setup.cfg. Without extras, any installation is enough.
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 
@@ -18,8 +18,8 @@ find_python() {
 make_venv() {
     local python=$1
     "$python" -m venv .venv && return
-    rm -rf .venv  # half made
-    # Debian keeps venv's pip in a package of its own.
+    rm -rf .venv  # it is incomplete
+    # In Debian, the pip of venv is in a package of its own.
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         say "installing python3-venv"
         apt-get update -q >&2 && apt-get install -yq python3-venv >&2 && "$python" -m venv .venv
@@ -31,7 +31,7 @@ make_venv() {
 
 is_ready() {
     local extras=$1 stamp
-    for stamp in ".venv/ready${extras:+-$extras}"*; do  # of none: any
+    for stamp in ".venv/ready${extras:+-$extras}"*; do  # without extras: any stamp
         if cmp -s setup.cfg "$stamp"; then
             return
         fi
@@ -49,7 +49,7 @@ use_venv() {
         say "making a virtual environment in .venv with $("$python" --version)"
         make_venv "$python"
     fi
-    say "installing tokenflume${extras:+[$extras]} and what it needs"
+    say "installing tokenflume${extras:+[$extras]} and its dependencies"
     .venv/bin/python -m pip install --disable-pip-version-check --editable ".${extras:+[$extras]}" >&2
     cp setup.cfg ".venv/ready${extras:+-$extras}"
 }

@@ -1,4 +1,4 @@
-"""The benchmark: see command.py."""
+"""Runs the bench."""
 
 import sys
 

@@ -1,15 +1,14 @@
-#!/usr/bin/env python3
-"""Build llama.cpp's own server, llama-server, to compare tokenflume with.
+"""Build llama.cpp's own server, llama-server, to compare it with tokenflume.
 
     pip install 'tokenflume[llama]'
     python -m scripts.bench.build_llama_server            # about ten minutes on two cores
     python -m scripts.bench llama --llama-server "$(python -m scripts.bench.build_llama_server)"
 
-The source is the llama.cpp inside the source package of the llama-cpp-python that is installed
-here: both programs then run the same kernels. pip fetches it, from where pip fetches everything.
-It is built for this machine's CPU, without its web page and without TLS. Standard output is the
-path of the binary and nothing else; a second run finds it there and builds nothing.
-Exit status: 0 it is there; 1 something is missing or failed, in one sentence.
+The source is the llama.cpp in the source package of the installed llama-cpp-python, so both
+programs run the same kernels. pip downloads that package. The binary is built for this machine's
+CPU, without its web page and without TLS. Standard output is only the path of the binary. If the
+binary exists already, nothing is built.
+Exit status: 0 the binary exists; 1 something is missing or failed, which a message says.
 """
 
 from __future__ import annotations
@@ -35,18 +34,18 @@ SETTINGS = {
     "LLAMA_CURL": "OFF",
     "LLAMA_OPENSSL": "OFF",
     "LLAMA_BUILD_UI": "OFF",
-    "LLAMA_USE_PREBUILT_UI": "OFF",  # which would be downloaded
+    "LLAMA_USE_PREBUILT_UI": "OFF",  # it would be downloaded
     "LLAMA_BUILD_TESTS": "OFF",
     "LLAMA_BUILD_EXAMPLES": "OFF",
 }
 
 
 class BuildError(Exception):
-    """There will be no binary; the message is one sentence for the user."""
+    """The binary cannot be built; the message is one sentence for the user."""
 
 
 def build(output: Path) -> Path:
-    """The binary in `output`, built if it is not there yet. Raises BuildError."""
+    """The binary in `output`; it is built if it does not exist. Raises BuildError."""
     folder = output / f"llama-server-{installed_version()}"
     binary = folder / "build" / "bin" / "llama-server"
     if not binary.exists():
@@ -56,27 +55,29 @@ def build(output: Path) -> Path:
 
 
 def installed_version() -> str:
-    """The version of llama-cpp-python whose llama.cpp is wanted. Raises BuildError."""
+    """The version of the installed llama-cpp-python. Raises BuildError."""
     try:
         return importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
         raise BuildError(
-            f"{PACKAGE} is not installed, so nobody knows which llama.cpp to build:"
+            f"{PACKAGE} is not installed, which determines the llama.cpp to build:"
             f" pip install {PACKAGE}"
         ) from None
 
 
 def check_tools() -> None:
-    """Raise BuildError when cmake or a C++ compiler is missing."""
+    """Raise BuildError if cmake or a C++ compiler is missing."""
     if shutil.which("cmake") is None:
-        raise BuildError("there is no cmake: install it, with apt-get or pip")
+        raise BuildError("cmake is missing: install it with apt-get or pip")
     compilers = [os.environ["CXX"]] if "CXX" in os.environ else COMPILERS
     if not any(map(shutil.which, compilers)):
-        raise BuildError(f"there is no C++ compiler: none of {', '.join(compilers)} is on the path")
+        raise BuildError(
+            f"a C++ compiler is missing: none of {', '.join(compilers)} is on the path"
+        )
 
 
 def fetch_source(folder: Path) -> Path:
-    """The llama.cpp in llama-cpp-python's source package, unpacked below `folder`."""
+    """Unpack the llama.cpp of llama-cpp-python's source package below `folder`; return its path."""
     name = f"{PACKAGE}=={installed_version()}"
     packed, unpacked = folder / "package", folder / "source"
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,11 +89,12 @@ def fetch_source(folder: Path) -> Path:
             package.extractall(unpacked, filter="data")
         (source,) = unpacked.glob(f"*/{SOURCE}/CMakeLists.txt")
     except (OSError, ValueError, tarfile.TarError) as error:
-        raise BuildError(f"{packed} does not hold one package with a llama.cpp: {error}") from None
+        raise BuildError(f"{packed} does not contain one package with llama.cpp: {error}") from None
     return source.parent
 
 
 def configure_and_compile(source: Path, folder: Path) -> None:
+    """Build llama-server in `folder`. Raises BuildError."""
     settings = [f"-D{name}={value}" for name, value in SETTINGS.items()]
     run("configuring", "cmake", "-S", source, "-B", folder, *settings)
     jobs = str(len(os.sched_getaffinity(0)))
@@ -100,11 +102,11 @@ def configure_and_compile(source: Path, folder: Path) -> None:
 
 
 def run(what: str, *command: str | Path) -> None:
-    """Run a command, its output on standard error. Raises BuildError."""
+    """Run a command, with its output on standard error. Raises BuildError."""
     print(f"build_llama_server: {what}", file=sys.stderr, flush=True)
     status = subprocess.run(command, stdout=sys.stderr, check=False).returncode
     if status != 0:
-        raise BuildError(f"{what} failed with status {status}; its own words are above")
+        raise BuildError(f"{what} failed with status {status}; see its output above")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,8 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m scripts.bench.build_llama_server",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "-o",
@@ -128,7 +133,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="DIR",
         default=MODELS,
-        help="a folder is made in it (default: that of bench.py's models, %(default)s)",
+        help="the build folder is made in this folder (default: %(default)s, where the models are)",
     )
     return parser.parse_args(arguments)
 

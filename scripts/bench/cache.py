@@ -1,101 +1,80 @@
-"""How much of a prompt is processed a second time: again, after a restart, in chats that go on."""
+"""The figures `again`, `chats` and `new`: how much of a prompt is processed a second time."""
 
 from __future__ import annotations
 
-import http.client
+import asyncio
 import itertools
-import json
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from scripts.bench.client import run_in_rows
-from scripts.bench.dialects import OPENAI, STREAM, Ask, Asks, Target
-from scripts.bench.job import Job, LlamaSizes, ratios, take_turns
-from scripts.bench.llama import describe_build
-from scripts.load.errors import BenchError, Skipped
-from scripts.load.servers import HOST, OK, ServerProcess, llama_server, tokenflume
-from scripts.report.figures import Aim, Figure, Series, count
+from scripts.bench.comparison import NEEDS_LLAMA_SERVER, describe_build
+from scripts.bench.figures import Aim, Figure, Series
+from scripts.bench.job import Job, LlamaSizes, Skipped, ratios, take_turns
+from scripts.bench.loads import completed, run_in_rows
+from scripts.bench.servers import llama_server, tokenflume
+from scripts.bench.targets import SAMPLING, RandomRequests, llama_target, our_target
+from scripts.load.client import Client
+from scripts.load.dialects import STREAMING
+from scripts.load.errors import MeasurementError
+from scripts.load.interrupt import new_runner
+from scripts.load.request import Request
+from scripts.load.server import ServerProcess
+from scripts.load.target import Target
+from scripts.report.text import count
 from shared.errors import ConfigurationError
 from workers.machine.topology import make_plan
 
 SEED = 7
-ANSWER = 8
-"""Tokens of an answer where only the prompt counts."""
+ANSWER_TOKENS = 8
+"""Length of an answer, where only the prompt counts."""
 TIMEOUT_S = 600.0
+"""Longest silence: until the first token of a long prompt on a slow machine."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, read to its end."""
+    """A complete answer."""
 
     text: str
     first_s: float
-    """From the sending to the first token."""
+    """Time to first token, in seconds."""
     prompt_tokens: int
     processed: int
-    """Of them, those that were not there already."""
+    """Prompt tokens that were not cached."""
 
 
-def our_reply(port: int, prompt: str, tokens: int, cache: int = 0) -> Reply:
-    fields = STREAM.fields(Ask(prompt, tokens, SEED)) | {"cache": cache}
-    first_s, lines = _post(port, STREAM.path, fields, "application/x-ndjson")
-    *pieces, last = map(json.loads, lines)
-    usage = last["usage"]
-    return Reply(
-        "".join(piece["token"] for piece in pieces),
-        first_s,
-        usage["prompt_tokens"],
-        usage["prompt_tokens"] - usage["cached_tokens"],
-    )
-
-
-def their_reply(port: int, prompt: str, tokens: int) -> Reply:
-    fields = OPENAI.fields(Ask(prompt, tokens, SEED)) | {"cache_prompt": True}
-    first_s, lines = _post(port, OPENAI.path, fields, "text/event-stream")
-    events = [json.loads(line[6:]) for line in lines if line.startswith(b"data: {")]
-    timings = next(event["timings"] for event in reversed(events) if "timings" in event)
-    return Reply(
-        "".join(choice["text"] for event in events for choice in event["choices"]),
-        first_s,
-        timings["cache_n"] + timings["prompt_n"],
-        timings["prompt_n"],
-    )
-
-
-def _post(port: int, path: str, fields: dict[str, Any], accept: str) -> tuple[float, list[bytes]]:
-    """Seconds to the answer's first line, and its lines that are not empty. BenchError."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=TIMEOUT_S)
-    try:
+async def ask(client: Client, request: Request) -> Reply:
+    """The answer to a request. Raises MeasurementError."""
+    async with client.connect(replace(request, keeps_text=True)) as exchange:
         sent = time.monotonic()
-        connection.request("POST", path, json.dumps(fields), {"Accept": accept})
-        response = connection.getresponse()
-        if response.status != OK:
-            raise BenchError(f"{path} answered {response.status}: {response.read()!r:.200}")
-        lines = [response.readline()]
-        first_s = time.monotonic() - sent
-        lines += response
-        return first_s, [line for line in lines if line.strip()]
-    except (OSError, http.client.HTTPException) as error:
-        raise BenchError(f"{path} was cut: {error}") from None
-    finally:
-        connection.close()
+        exchange.send()
+        await exchange.over
+    (record,) = completed([exchange.record])
+    usage = record.usage
+    if usage is None or usage.prompt is None or usage.cached is None:
+        raise MeasurementError("the server does not report how many prompt tokens were cached")
+    first_s = record.arrivals[0] - sent
+    return Reply(record.text, first_s, usage.prompt, usage.prompt - usage.cached)
+
+
+def counting_target(server: ServerProcess) -> Target:
+    """tokenflume's POST /stream, in the format that reports cached tokens."""
+    return Target(server.url, STREAMING["stream"], fields=SAMPLING)
 
 
 # ---------------------------------------------------------------- again
 
 
 def measure_again(job: Job) -> Figure:
-    """A prompt sent again, at once and after a restart, over its first time."""
-    sizes, asks, scratch = job.sizes.llama, Asks(SEED), job.scratch / "prompts"
+    """The TTFT of a repeated prompt, at once and after a restart, over that of the first time."""
+    sizes, requests, folder = job.sizes.llama, RandomRequests(SEED), job.scratch / "prompts"
     ids = itertools.count(1)
-    runs = [_again(job, asks, scratch, next(ids)) for _ in range(job.sizes.runs)]
+    runs = [_again(job, requests, folder, next(ids)) for _ in range(job.sizes.runs)]
     first, again, restarted = ([run[i] * 1000 for run in runs] for i in range(3))
     return Figure(
-        title=f"again: the first token of a prompt of {sizes.long_words} words that comes again",
+        title=f"again: TTFT of a repeated prompt of {sizes.long_words} words",
         series=[
             Series("the first time", "ms", first),
             Series("again", "ms", again, 1),
@@ -109,35 +88,48 @@ def measure_again(job: Job) -> Figure:
                 Aim("at most", 0.10),
             ),
         ],
-        tokens=3 * job.sizes.runs * ANSWER,
+        tokens=3 * job.sizes.runs * ANSWER_TOKENS,
     )
 
 
-def _again(job: Job, asks: Asks, folder: Path, prompt_id: int) -> tuple[float, float, float]:
+def _again(
+    job: Job, requests: RandomRequests, folder: Path, prompt_id: int
+) -> tuple[float, float, float]:
     """Seconds to the first token: the first time, again, and after a restart."""
-    prompt = asks.draw(job.sizes.llama.long_words, ANSWER).prompt
-    flags = ("--cache-dir", str(folder))
-    with serve(job, 1, *flags) as server:
-        first = our_reply(server.port, prompt, ANSWER, prompt_id)
-        again = our_reply(server.port, prompt, ANSWER)
-    with serve(job, 1, *flags) as server:
-        restarted = our_reply(server.port, prompt, ANSWER, prompt_id)
+    plain = requests.draw(job.sizes.llama.long_words, ANSWER_TOKENS)
+    saved = replace(plain, fields={"cache": prompt_id})
+    options = ("--cache-dir", str(folder))
+    with serve(job, 1, *options) as server:
+        first, again = ask_in_turn(server, [saved, plain])
+    with serve(job, 1, *options) as server:
+        (restarted,) = ask_in_turn(server, [saved])
     if first.processed < first.prompt_tokens - 1:
-        raise BenchError("the first time was none")
+        raise MeasurementError("the prompt was cached before the first time")
     if max(again.processed, restarted.processed) > 1:
-        raise BenchError("the prompt was processed again")
+        raise MeasurementError("the prompt was processed again")
     return first.first_s, again.first_s, restarted.first_s
+
+
+def ask_in_turn(server: ServerProcess, requests: Sequence[Request]) -> list[Reply]:
+    """The answers of tokenflume to requests that are sent one after another."""
+
+    async def run() -> list[Reply]:
+        async with Client(counting_target(server), TIMEOUT_S) as client:
+            return [await ask(client, request) for request in requests]
+
+    with new_runner() as runner:
+        return runner.run(run())
 
 
 # ---------------------------------------------------------------- chats
 
 
 def measure_chats(job: Job) -> Figure:
-    """Chats that share a system prompt: tokens that were processed, over those that were new."""
+    """Chats that share a system prompt: prompt tokens that were processed, over new ones."""
     sizes = job.sizes.llama
     if job.llama_server is None:
-        raise Skipped("needs --llama-server PATH, which build_llama_server.py makes")
-    context = sizes.system_words + sizes.turns * (sizes.words + 3 * ANSWER) + 512
+        raise Skipped(NEEDS_LLAMA_SERVER)
+    context = sizes.system_words + sizes.turns * (sizes.words + 3 * ANSWER_TOKENS) + 512
     program, model = job.llama_server, job.model(sizes.shape, sizes.kind)
     with (
         llama_server(
@@ -146,15 +138,15 @@ def measure_chats(job: Job) -> Figure:
         ) as llama,
         serve(job, sizes.chats, "-n", str(context)) as ours,
     ):  # fmt: skip
+        theirs = llama_target(llama.url)
+        theirs = replace(theirs, fields={**theirs.fields, "cache_prompt": True})
         a, b = take_turns(
-            job.sizes.runs,
-            _Chats(sizes, lambda prompt: their_reply(llama.port, prompt, ANSWER)),
-            _Chats(sizes, lambda prompt: our_reply(ours.port, prompt, ANSWER)),
+            job.sizes.runs, _Chats(sizes, theirs), _Chats(sizes, counting_target(ours))
         )
     replies = 2 * job.sizes.runs * sizes.chats * sizes.turns
     return Figure(
-        title=f"chats: {count(sizes.chats, 'chat')} of {count(sizes.turns, 'turn')} at once, a"
-        f" system prompt of {sizes.system_words} words",
+        title=f"chats: {count(sizes.chats, 'concurrent chat')} of {count(sizes.turns, 'turn')},"
+        f" a system prompt of {sizes.system_words} words",
         series=[
             Series("seconds: A, llama-server", "s", [run.seconds for run in a], 1),
             Series("seconds: B, tokenflume", "s", [run.seconds for run in b], 1),
@@ -167,19 +159,20 @@ def measure_chats(job: Job) -> Figure:
                 Aim("at most", 1.1),
             ),
         ],
-        tokens=replies * ANSWER,
+        tokens=replies * ANSWER_TOKENS,
         notes=[describe_build()],
     )
 
 
 @dataclass(frozen=True)
 class ChatsRun:
-    """All chats to their ends."""
+    """All chats, to their ends."""
 
     seconds: float
     processed: int
+    """Prompt tokens that were not cached."""
     new: int
-    """Tokens of the system prompt, and of each turn those that follow the prompt before."""
+    """Tokens of the system prompt, and of each turn those that follow the turn before."""
 
     @property
     def ratio(self) -> float:
@@ -187,35 +180,38 @@ class ChatsRun:
 
 
 class _Chats:
-    """Calling it runs the chats, each time with a new system prompt; the same for each server."""
+    """Runs the chats on a server, each time with a new system prompt, the same for each server."""
 
-    def __init__(self, sizes: LlamaSizes, reply: Callable[[str], Reply]) -> None:
+    def __init__(self, sizes: LlamaSizes, target: Target) -> None:
         self._sizes = sizes
-        self._reply = reply
-        self._asks = Asks(SEED)
+        self._target = target
+        self._requests = RandomRequests(SEED)
 
     def __call__(self) -> ChatsRun:
-        sizes = self._sizes
-        system = self._asks.draw(sizes.system_words, 1).prompt
-        words = [
-            [self._asks.draw(sizes.words, 1).prompt for _ in range(sizes.turns)]
+        sizes, requests = self._sizes, self._requests
+        system = requests.draw(sizes.system_words, 1).prompt
+        chats = [
+            [requests.draw(sizes.words, ANSWER_TOKENS) for _ in range(sizes.turns)]
             for _ in range(sizes.chats)
         ]
         started = time.monotonic()
-        with ThreadPoolExecutor(sizes.chats) as clients:
-            chats = list(clients.map(lambda turns: self._run(system, turns), words))
+        with new_runner() as runner:
+            replies = runner.run(self._run(system, chats))
+        seconds = time.monotonic() - started
         new = sizes.system_words
-        processed = 0
-        for replies in chats:
-            processed += sum(reply.processed for reply in replies)
-            new += replies[-1].prompt_tokens - sizes.system_words
-        return ChatsRun(time.monotonic() - started, processed, new)
+        new += sum(chat[-1].prompt_tokens - sizes.system_words for chat in replies)
+        processed = sum(reply.processed for chat in replies for reply in chat)
+        return ChatsRun(seconds, processed, new)
 
-    def _run(self, system: str, turns: list[str]) -> list[Reply]:
+    async def _run(self, system: str, chats: Sequence[Sequence[Request]]) -> list[list[Reply]]:
+        async with Client(self._target, TIMEOUT_S) as client:
+            return await asyncio.gather(*(self._chat(client, system, chat) for chat in chats))
+
+    async def _chat(self, client: Client, system: str, turns: Sequence[Request]) -> list[Reply]:
         text, replies = system, []
         for turn in turns:
-            text = f"{text} {turn}"
-            replies.append(self._reply(text))
+            text = f"{text} {turn.prompt}"
+            replies.append(await ask(client, replace(turn, prompt=text)))
             text += replies[-1].text
         return replies
 
@@ -224,38 +220,37 @@ class _Chats:
 
 
 def measure_new(job: Job) -> Figure:
-    """What reuse costs where nothing can be reused: requests that share nothing, one by one."""
+    """The cost of reuse where nothing can be reused: requests that share nothing, in one slot."""
     sizes = job.sizes.llama
-
-    def rate(server: ServerProcess, asks: Asks) -> float:
-        rows = [[asks.draw(sizes.words, ANSWER) for _ in range(sizes.new_requests)]]
-        return sizes.new_requests / run_in_rows(Target(server.port, STREAM).open, rows).seconds
-
     with serve(job, 1, "--cache-limit", "0") as without, serve(job, 1) as server:
-        a, b = take_turns(
-            job.sizes.runs, _with(rate, without, Asks(SEED)), _with(rate, server, Asks(SEED))
-        )
+        a, b = take_turns(job.sizes.runs, _rate_of(sizes, without), _rate_of(sizes, server))
     return Figure(
         title=f"new: requests of {sizes.words} words in one slot that share nothing",
         series=[
-            Series("A, nothing is saved", "requests/s", a, 2),
-            Series("B, all that the slot gives up is", "requests/s", b, 2),
+            Series("A, evicted states are dropped", "requests/s", a, 2),
+            Series("B, evicted states are saved", "requests/s", b, 2),
             Series("B/A", "", ratios(b, a), 3, Aim("at least", 0.98)),
         ],
-        tokens=2 * job.sizes.runs * sizes.new_requests * ANSWER,
+        tokens=2 * job.sizes.runs * sizes.new_requests * ANSWER_TOKENS,
     )
 
 
-def _with(
-    rate: Callable[[ServerProcess, Asks], float], server: ServerProcess, asks: Asks
-) -> Callable[[], float]:
-    return lambda: rate(server, asks)
+def _rate_of(sizes: LlamaSizes, server: ServerProcess) -> Callable[[], float]:
+    """Measures requests per second."""
+    requests = RandomRequests(SEED)
+
+    def rate() -> float:
+        row = [requests.draw(sizes.words, ANSWER_TOKENS) for _ in range(sizes.new_requests)]
+        return sizes.new_requests / run_in_rows(our_target(server.url), [row]).seconds
+
+    return rate
 
 
-# ---------------------------------------------------------------- what they share
+# ---------------------------------------------------------------- shared parts
 
 
 def cpus_of(job: Job) -> tuple[int, ...]:
+    """The CPUs of one worker. Raises Skipped if there are too few."""
     try:
         threads = job.threads or job.sizes.llama.threads
         (cpus,) = make_plan(job.machine, batches=True, threads=threads, workers=1).workers
@@ -264,10 +259,10 @@ def cpus_of(job: Job) -> tuple[int, ...]:
     return cpus
 
 
-def serve(job: Job, slots: int, *flags: str) -> ServerProcess:
+def serve(job: Job, slots: int, *options: str) -> ServerProcess:
     """tokenflume with llama.cpp and one worker."""
     sizes = job.sizes.llama
     threads = str(len(cpus_of(job)))
     model = str(job.model(sizes.shape, sizes.kind))
-    options = ["--engine", "llama_cpp", "-m", model, "--workers", "1", "-t", threads]
-    return tokenflume(*options, "--slots", str(slots), "-n", str(sizes.long_context), *flags)
+    fixed = ["--engine", "llama_cpp", "-m", model, "--workers", "1", "-t", threads]
+    return tokenflume(*fixed, "--slots", str(slots), "-n", str(sizes.long_context), *options)

@@ -1,4 +1,4 @@
-"""A ctransformers model without a server: what the figure `ctransformers` compares with."""
+"""A ctransformers model without a server, with which the figure `ctransformers` compares."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from scripts.load.errors import BenchError
+from scripts.load.errors import MeasurementError
 
 STOP_S = 15.0
-"""For the process to end after its pipe is closed."""
+"""Time in which the process must end after its pipe is closed."""
 
 
 class DirectLoop:
-    """A ctransformers model in a process of its own, generating with the library's own loop."""
+    """A ctransformers model in a process of its own, with the library's own loop."""
 
     def __init__(self, model: Path, cpus: Sequence[int], context: int) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -38,27 +38,32 @@ class DirectLoop:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._connection.close()  # which ends the child's loop
+        self._connection.close()  # this ends the loop of the child
         self._process.join(STOP_S)
         self._process.kill()
         self._process.join()
 
     def decode_rate(self, fields: Mapping[str, Any], tokens: int) -> float:
-        """Tokens per second from the first generated token to the last of `tokens`."""
+        """Tokens per second, from the first generated token to the last of `tokens`."""
         try:
             self._connection.send((dict(fields), tokens))
             count, seconds = self._connection.recv()
         except (EOFError, OSError):
-            raise BenchError("the process of ctransformers' own loop has died") from None
+            raise MeasurementError("the process of ctransformers' own loop has ended") from None
         if count != tokens:
-            raise BenchError(f"ctransformers' own loop made {count} tokens instead of {tokens}")
+            raise MeasurementError(
+                f"ctransformers' own loop made {count} tokens instead of {tokens}"
+            )
         return float((tokens - 1) / seconds)
 
 
 def serve_direct_loop(
     connection: Connection, path: Path, cpus: tuple[int, ...], context: int
 ) -> None:
-    """The child of DirectLoop: (fields, tokens) in, (tokens made, seconds) out, until the end."""
+    """Run the child of DirectLoop.
+
+    It receives (fields, tokens) and sends (tokens made, seconds), until its pipe is closed.
+    """
     from ctransformers.llm import LLM, Config
 
     from workers.engines.ctransformers import library_build
@@ -67,7 +72,7 @@ def serve_direct_loop(
     os.sched_setaffinity(0, cpus)
     config = Config(context_length=context, threads=len(cpus))
     model = LLM(str(path), config=config, lib=library_build())
-    model.is_eos_token = lambda _: False  # the loop ends at such a token; like ignore_eos, go on
+    model.is_eos_token = lambda _: False  # like ignore_eos: the loop does not end at EOS
     while True:
         try:
             fields, tokens = connection.recv()
@@ -77,7 +82,7 @@ def serve_direct_loop(
 
 
 def _time_loop(model: Any, fields: Mapping[str, Any], tokens: int) -> tuple[int, float]:
-    """Tokenize, generate, detokenize; the time is that of all tokens after the first."""
+    """Tokenize, generate and detokenize. The time is that of all tokens after the first."""
     generated = model.generate(
         model.tokenize(fields["prompt"]),
         top_k=fields["top_k"],

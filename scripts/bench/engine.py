@@ -1,4 +1,4 @@
-"""llama.cpp alone, in three settings: the measured reasons for those that tokenflume has."""
+"""The figure `engine`: llama.cpp alone, with three settings, to justify those of tokenflume."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from scripts.bench.job import Job, LlamaSizes
-from scripts.load.errors import BenchError, Skipped
-from scripts.report.figures import Figure, Series, count
+from scripts.bench.figures import Figure, Series
+from scripts.bench.job import Job, LlamaSizes, Skipped
+from scripts.load.errors import MeasurementError
+from scripts.report.text import count
 from shared.errors import ConfigurationError
 from shared.settings import ModelSettings
 from workers.engines.base import Feed
 from workers.machine.topology import make_plan
 
 KINDS: dict[str, dict[str, Any]] = {
-    "as we run it": {},
+    "our settings": {},
     "flash attention": {"flash_attn_type": 1},  # LLAMA_FLASH_ATTN_TYPE_ENABLED
     "one cache for all": {"flash_attn_type": 1, "kv_unified": True},
 }
-"""Of llama_context_params, what differs from ours. Without flash attention one cache for all
-would need scores for all cells."""
+"""Fields of llama_context_params that differ from our settings. Without flash attention, one cache
+for all sequences would need attention scores for all cells."""
 
 
 def measure_engine(job: Job) -> Figure:
-    """Milliseconds of steps of the three settings."""
+    """Milliseconds of steps with the three settings."""
     sizes = job.sizes.llama
     model = job.model(sizes.shape, sizes.kind)
     try:
@@ -51,7 +52,11 @@ def measure_engine(job: Job) -> Figure:
 def _in_a_process(
     model: Path, cpus: Sequence[int], sizes: LlamaSizes, runs: int, changes: dict[str, Any]
 ) -> dict[str, list[float]]:
-    """Seconds of each step, in a process of its own: the engine takes its CPUs for good."""
+    """Seconds of each step, by the name of the step.
+
+    Measured in a process of its own, because the engine pins its threads for good.
+    Raises MeasurementError.
+    """
     spawn = multiprocessing.get_context("spawn")
     result, remote = spawn.Pipe(duplex=False)
     child = spawn.Process(
@@ -62,7 +67,7 @@ def _in_a_process(
     try:
         steps: dict[str, list[float]] = result.recv()
     except EOFError:
-        raise BenchError("the process of the engine has died") from None
+        raise MeasurementError("the process of the engine has ended") from None
     finally:
         child.kill()
         child.join()
@@ -117,7 +122,7 @@ def _measure(
 
     steps: dict[str, list[float]] = {}
     for depth in sizes.depths:
-        # Deep ones take long to fill: of these one sequence tells enough.
+        # Deep sequences take long to fill, and one is enough.
         numbers = sizes.streams if depth == sizes.depths[0] else (1,)
         for slot in range(max(numbers)):
             engine.truncate(slot, 0)

@@ -1,4 +1,4 @@
-"""What a measurement is given, how much it measures, and how its runs are repeated."""
+"""What a measurement is given, its sizes, and how its runs are repeated."""
 
 from __future__ import annotations
 
@@ -14,47 +14,55 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
+class Skipped(Exception):
+    """This measurement is not possible here; the message says what it needs."""
+
+
 @dataclass(frozen=True)
 class LlamaSizes:
-    """How much is measured against llama-server."""
+    """Sizes of the measurements with llama.cpp."""
 
     shape: str = "tinyllama-1.1b"
     kind: str = "Q4_K_M"
     """Type of its matrices."""
     threads: int = 2
     streams: tuple[int, ...] = (1, 8, 16)
-    """At once."""
+    """Numbers of concurrent streams."""
     requests: int = 2
-    """Of each stream, one after the other."""
+    """Requests of each stream, one after another."""
     tokens: int = 64
-    """Of a request."""
+    """Length of an answer, in tokens."""
     words: int = 10
-    """Of its prompt."""
+    """Length of a prompt, in words."""
     deep_words: int = 300
-    """Of a prompt of the deep ones."""
+    """Length of a prompt of `llama-deep`, in words."""
     deep_streams: int = 8
     depths: tuple[int, ...] = (100, 1200)
-    """Tokens before those of a step of `engine`."""
+    """Tokens of a sequence before a step of `engine`."""
     chunk: int = 16
+    """Tokens of a chunk of a prompt."""
     chats: int = 8
+    """Concurrent chats."""
     turns: int = 10
+    """Turns of a chat."""
     system_words: int = 500
+    """Length of the system prompt, in words."""
     new_requests: int = 8
     small_shape: str = "small-24m"
     small_streams: int = 16
     long_words: int = 900
-    """Of the prompt that takes long."""
+    """Length of a long prompt, in words."""
     long_context: int = 2048
-    """Tokens of a slot for such a prompt and its answer: a multiple of 256."""
+    """Context of a slot for a long prompt and its answer, in tokens: a multiple of 256."""
     decoding: int = 3
-    """Streams that decode when it arrives."""
+    """Streams that decode when a long prompt arrives."""
     leave_s: float = 0.5
-    """Seconds after which its client leaves."""
+    """Seconds after which the client of a long prompt disconnects."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """Sizes of all measurements."""
 
     runs: int
     front_streams: int
@@ -83,7 +91,7 @@ FULL = Sizes(
     llama=LlamaSizes(),
 )
 QUICK = Sizes(
-    runs=2,
+    runs=1,
     front_streams=32,
     front_tokens=100,
     latency_streams=5,
@@ -109,27 +117,28 @@ QUICK = Sizes(
         small_streams=2,
         long_words=100,
         long_context=256,
-        leave_s=0.0,  # such a prompt is done in no time
+        leave_s=0.0,  # such a prompt takes almost no time
     ),
 )
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the command line asks for."""
+    """What every measurement is given."""
 
     sizes: Sizes
     machine: Machine
     threads: int | None
-    """Of the engine; None: as many as the measurement takes by itself."""
+    """Threads of the engine; None: the default of the measurement."""
     given_model: Path | None
     models: Path
-    """The folder of the models that are made."""
+    """The folder of the made models."""
     llama_server: Path | None
     scratch: Path
+    """A folder for temporary files."""
 
     def model(self, shape: str, kind: str) -> Path:
-        """The model that was given, or else the one of that shape and type. BenchError."""
+        """The given model, or the made one of this shape and type. Raises MeasurementError."""
         return self.given_model or make_model(self.models, shape, kind)
 
 
@@ -141,10 +150,11 @@ def repeat(runs: int, run: Callable[[], A]) -> list[A]:
 def take_turns(
     runs: int, first: Callable[[], A], second: Callable[[], B]
 ) -> tuple[list[A], list[B]]:
-    """The results of two things that take turns, so that both meet the same disturbances."""
+    """The results of two things that take turns, so that disturbances affect both."""
     pairs = repeat(runs, lambda: (first(), second()))
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """The quotient of each pair."""
     return [a / b for a, b in zip(over, under, strict=True)]

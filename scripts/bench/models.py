@@ -1,4 +1,4 @@
-"""The models that are measured: made once by make_model.py, with random weights."""
+"""The models that are measured: made once, with random weights."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ import sys
 import tempfile
 from pathlib import Path
 
-from scripts.load.errors import BenchError
+from scripts.load.errors import MeasurementError
 
+STDERR = 2
 MODELS = Path(tempfile.gettempdir()) / f"tokenflume-models-{os.getuid()}"
-"""Where they are by default."""
+"""Their default folder."""
 
 
 def make_model(folder: Path, shape: str, kind: str) -> Path:
-    """The model of that shape and type in `folder`; made when it is not there. BenchError."""
+    """The model of this shape and type in `folder`; it is made if it does not exist.
+
+    Raises MeasurementError if it cannot be made.
+    """
     path = folder / f"{shape}-{kind}.gguf"
     if not path.exists():
         print(f"bench: making {path}", file=sys.stderr, flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         options = ["--shape", shape, "--type", kind, "-o", path]
         command = [sys.executable, "-m", "scripts.modelling.make_model", *map(str, options)]
-        if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
-            raise BenchError("make_model.py failed")
+        if subprocess.run(command, stdout=STDERR, check=False).returncode != 0:
+            raise MeasurementError("make_model failed")
     return path

@@ -1,7 +1,7 @@
-"""When a worker had each token, for `latency`.
+"""A server whose worker records when it had each token, for the figure `latency`.
 
-`python -m scripts.bench.stamps FILE OPTION…` is `python -m server OPTION…` whose workers also write
-down, in FILE, when they had each token; see `stamped_worker`.
+`python -m scripts.bench.stamps FILE OPTION…` runs `python -m server OPTION…`. Its worker writes the
+times to FILE when it ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import ClassVar
 
-from scripts.load.errors import BenchError
+from scripts.load.errors import MeasurementError
 from server.cli import run
 from shared.messages import Message, Tokens
 from shared.queues import TokenSender
@@ -24,7 +24,7 @@ from workers.child.process import run as run_worker
 
 
 class StampingSender(TokenSender):
-    """A TokenSender that remembers when it was given each batch."""
+    """A TokenSender that records when it was given each batch."""
 
     log: ClassVar[list[tuple[float, Sequence[Message]]]] = []  # a process has one sender
 
@@ -36,10 +36,11 @@ class StampingSender(TokenSender):
 def stamped_worker(
     stamps: str, settings: WorkerSettings, requests: Connection, tokens: Connection
 ) -> None:
-    """A worker, which at its end writes to the file `stamps` when it had which token.
+    """Run a worker, and write the times of its tokens to the file `stamps` at its end.
 
-    The file is a JSON array with a list for each request, in the order of their first tokens:
-    the time, in time.monotonic's seconds, at which the worker was about to send each token.
+    The file is a JSON array with one list for each request, in the order of their first tokens.
+    A list has the time at which the worker was about to send each token, as a reading of
+    time.monotonic, in seconds.
     """
     run_worker(settings, requests, tokens, StampingSender)
     times: dict[int, list[float]] = {}
@@ -51,16 +52,16 @@ def stamped_worker(
 
 
 def read_stamps(path: Path) -> list[list[float]]:
-    """What `stamped_worker` wrote. Raises BenchError."""
+    """Read a file that `stamped_worker` wrote. Raises MeasurementError."""
     try:
         stamps: list[list[float]] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise BenchError(f"the worker left no record of its tokens: {error}") from None
+        raise MeasurementError(f"the worker did not record its tokens: {error}") from None
     return stamps
 
 
 def run_stamped_server(stamps: str, *options: str) -> int:
-    """The server's command line, with `stamped_worker` in the place of its workers."""
+    """Run the server with `stamped_worker` as its worker."""
     return run(list(options), functools.partial(stamped_worker, stamps))
 
 

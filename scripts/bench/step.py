@@ -1,8 +1,8 @@
-"""What our own Python adds to each decode step of a worker, beside llama.cpp's computing.
+"""The figure `step`: the time that our Python adds to each decode step of a worker.
 
-A worker process as the server has it serves some endless streams. In it, the functions of
-llama.cpp that decode and sample are timed; what a turn of the worker's loop takes beyond them is
-ours: scheduling, the batch, text, the frame and its sending.
+A worker process serves endless streams, as in the server. In it, the functions of llama.cpp that
+decode and sample are timed. The remaining time of an iteration of the worker's loop is ours:
+scheduling, the batch, text, the frame and its sending.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from scripts.bench.dialects import SAMPLING, Asks
-from scripts.bench.job import Job
+from scripts.bench.figures import Aim, Figure, Series
+from scripts.bench.job import Job, Skipped
 from scripts.bench.models import make_model
-from scripts.load.errors import BenchError, Skipped
-from scripts.report.figures import Aim, Figure, Series, count
+from scripts.bench.targets import SAMPLING, RandomRequests
+from scripts.load.errors import MeasurementError
+from scripts.report.text import count
 from shared.errors import ConfigurationError
 from shared.messages import Finished, Generate, Message, Ready, Tokens
 from shared.prompt import Prompt
@@ -36,7 +37,7 @@ READ_SIZE = 1 << 16
 
 
 class Step(NamedTuple):
-    """Where the time of a step went, in seconds."""
+    """The parts of the time of a step, in seconds."""
 
     decode: float
     sample: float
@@ -44,7 +45,7 @@ class Step(NamedTuple):
 
 
 def measure_step(job: Job) -> Figure:
-    """Milliseconds of our Python in a step of 16 sequences."""
+    """Milliseconds of our Python in a step of many sequences."""
     sizes = job.sizes.llama
     model = make_model(job.models, sizes.small_shape, "F16")
     try:
@@ -72,7 +73,7 @@ def measure_step(job: Job) -> Figure:
 
 
 def run_worker(model: Path, cpus: Sequence[int], streams: int, tokens: int) -> Step:
-    """The median of each, over the steps that carry all streams. BenchError."""
+    """The median of each part, over the steps of all streams. Raises MeasurementError."""
     settings = WorkerSettings(
         index=0,
         cpus=tuple(cpus),
@@ -91,10 +92,10 @@ def run_worker(model: Path, cpus: Sequence[int], streams: int, tokens: int) -> S
         end.close()
     try:
         _run_streams(requests_in, tokens_out, streams, tokens)
-        requests_in.close()  # ends the worker's loop
+        requests_in.close()  # this ends the worker's loop
         steps: list[Step] = report_out.recv()
     except EOFError:
-        raise BenchError("the worker has died") from None
+        raise MeasurementError("the worker has ended") from None
     finally:
         worker.kill()
         worker.join()
@@ -102,13 +103,16 @@ def run_worker(model: Path, cpus: Sequence[int], streams: int, tokens: int) -> S
 
 
 def _run_streams(requests: Connection, tokens_out: Connection, streams: int, tokens: int) -> None:
-    """Ask for the streams once the worker is ready, and read them to their ends. EOFError."""
-    asks = Asks(seed=1)
+    """Request the streams once the worker is ready, and read them to their ends.
+
+    Raises EOFError if the worker ends before.
+    """
+    requests_of = RandomRequests(seed=1)
     fields = {**SAMPLING, "num_predict": tokens, "ignore_eos": True}
     batch = [
         Generate(
             request_id,
-            Prompt(asks.draw(10, tokens).prompt),
+            Prompt(requests_of.draw(10, tokens).prompt),
             SamplingParams().from_fields({**fields, "seed": request_id}),
         )
         for request_id in range(streams)
@@ -126,12 +130,12 @@ def _run_streams(requests: Connection, tokens_out: Connection, streams: int, tok
 
 
 class TimedSender(TokenSender):
-    """A TokenSender that notes what the time since its last sending was spent on."""
+    """A TokenSender that records how the time since its last frame was spent."""
 
     steps: ClassVar[list[tuple[int, Step]]] = []  # a process has one sender
-    """Tokens sent, and where the time went."""
+    """Number of tokens of each frame, and the parts of its time."""
     spent: ClassVar[dict[str, float]] = {"llama_decode": 0.0, "llama_sampler_sample": 0.0}
-    """Seconds in functions of llama.cpp since the last sending."""
+    """Seconds in functions of llama.cpp since the last frame."""
     last: ClassVar[float] = 0.0
 
     def send(self, batch: Sequence[Message]) -> None:
@@ -145,7 +149,7 @@ class TimedSender(TokenSender):
 
     @classmethod
     def time(cls, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its time counted under `name`."""
+        """The function, with its time added to that of `name`."""
 
         def timed(*arguments: Any) -> Any:
             started = time.perf_counter()
@@ -160,7 +164,7 @@ class TimedSender(TokenSender):
 def timed_worker(
     settings: WorkerSettings, requests: Connection, tokens: Connection, report: Connection
 ) -> None:
-    """A worker, which at its end reports all steps that carried as many tokens as any."""
+    """Run a worker, and report the steps of all streams at its end."""
     import llama_cpp  # here: only the worker loads the library
 
     for name in TimedSender.spent:

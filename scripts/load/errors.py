@@ -1,18 +1,14 @@
-"""Why there is no figure."""
+"""Errors of measurements, and the kinds of failures of a stream."""
 
 from __future__ import annotations
 
 
-class BenchError(Exception):
-    """A stream was cut, a count is wrong, or a process failed: there is no figure."""
+class MeasurementError(Exception):
+    """A stream was cut, a count is wrong, or a process failed: there is no result."""
 
 
-class Skipped(Exception):
-    """This measurement cannot be done here; the message says what it needs."""
-
-
-class StreamFailure(BenchError):
-    """A stream that did not end as it should, and the kind of it: see below."""
+class StreamFailure(MeasurementError):
+    """A stream did not end as it should. `kind` is one of the constants below."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)
@@ -21,19 +17,19 @@ class StreamFailure(BenchError):
 
 
 CONNECTION = "no connection"
-"""It could not be made, or was closed before an answer."""
+"""The connection could not be made, or was closed before the answer began."""
 CUT = "cut"
 """The answer ended without its end mark."""
 ERROR_EVENT = "error event"
-"""The server said that it failed, after it had begun to answer."""
+"""The server reported an error after the answer had begun."""
 TIMEOUT = "timeout"
-"""Nothing came for too long."""
+"""Nothing was received for too long."""
 WRONG = "wrong content"
-"""What came is not what the format says, or not in order, or not as much as was asked for."""
+"""The answer breaks its format, is out of order, or has another length than was asked for."""
 OTHER_FORMAT = "other format"
-"""The answer is not HTTP, or of another type: this server speaks something else."""
+"""The answer is not HTTP, or has another media type: the server speaks another protocol."""
 
 
 def status_kind(status: int) -> str:
-    """The server refused the request."""
+    """The kind of a request that the server refused with this HTTP status."""
     return f"HTTP {status}"

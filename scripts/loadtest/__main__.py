@@ -1,4 +1,4 @@
-"""The load test: see command.py."""
+"""Runs the load test."""
 
 import sys
 

@@ -1,39 +1,39 @@
-"""Put a load on a server that streams tokens, and say how it bears it.
+"""Put a load on a server that streams tokens, and measure latency and throughput.
 
     python -m scripts.loadtest http://127.0.0.1:8080
     python -m scripts.loadtest URL --streams 1,4,16 --duration 20 --report load.html
     python -m scripts.loadtest URL --rates 0.5,1,2 --prompt-words lognormal:100,0.8 --cancel 0.1
     python -m scripts.loadtest URL --dialect openai --compare URL2 --rounds 5
 
-Closed loop (--streams): so many clients, each sends its next request when the last one is over.
-Open loop (--rate): requests arrive by themselves, at random (a Poisson process), however many
-are still running; a request's times count from the moment when it was to begin.
-Several numbers, with commas, are a sweep: one load after the other.
+Closed loop (--streams): each client sends its next request when its last one is over.
+Open loop (--rate): requests arrive at random (a Poisson process), whether or not earlier ones are
+over. The times of a request count from the moment when it was due.
+Several numbers, separated by commas, are a sweep: one load after another.
 
-TTFT           time to first token: from when the request was to begin, its connection included
-ITL            inter-token latency: between two tokens of a stream, as they were read
-end to end     from the request to the end of the answer
-tokens/s       of all streams, of the time that counts: without ramp-up, warm-up and what runs on
+TTFT           time to first token, from when the request was due; it includes the connection
+ITL            inter-token latency: the time between two tokens of a stream, as they were read
+end to end     time from the request to the end of its answer
+tokens/s       throughput of all streams in the time that counts: without the ramp-up, the warm-up
+               and the time after the last request began
 
-Every answer is checked: status, type, order, end mark, counts. A stream that fails and was not
-to be cancelled is reported by kind: HTTP status, no connection, cut, error event, timeout, wrong
-content. The seed decides prompts, lengths, arrivals and cancels: the same command, the same load.
+Every answer is checked: status, media type, order, end mark and counts. Streams that fail are
+reported by kind: HTTP status, no connection, cut, error event, timeout, wrong content, other
+format. The seed determines prompts, lengths, arrivals and cancellations: the same command makes
+the same load. A server that caches prompts may have cached those of an earlier run.
 
-A server with a cache of prompts knows those of an earlier run with the same seed.
-
-The load generator says when it may itself have been the bottleneck: it took more than 80 % of a
-core, or its event loop was late. It reads and checks more than 20,000 tokens/s on one core, most
-of them one at a time: 34,000 of 32 streams with a third of a core of an Intel Xeon (Emerald
-Rapids), which it shares with the server; 28,000 of --dialect openai-chat. See for yourself, with
-an engine that makes a token of each stream every half millisecond:
+The load generator warns if it may have been the bottleneck: if it took more than 80 % of a core,
+or if its event loop lagged. It reads and checks more than 20,000 tokens/s on one core, most of them
+one at a time: 34,000 tokens/s of 32 streams took a third of a core of an Intel Xeon (Emerald
+Rapids) that it shared with the server; --dialect openai-chat reached 28,000. To measure it, use an
+engine that makes one token of each stream every half millisecond:
 
     echo '{"step_s": 0.0005}' > echo.json
     python -m server --engine echo -m echo.json -n 4096 -P 8080 &
     taskset -c 0 python -m scripts.loadtest http://127.0.0.1:8080 --streams 32 --tokens 1500
 
-Exit status: 0 all streams were as they should be; 1 a stream failed; 2 bad options or files;
-3 no server there, or one that speaks something else; 130 and 143 interrupted (SIGINT, SIGTERM),
-after what was measured until then.
+Exit status: 0 all answers were complete, or cancelled as planned; 1 a stream failed; 2 bad options
+or files; 3 no server answers, or it speaks another protocol; 130 and 143 interrupted by SIGINT or
+SIGTERM, after a report of what was measured until then.
 """
 
 from __future__ import annotations
@@ -41,49 +41,44 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
-import uvloop
-
-from scripts.load.client import BadTarget, Client, Target
+from scripts.load.client import Client
 from scripts.load.errors import CONNECTION, OTHER_FORMAT, status_kind
+from scripts.load.exit_status import BAD_FILE, FAILED, NO_SERVER, of_signal
+from scripts.load.interrupt import interruptible, new_runner, unless_stopped
+from scripts.load.target import BadTarget, Target
 from scripts.loadtest.html import report_html
 from scripts.loadtest.options import Job, parse_arguments
-from scripts.loadtest.progress import show_progress
+from scripts.loadtest.progress import progress_of
 from scripts.loadtest.report import Point, Report, point_table, report_json
-from scripts.loadtest.run import Run, Shape, Turn, run_load, seed_of, turns, unless_stopped
+from scripts.loadtest.run import Run, Shape, Turn, run_load, seed_of, turns
 from scripts.loadtest.summary import compare, summarize
-from scripts.report.figures import describe_machine
+from scripts.report.machine import describe_machine
+from scripts.report.progress import progress_shown
 from workers.machine.cores import read_machine
 
-FAILED = 1
-NO_FILE = 2
-NO_SERVER = 3
-SIGNALLED = 128
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 HINTS = {
     status_kind(401): "--api-key or LOADTEST_API_KEY",
     status_kind(403): "--api-key or LOADTEST_API_KEY",
     status_kind(400): "--model, --fields, the lengths",
-    status_kind(404): "the address, --dialect, --model",
-    status_kind(405): "the address, --dialect",
+    status_kind(404): "the URL, --dialect, --model",
+    status_kind(405): "the URL, --dialect",
     status_kind(422): "--model, --fields",
-    OTHER_FORMAT: "the address, --dialect",
+    OTHER_FORMAT: "the URL, --dialect",
 }
-"""What to look at when a server refuses the first request, by the kind of failure."""
+"""What to check if a server refuses the first request, by the kind of the failure."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     job = parse_arguments(__doc__, arguments)
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a connection is one
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # for connections
+    with new_runner() as runner:
         try:
             return runner.run(measure(job))
         except BadTarget as error:
@@ -91,41 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return NO_SERVER
         except OSError as error:
             print(f"loadtest: {error}", file=sys.stderr)
-            return NO_FILE
-
-
-@dataclass(slots=True)
-class Interrupt:
-    """The signal that ended the measurement, if one did."""
-
-    number: int = 0
-    event: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@contextmanager
-def interruptible() -> Iterator[Interrupt]:
-    """The first signal ends the measurement, a second one the program."""
-    loop, interrupt = asyncio.get_running_loop(), Interrupt()
-
-    def remove() -> None:
-        for number in SIGNALS:
-            loop.remove_signal_handler(number)
-
-    def end(number: int) -> None:
-        interrupt.number = number
-        interrupt.event.set()
-        remove()
-
-    for number in SIGNALS:
-        loop.add_signal_handler(number, end, number)
-    try:
-        yield interrupt
-    finally:
-        remove()
+            return BAD_FILE
 
 
 async def measure(job: Job) -> int:
-    """All loads on all servers; print and write what came of them. Raises BadTarget, OSError."""
+    """Run all loads on all servers, and report. Returns the exit status.
+
+    Raises BadTarget, and OSError if a file cannot be written.
+    """
     report = Report(
         title=job.title,
         began=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
@@ -149,32 +117,32 @@ async def measure(job: Job) -> int:
     if job.report is not None:
         job.report.write_text(report_html(report))
     if interrupt.number:
-        return SIGNALLED + interrupt.number
+        return of_signal(interrupt.number)
     return 0 if all(summary.is_clean for summary in report.summaries) else FAILED
 
 
 async def probe(job: Job, target: Target) -> None:
-    """Ask for one token, to see who answers. Raises BadTarget if nobody can be measured there.
+    """Ask for one token. Raises BadTarget if the server cannot be measured.
 
-    A server that is there, but busy or failing, can be.
+    A server that is busy or fails can be measured.
     """
-    ask = replace(job.plan.ask(-1), tokens=1, leaves_after=None)
+    request = replace(job.plan.request(-1), tokens=1, cancel_after_tokens=None)
     async with Client(target, job.timeout_s) as client:
-        record = await client.ask(ask, stream=0, begun=0.0, counts=False)
+        record = await client.ask(request)
     if (failure := record.failure) is None:
         return
     if failure.kind == CONNECTION:
-        raise BadTarget(f"nobody answers at {target.url}: {failure.detail}")
+        raise BadTarget(f"no server answers at {target.url}: {failure.detail}")
     if hint := HINTS.get(failure.kind):
         path = target.dialect.path
         raise BadTarget(
-            f"{target.url} does not take this load: POST {path}: {failure.kind}: {failure.detail}"
-            f" (see {hint})"
+            f"{target.url} refuses this load: POST {path}: {failure.kind}: {failure.detail}"
+            f" (check {hint})"
         )
 
 
 async def measure_point(job: Job, shape: Shape, stop: asyncio.Event) -> Point:
-    """A load on each server, in turns."""
+    """Run a load on each server, in turn."""
     runs: list[list[Run]] = [[] for _ in job.targets]
     for turn in turns([shape], len(job.targets), job.rounds):
         if not stop.is_set():
@@ -185,15 +153,13 @@ async def measure_point(job: Job, shape: Shape, stop: asyncio.Event) -> Point:
 
 
 async def measure_turn(job: Job, turn: Turn, stop: asyncio.Event) -> Run:
-    """One run."""
+    """Run a load on one server."""
     plan = replace(job.plan, seed=seed_of(job.plan.seed, turn))
     label = turn.shape.label
     if len(job.targets) > 1:
         label = f"{label}, {'AB'[turn.target]}, round {turn.round + 1} of {job.rounds}"
-    async with Client(job.targets[turn.target], job.timeout_s) as client:
-        showing = asyncio.create_task(show_progress(client, label, job.span))
-        try:
-            return await run_load(client, turn.shape, plan, job.span, stop)
-        finally:
-            showing.cancel()
-            await asyncio.wait([showing])
+    async with (
+        Client(job.targets[turn.target], job.timeout_s) as client,
+        progress_shown("loadtest", progress_of(client, label, job.span)),
+    ):
+        return await run_load(client, turn.shape, plan, job.span, stop)

@@ -1,4 +1,4 @@
-"""The report as one page of HTML that needs nothing else: no script, no other address."""
+"""The report of a load test as an HTML page."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from scripts.loadtest.report import (
+    LEAST_BUNCHED,
     MS,
-    SEEN,
     Point,
     Report,
     cells,
     failure_lines,
     notes,
-    number,
     outcome,
     throughput,
 )
 from scripts.loadtest.summary import Ratio, Summary
-from scripts.report.figures import count
-from scripts.report.page import WIDE, figure, page, table, tile
+from scripts.report.page import WIDE, figure, page, settings, table, tile
 from scripts.report.stats import Bin, Spread
 from scripts.report.svg import (
     Axis,
@@ -35,12 +33,13 @@ from scripts.report.svg import (
     range_chart,
     steps,
 )
+from scripts.report.text import count, number, sentence
 
 STYLES = ("a", "b")
-"""Of the servers, in their order."""
+"""CSS classes of the servers, in their order."""
 HEADROOM = 1.3
-"""Of a histogram, for the words at its lines."""
-NOTHING = '<p class="dim">Nothing came.</p>'
+"""Height of a histogram over that of its highest bar: room for texts."""
+NO_DATA = '<p class="dim">Nothing was received.</p>'
 PERCENTILES: tuple[tuple[str, Callable[[Spread], float]], ...] = (
     ("p50", lambda spread: spread.p50),
     ("p95", lambda spread: spread.p95),
@@ -58,16 +57,16 @@ def report_html(report: Report) -> str:
     is_sweep = len(report.points) > 1
     parts = [
         _head(report),
-        *map(_warning, report.doubts),
+        *map(_warning, report.warnings),
         _sweep(report) if is_sweep else "",
         *(_point(report, point) for point in report.points),
-        _about(report),
+        _settings(report),
     ]
     return page(report.title, "".join(parts))
 
 
 def _head(report: Report) -> str:
-    servers = "".join(_server(report, place) for place in range(len(report.servers)))
+    servers = "".join(_server(report, index) for index in range(len(report.servers)))
     is_clean = bool(report.points) and all(summary.is_clean for summary in report.summaries)
     verdict = html.escape(_verdict(report))
     return (
@@ -77,7 +76,7 @@ def _head(report: Report) -> str:
 
 
 def _verdict(report: Report) -> str:
-    """In a sentence."""
+    """The result of the load test in one sentence."""
     summaries = report.summaries
     if not summaries:
         return "Interrupted before anything was measured"
@@ -89,17 +88,19 @@ def _verdict(report: Report) -> str:
         counted = ", ".join(f"{number:,} × {kind}" for kind, number in kinds.most_common())
         return f"{count(kinds.total(), 'stream')} failed: {counted}"
     if not all(summary.requests for summary in summaries):
-        return "Of some loads nothing was measured: no request began while they counted"
-    left = sum(summary.left for summary in summaries)
-    cancelled = f"; {left:,} more cancelled, as was asked for" if left else ""
-    whole = count(sum(summary.whole for summary in summaries), "answer")
-    return f"{whole}, each whole, in order and of the right length{cancelled}"
+        return "Some loads were not measured: no request began in the time that counts"
+    number_cancelled = sum(summary.cancelled for summary in summaries)
+    cancelled = (
+        f"; {number_cancelled:,} more were cancelled, as planned" if number_cancelled else ""
+    )
+    completed = count(sum(summary.completed for summary in summaries), "answer")
+    return f"{completed}, each complete, in order and of the right length{cancelled}"
 
 
-def _server(report: Report, place: int) -> str:
+def _server(report: Report, index: int) -> str:
     return (
-        f'<p class="server"><span class="swatch {STYLES[place]}"></span>'
-        f"{html.escape(report.servers[place])}</p>"
+        f'<p class="server"><span class="swatch {STYLES[index]}"></span>'
+        f"{html.escape(report.servers[index])}</p>"
     )
 
 
@@ -115,9 +116,10 @@ def _sweep(report: Report) -> str:
     points = report.points
     axis = at_values(_load_name(points[0]), [point.shape.amount for point in points])
     charts = [
-        figure(_sentence(name), _against_load(report, axis, name, of), "") for name, of in LATENCIES
+        figure(sentence(name), _against_load(report, axis, name, read), "")
+        for name, read in LATENCIES
     ]
-    charts.append(figure(_sentence(f"{report.unit}/s"), _rate_against_load(report, axis), ""))
+    charts.append(figure(sentence(f"{report.unit}/s"), _rate_against_load(report, axis), ""))
     keys = "".join(
         f'<span><svg viewBox="0 0 28 8"><line class="line {name}" x1="0" x2="28" y1="4" y2="4"/>'
         f"</svg>{name}</span>"
@@ -130,18 +132,20 @@ def _sweep(report: Report) -> str:
 
 
 def _load_name(point: Point) -> str:
-    return "streams at once" if point.shape.label.endswith(("stream", "streams")) else "requests/s"
+    return (
+        "concurrent streams" if point.shape.label.endswith(("stream", "streams")) else "requests/s"
+    )
 
 
 def _against_load(
-    report: Report, axis: Axis, name: str, of: Callable[[Summary], Spread | None]
+    report: Report, axis: Axis, name: str, read: Callable[[Summary], Spread | None]
 ) -> str:
     lines = []
-    for place, style in enumerate(STYLES[: len(report.servers)]):
+    for index, style in enumerate(STYLES[: len(report.servers)]):
         spreads = [
             (point, spread)
             for point in report.points
-            if place < len(point.summaries) and (spread := of(point.summaries[place])) is not None
+            if index < len(point.summaries) and (spread := read(point.summaries[index])) is not None
         ]
         for percent, value in PERCENTILES:
             points = [(point.shape.amount, value(spread) * MS) for point, spread in spreads]
@@ -161,9 +165,9 @@ def _rate_against_load(report: Report, axis: Axis) -> str:
     rates = [summary.token_rate for summary in report.summaries]
     unit = f"{report.unit}/s"
     chart = Chart("throughput against load", axis, linear_axis(unit, max(rates, default=1.0)))
-    for place, style in enumerate(STYLES[: len(report.servers)]):
-        measured = [point for point in report.points if place < len(point.summaries)]
-        points = [(point.shape.amount, point.summaries[place].token_rate) for point in measured]
+    for index, style in enumerate(STYLES[: len(report.servers)]):
+        measured = [point for point in report.points if index < len(point.summaries)]
+        points = [(point.shape.amount, point.summaries[index].token_rate) for point in measured]
         tips = [
             f"{point.shape.label}: {number(rate)} {unit}"
             for point, (_, rate) in zip(measured, points, strict=True)
@@ -176,8 +180,8 @@ def _sweep_table(report: Report) -> str:
     names = ["load", f"{report.unit}/s", "answers/s", "TTFT p50, ms", "p99", "ITL p50, ms", "p99"]
     rows = []
     for point in report.points:
-        for place, summary in enumerate(point.summaries):
-            swatch = f'<span class="swatch {STYLES[place]}"></span>'
+        for index, summary in enumerate(point.summaries):
+            swatch = f'<span class="swatch {STYLES[index]}"></span>'
             ttft, itl = (cells(spread, MS) for spread in (summary.ttft, summary.itl))
             failed = f'<span class="bad">{summary.failed}</span>' if summary.failed else "0"
             rows.append(
@@ -197,9 +201,9 @@ def _sweep_table(report: Report) -> str:
 
 def _point(report: Report, point: Point) -> str:
     parts = [f"<h2>{html.escape(point.shape.label)}</h2>"]
-    for place, summary in enumerate(point.summaries):
+    for index, summary in enumerate(point.summaries):
         if len(report.servers) > 1:
-            parts.append(_server(report, place))
+            parts.append(_server(report, index))
         parts.append(_summary(report, summary))
     if point.ratios:
         parts.append(_ratios(point.ratios))
@@ -208,18 +212,18 @@ def _point(report: Report, point: Point) -> str:
 
 
 def _summary(report: Report, summary: Summary) -> str:
-    """Tiles, and a table of percentiles."""
+    """The main figures as tiles, and tables of percentiles."""
     unit = report.unit
     tiles = [
         tile(number(summary.token_rate), f"{unit}/s together"),
-        *(tile(f"{cells(of(summary), MS)[0]} ms", f"{name}, p50") for name, of in LATENCIES),
+        *(tile(f"{cells(read(summary), MS)[0]} ms", f"{name}, p50") for name, read in LATENCIES),
         tile(
             "–" if summary.fairness is None else f"{summary.fairness:.3f}",
             "fairness (Jain)",
         ),
         tile(f"{summary.failed:,}", "failed", "bad" if summary.failed else ""),
     ]
-    latencies = [[f"{name}, ms", *cells(of(summary), MS)] for name, of in LATENCIES]
+    latencies = [[f"{name}, ms", *cells(read(summary), MS)] for name, read in LATENCIES]
     rates = [
         [f"{unit}/s of a stream", *cells(summary.stream_rate, 1.0)],
         [f"{unit}/s in a second", *cells(summary.second_rate, 1.0)],
@@ -230,13 +234,9 @@ def _summary(report: Report, summary: Summary) -> str:
     return (
         f'<div class="tiles">{"".join(tiles)}</div>{failures}'
         f"{table(['latency', *columns, 'max'], latencies, 'spreads')}"
-        f"{table(['rate, reached by p % of them', *columns, 'min'], rates, 'spreads')}"
-        f'<p class="dim">{html.escape(". ".join(map(_sentence, remarks)))}.</p>'
+        f"{table(['rate that p % of them reach', *columns, 'min'], rates, 'spreads')}"
+        f'<p class="dim">{html.escape(". ".join(map(sentence, remarks)))}.</p>'
     )
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _ratios(ratios: Sequence[Ratio]) -> str:
@@ -249,8 +249,8 @@ def _ratios(ratios: Sequence[Ratio]) -> str:
         text = f"{median:.3f} ({low:.3f} … {high:.3f})"
         rows.append((ratio.name, low, median, high, text, style))
     caption = (
-        "B over A: median of the rounds, from the lowest to the highest. Green: B is better in"
-        " all rounds; red: worse in all; grey: neither."
+        "B over A: the median of the rounds, the lowest and the highest. Green: B is better in"
+        " all rounds; red: B is worse in all rounds; grey: neither."
     )
     chart = figure("B over A", range_chart("B over A", rows), caption, is_wide=True)
     return f'<div class="charts">{chart}</div>'
@@ -259,11 +259,15 @@ def _ratios(ratios: Sequence[Ratio]) -> str:
 def _charts(report: Report, point: Point) -> str:
     unit, summaries = report.unit, point.summaries
     bunched = max((summary.bunched or 0.0 for summary in summaries), default=0.0)
-    hidden = f" {bunched:.1%} came together with the one before: no bar." if bunched > SEEN else ""
-    first = " Of the first round." if summaries and summaries[0].rounds > 1 else ""
+    hidden = (
+        f" {bunched:.1%} were read together with the one before: no bar."
+        if bunched > LEAST_BUNCHED
+        else ""
+    )
+    first = " The first round is shown." if summaries and summaries[0].rounds > 1 else ""
     charts = [
         figure(
-            _sentence(f"{unit}/s over time"),
+            sentence(f"{unit}/s over time"),
             _timeline(report, point),
             f"Shaded: the time that counts.{first}",
             is_wide=True,
@@ -281,12 +285,12 @@ def _charts(report: Report, point: Point) -> str:
         figure(
             "End to end",
             _histogram("end to end, ms", [(one.e2e_bins, one.e2e) for one in summaries]),
-            "Share of the whole answers.",
+            "Share of the completed answers.",
         ),
         figure(
             "Fairness",
             _fairness(summaries, f"{unit}/s"),
-            "Rate of each stream, waiting included, fastest first. Jain’s index (1: all alike): "
+            "Rate of each stream, including waiting, fastest first. Jain’s index (1: all equal): "
             + ", ".join(f"{one.fairness:.3f}" for one in summaries if one.fairness is not None),
         ),
     ]
@@ -306,30 +310,30 @@ def _timeline(report: Report, point: Point) -> str:
     for one in timelines[:1]:
         chart.band(one.counted_from_s, min(one.counted_to_s, length))
     for one, style in zip(timelines, STYLES, strict=False):
-        edges = [place * one.width_s for place in range(len(one.rates) + 1)]
+        edges = [index * one.width_s for index in range(len(one.rates) + 1)]
         chart.area(steps(edges, one.rates), style)
     return chart.svg()
 
 
 def _histogram(label: str, servers: Sequence[tuple[Sequence[Bin], Spread | None]]) -> str:
-    """Of each server's values; lines at the median and p99."""
+    """A histogram of each server's values, with lines at the median and p99."""
     known = [(bins, spread) for bins, spread in servers if bins and spread is not None]
     if not known:
-        return NOTHING
+        return NO_DATA
     low = min(bins[0].low for bins, _ in known) * MS
     high = max(bins[-1].high for bins, _ in known) * MS
     most = max(each.count / spread.count for bins, spread in known for each in bins)
     chart = Chart(label, log_axis(label, low, high), linear_axis("%", most * 100 * HEADROOM))
-    for place, (bins, spread) in enumerate(servers):
+    for index, (bins, spread) in enumerate(servers):
         if spread is not None and bins:
-            _add_histogram(chart, bins, spread, place, len(servers))
+            _add_histogram(chart, bins, spread, index, len(servers))
     return chart.svg()
 
 
 def _add_histogram(
-    chart: Chart, bins: Sequence[Bin], spread: Spread, place: int, servers: int
+    chart: Chart, bins: Sequence[Bin], spread: Spread, index: int, servers: int
 ) -> None:
-    style = STYLES[place]
+    style = STYLES[index]
     shares = [each.count / spread.count * 100 for each in bins]
     if servers == 1:
         chart.bars(
@@ -348,16 +352,16 @@ def _add_histogram(
         edges = [bins[0].low * MS, *(each.high * MS for each in bins)]
         chart.area(steps(edges, shares), style)
     if spread.p50 > 0:
-        chart.rule(spread.p50 * MS, f"p50 {number(spread.p50 * MS)}", style, 2 * place)
+        chart.rule(spread.p50 * MS, f"p50 {number(spread.p50 * MS)}", style, 2 * index)
     if spread.p99 > 0:
-        chart.rule(spread.p99 * MS, f"p99 {number(spread.p99 * MS)}", style, 2 * place + 1)
+        chart.rule(spread.p99 * MS, f"p99 {number(spread.p99 * MS)}", style, 2 * index + 1)
 
 
 def _fairness(summaries: Sequence[Summary], label: str) -> str:
     rates = [summary.stream_rates for summary in summaries]
     most = max((rate for of_server in rates for rate in of_server), default=0.0)
     if not most:
-        return NOTHING
+        return NO_DATA
     streams = ordinal_axis("streams", max(map(len, rates)))
     chart = Chart("rate of each stream", streams, linear_axis(label, most))
     for of_server, style in zip(rates, STYLES, strict=False):
@@ -365,26 +369,20 @@ def _fairness(summaries: Sequence[Summary], label: str) -> str:
             chart.area(steps(range(len(of_server) + 1), of_server), style)
         else:
             bars = [
-                (place, place + 1, rate, f"{number(rate)} {label}")
-                for place, rate in enumerate(of_server)
+                (index, index + 1, rate, f"{number(rate)} {label}")
+                for index, rate in enumerate(of_server)
             ]
             chart.bars(bars, style)
     return chart.svg()
 
 
-# ---------------------------------------------------------------- the rest
+# ---------------------------------------------------------------- settings
 
 
-def _about(report: Report) -> str:
+def _settings(report: Report) -> str:
     machine = report.machine
-    of_generator = {
-        "load generator on": f"{machine['cpu']}, {count(machine['usable_cpus'], 'CPU')},"
-        f" Python {machine['python']}, load {machine['load_average']:.2f} before the start",
-    }
-    rows = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in {**report.settings, **of_generator}.items()
+    generator = (
+        f"{machine['cpu']}, {count(machine['usable_cpus'], 'CPU')}, Python {machine['python']},"
+        f" load {machine['load_average']:.2f} before the start"
     )
-    return (
-        f'<h2>What was asked for</h2><div class="table"><table class="text">{rows}</table></div>\n'
-    )
+    return settings({**report.settings, "load generator on": generator})

@@ -1,10 +1,9 @@
-"""The command line of loadtest.py, checked, as a Job."""
+"""The command line of the load test, checked, as a Job."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -12,19 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.load.client import PORTS, Target
-from scripts.load.dialects import DIALECTS
-from scripts.load.plan import (
-    BadPlan,
-    FilePrompts,
-    Fixed,
-    Lengths,
-    Plan,
-    RandomWords,
-    Source,
-    parse_lengths,
-    read_prompts,
-)
+from scripts.load.arguments import count, integer, not_negative, positive, share
+from scripts.load.dialects import STREAMING
+from scripts.load.target import PORTS, Target
+from scripts.loadtest.lengths import BadPlan, Fixed, Lengths, parse_lengths
+from scripts.loadtest.plan import Plan
+from scripts.loadtest.prompts import FilePrompts, RandomWords, Source, read_prompts
 from scripts.loadtest.run import Closed, Open, Shape, Span
 
 KEY_NAME = "LOADTEST_API_KEY"
@@ -39,21 +31,22 @@ MOST_STREAMS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the command line asks for."""
+    """The load test that the command line asks for."""
 
     title: str
     targets: Sequence[Target]
     names: Sequence[str]
-    """Of the targets, to read."""
+    """Names of the targets, for the report."""
     shapes: Sequence[Shape]
     plan: Plan
     span: Span
     rounds: int
     timeout_s: float
+    """Longest silence of a stream, in seconds."""
     json: Path | None
     report: Path | None
     settings: Mapping[str, str]
-    """To read; without keys."""
+    """The options for the report, without API keys."""
 
     @property
     def unit(self) -> str:
@@ -62,7 +55,7 @@ class Job:
 
 
 def parse_arguments(description: str, arguments: Sequence[str] | None) -> Job:
-    """The job; ends the program with status 2 and a sentence if there is none."""
+    """The job. Bad arguments end the program with status 2 and a message."""
     parser = make_parser(description)
     options = parser.parse_args(arguments)
     try:
@@ -72,7 +65,7 @@ def parse_arguments(description: str, arguments: Sequence[str] | None) -> Job:
 
 
 def make_job(options: argparse.Namespace) -> Job:
-    """Raises BadPlan."""
+    """The job of these options. Raises BadPlan."""
     targets = make_targets(options)
     source = make_source(options, targets)
     names = [f"{target.url} ({dialect})" for target, dialect in targets]
@@ -81,7 +74,7 @@ def make_job(options: argparse.Namespace) -> Job:
     rounds = options.rounds or (DEFAULT_ROUNDS if options.compare else 1)
     for path in (options.json, options.report):
         if path is not None and not path.parent.is_dir():
-            raise BadPlan(f"{path} cannot be written: there is no folder {path.parent}")
+            raise BadPlan(f"{path} cannot be written: the folder {path.parent} does not exist")
     return Job(
         title=options.title,
         targets=[target for target, _ in targets],
@@ -98,7 +91,7 @@ def make_job(options: argparse.Namespace) -> Job:
 
 
 def make_targets(options: argparse.Namespace) -> list[tuple[Target, str]]:
-    """The servers, each with its dialect's name. Raises BadPlan."""
+    """The servers, each with the name of its dialect. Raises BadPlan."""
     common = {
         "fields": options.fields,
         "may_end": options.eos,
@@ -114,38 +107,40 @@ def make_targets(options: argparse.Namespace) -> list[tuple[Target, str]]:
         raise BadPlan("--compare-dialect, --compare-model and --compare-api-key need --compare")
     for *_, key in found:
         if key is not None and not (key.isascii() and key.isprintable()):
-            raise BadPlan("an API key must be of printable ASCII characters")
+            raise BadPlan("an API key must consist of printable ASCII characters")
     return [
-        (Target(url, DIALECTS[dialect], model, key_of, **common), dialect)
+        (Target(url, STREAMING[dialect], model, key_of, **common), dialect)
         for url, dialect, model, key_of in found
     ]
 
 
 def make_source(options: argparse.Namespace, targets: Sequence[tuple[Target, str]]) -> Source:
-    """Where prompts are from. Raises BadPlan."""
+    """The source of prompts. Raises BadPlan."""
     if options.prompts is None:
         words = options.prompt_words or DEFAULT_WORDS
         return RandomWords(words, options.tokens, options.shared_words)
     if options.prompt_words or options.shared_words:
-        raise BadPlan("--prompts has the prompts: --prompt-words and --shared-words make others")
+        raise BadPlan("--prompts cannot be combined with --prompt-words and --shared-words")
     entries = read_prompts(options.prompts)
     for target, dialect in targets:
         if any(entry.messages for entry in entries) and not target.dialect.takes_messages:
-            able = ", ".join(name for name, one in DIALECTS.items() if one.takes_messages)
+            able = ", ".join(name for name, one in STREAMING.items() if one.takes_messages)
             raise BadPlan(
-                f"{options.prompts} has messages, which --dialect {dialect} does not take;"
+                f"{options.prompts} has messages, which --dialect {dialect} does not accept;"
                 f" these do: {able}"
             )
     return FilePrompts(entries, options.tokens)
 
 
 def make_shapes(options: argparse.Namespace) -> list[Shape]:
+    """The loads, of which each is run."""
     if options.rates is not None:
         return [Open(rate) for rate in options.rates]
     return [Closed(streams) for streams in options.streams]
 
 
 def make_span(options: argparse.Namespace) -> Span:
+    """The length of each load."""
     duration = options.duration
     if duration is None and options.requests is None:
         duration = DEFAULT_DURATION_S
@@ -153,12 +148,12 @@ def make_span(options: argparse.Namespace) -> Span:
 
 
 def describe(options: argparse.Namespace, rounds: int) -> dict[str, str]:
-    """What the load is, to read."""
+    """The options for the report. Options that are not used are left out."""
     span = make_span(options)
     length = [f"{span.duration_s:g} s"] if span.duration_s is not None else []
     length += [f"{span.requests} requests"] if span.requests is not None else []
     loads = ", ".join(shape.label for shape in make_shapes(options))
-    shared = f", behind {options.shared_words} that all share" if options.shared_words else ""
+    shared = f", after {options.shared_words} that all share" if options.shared_words else ""
     prompts = f"{options.prompt_words or DEFAULT_WORDS} words{shared}"
     rows = {
         "load": loads,
@@ -168,7 +163,7 @@ def describe(options: argparse.Namespace, rounds: int) -> dict[str, str]:
         "answers": f"{options.tokens} tokens{' at most' if options.eos else ''}",
         "cancelled by the client": f"{options.cancel:.0%}" if options.cancel else "",
         "model": options.model or "",
-        "more fields": json.dumps(options.fields) if options.fields else "",
+        "further fields": json.dumps(options.fields) if options.fields else "",
         "rounds": str(rounds) if rounds > 1 else "",
         "seed": str(options.seed),
     }
@@ -179,24 +174,33 @@ def describe(options: argparse.Namespace, rounds: int) -> dict[str, str]:
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m scripts.loadtest",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("url", type=address, metavar="URL", help="the server, like http://127.0.0.1:8080")
-    add("--dialect", choices=DIALECTS, default="stream", help="what it speaks (default: stream)")
-    add("--model", metavar="NAME", help="the model to ask for (default: the server's own)")
-    add("--api-key", metavar="KEY", help=f"a bearer token (or {KEY_NAME} in the environment)")
-    add("--fields", type=fields, default={}, metavar="JSON", help="more fields of each body")
-    add("--timeout", type=positive, default=120.0, metavar="S", help="longest silence (120)")
+    add("url", type=address, metavar="URL", help="the server, for example http://127.0.0.1:8080")
+    add("--dialect", choices=STREAMING, default="stream", help="its API (default: stream)")
+    add("--model", metavar="NAME", help="the model to ask for (default: the server's default)")
+    add("--api-key", metavar="KEY", help=f"bearer token (default: {KEY_NAME} in the environment)")
+    add("--fields", type=fields, default={}, metavar="JSON", help="further fields of each request")
+    add(
+        "--timeout",
+        type=positive,
+        default=120.0,
+        metavar="S",
+        help="seconds without a byte after which a stream fails (default: 120)",
+    )
     _add_load(parser)
     _add_requests(parser)
     _add_checks(parser)
     _add_compare(parser)
     add = parser.add_argument_group("results").add_argument
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
-    add("--report", type=Path, metavar="FILE", help="write a page of HTML with plots there")
-    add("--title", default="Load test", help="of the page")
+    add("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    add("--report", type=Path, metavar="FILE", help="write an HTML page with plots to this file")
+    add("--title", default="Load test", help="title of the page (default: Load test)")
     return parser
 
 
@@ -208,7 +212,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         type=stream_counts,
         default=DEFAULT_STREAMS,
         metavar="N,…",
-        help=f"clients at once, each with one request after the other ({DEFAULT_STREAMS})",
+        help=f"concurrent clients; each sends one request at a time (default: {DEFAULT_STREAMS})",
     )
     kinds.add_argument(
         "--rate",
@@ -216,106 +220,121 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         dest="rates",
         type=rates,
         metavar="R,…",
-        help="requests a second that arrive by themselves, at random",
+        help="requests per second, which arrive at random, whether or not earlier ones are over",
     )
     add = group.add_argument
     add(
         "--duration",
         type=positive,
         metavar="S",
-        help=f"seconds that count ({DEFAULT_DURATION_S:g}, but without end if --requests is given)",
+        help=f"seconds that count (default: {DEFAULT_DURATION_S:g}; with --requests no limit)",
     )
-    add("--requests", type=count, metavar="N", help="requests that count, at most")
+    add("--requests", type=count, metavar="N", help="largest number of requests that count")
     add(
         "--warm-up",
         type=not_negative,
         default=DEFAULT_WARM_UP_S,
         metavar="S",
-        help=f"seconds before that do not count ({DEFAULT_WARM_UP_S:g})",
+        help=f"seconds before them that do not count (default: {DEFAULT_WARM_UP_S:g})",
     )
     add(
         "--ramp-up",
         type=not_negative,
         default=0.0,
         metavar="S",
-        help="seconds before these in which the load grows (0)",
+        help="seconds before the warm-up in which the load grows (default: 0)",
     )
-    add("--rounds", type=count, metavar="N", help="repeat each load so often (1; compared: 3)")
-    add("--seed", type=int, default=1, metavar="N", help="of everything that is random (1)")
+    add(
+        "--rounds",
+        type=count,
+        metavar="N",
+        help="runs of each load (default: 1; with --compare: 3)",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=1,
+        metavar="N",
+        help="seed of everything that is random (default: 1)",
+    )
 
 
 def _add_requests(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group(
         "requests",
-        "LENGTH is N, uniform:LOW-HIGH, lognormal:MEDIAN,SIGMA or lognormal:MEDIAN,SIGMA,MOST",
+        "LENGTH is N, uniform:LOW-HIGH, lognormal:MEDIAN,SIGMA or lognormal:MEDIAN,SIGMA,LONGEST",
     ).add_argument
     add(
         "--prompt-words",
         type=lengths,
         metavar="LENGTH",
-        help=f"words of a prompt ({DEFAULT_WORDS})",
+        help=f"words of a prompt (default: {DEFAULT_WORDS})",
     )
     add(
         "--shared-words",
         type=count,
         default=0,
         metavar="N",
-        help="words before these, the same in all prompts: for caches of prompts (none)",
+        help="words that all prompts begin with, to test prefix caches (default: none)",
     )
     add(
         "--prompts",
         type=Path,
         metavar="FILE",
-        help="prompts to take instead: one a line; of *.jsonl objects with prompt or messages,"
-        " and max_tokens",
+        help="a file of prompts, one a line; a line of a *.jsonl file is an object with prompt or"
+        " messages, and optionally max_tokens",
     )
     add(
         "--tokens",
         type=lengths,
         default="64",
         metavar="LENGTH",
-        help="tokens of an answer (64)",
+        help="tokens of an answer (default: 64)",
     )
     add(
         "--cancel",
         type=share,
         default=0.0,
         metavar="SHARE",
-        help="share of the requests that their client leaves after a random token (0)",
+        help="share of the requests that are cancelled after a random token, 0 to 1 (default: 0)",
     )
 
 
 def _add_checks(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("what answers may be like").add_argument
+    add = parser.add_argument_group("checks").add_argument
     add(
         "--eos",
         action="store_true",
-        help="the model may end its answers: do not send ignore_eos (Ollama has no such field)",
+        help="let the model end its answers early: do not send ignore_eos (Ollama never has it)",
     )
     add(
         "--events",
         choices=("exact", "usual", "merged"),
         default="usual",
-        help="with OpenAI's and Ollama's formats: an event for each token of the usage; one for"
-        " each that completes a character (default); or for several, as some servers merge them",
+        help="formats of OpenAI and Ollama: one event for each token of the usage (exact), for each"
+        " token that completes a character (usual, the default), or for several tokens (merged)",
     )
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group(
-        "two servers", "the same load on both in turn, and the ratios of the second to the first"
+        "two servers", "run the same load on both in turn, and report the ratios"
     ).add_argument
     add("--compare", type=address, metavar="URL", help="the second server")
-    add("--compare-dialect", choices=DIALECTS, help="what it speaks (default: --dialect)")
+    add("--compare-dialect", choices=STREAMING, help="its API (default: --dialect)")
     add("--compare-model", metavar="NAME", help="its model (default: --model)")
-    add("--compare-api-key", metavar="KEY", help=f"its key (or {COMPARED_KEY_NAME})")
+    add(
+        "--compare-api-key",
+        metavar="KEY",
+        help=f"its bearer token (default: {COMPARED_KEY_NAME} in the environment)",
+    )
 
 
-# ---------------------------------------------------------------- values
+# ---------------------------------------------------------------- types of arguments
 
 
 def address(text: str) -> str:
-    """An address without what comes after a path."""
+    """A URL without query, fragment and user."""
     try:
         parts = urllib.parse.urlsplit(text)
         is_good = parts.scheme in PORTS and parts.hostname and parts.port != 0
@@ -329,6 +348,7 @@ def address(text: str) -> str:
 
 
 def fields(text: str) -> dict[str, Any]:
+    """A JSON object."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -339,6 +359,7 @@ def fields(text: str) -> dict[str, Any]:
 
 
 def lengths(text: str) -> Lengths:
+    """Lengths as `parse_lengths` reads them."""
     try:
         return parse_lengths(text)
     except BadPlan as error:
@@ -346,46 +367,10 @@ def lengths(text: str) -> Lengths:
 
 
 def stream_counts(text: str) -> list[int]:
-    return [_integer(part, "each", 1, MOST_STREAMS) for part in text.split(",")]
+    """One or more numbers of streams."""
+    return [integer(part, 1, MOST_STREAMS, "each") for part in text.split(",")]
 
 
 def rates(text: str) -> list[float]:
-    return [_number(part, above=0.0) for part in text.split(",")]
-
-
-def count(text: str) -> int:
-    return _integer(text, "", 1, 10**9)
-
-
-def positive(text: str) -> float:
-    return _number(text, above=0.0)
-
-
-def not_negative(text: str) -> float:
-    return _number(text)
-
-
-def share(text: str) -> float:
-    value = _number(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
-    return value
-
-
-def _integer(text: str, each: str, low: int, high: int) -> int:
-    if not (text.isascii() and text.isdecimal() and low <= int(text) <= high):
-        raise argparse.ArgumentTypeError(
-            f"{each} must be an integer from {low} to {high}, not {text!r}".lstrip()
-        )
-    return int(text)
-
-
-def _number(text: str, above: float | None = None) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value < 0 or value == above:
-        wanted = "≥ 0" if above is None else f"> {above:g}"
-        raise argparse.ArgumentTypeError(f"must be a number {wanted}, not {text!r}")
-    return value
+    """One or more rates."""
+    return [positive(part) for part in text.split(",")]

@@ -1,11 +1,11 @@
-"""Loads: requests that are sent by a plan, and the time in which they count.
+"""One run of a load: requests are sent by a plan, and a part of the time counts.
 
-      ramp-up        warm-up              counted              the last ones end
-├──────────────┼──────────────┼───────────────────────────┼─────────────────────┤
-0        more and more      all            Run.start    Run.end
+      ramp-up         warm-up                counts            last requests end
+├──────────────┼────────────────────┼──────────────────────┼─────────────────────┤
+0       load grows               Run.start              Run.end
 
-Requests that begin while it counts are seen to their ends. Tokens a second are those of all
-requests that come while it counts, those of requests that began before it too.
+Requests that begin in the time that counts are read to their ends. Throughput is of the tokens
+that arrive in that time, including those of requests that began before it.
 """
 
 from __future__ import annotations
@@ -13,43 +13,45 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from scripts.load.client import Client, Record, State
-from scripts.load.plan import Plan, arrivals
+from scripts.load.client import Client
+from scripts.load.interrupt import unless_stopped
+from scripts.load.record import Record, State
+from scripts.loadtest.plan import Plan, arrivals
 
 LAG_STEP_S = 0.01
-"""Between two looks at how late the event loop is."""
+"""Time between two measurements of the event loop's lag."""
 PAUSE_S = 0.1
-"""What a stream waits after a failure: a server that refuses is not to be asked without pause."""
+"""Pause of a stream after a failure, so that a server that refuses is not asked incessantly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """How long, in seconds, or how many requests."""
+    """The length of a load, as a time or as a number of requests."""
 
     ramp_s: float
     warm_up_s: float
     duration_s: float | None
-    """None: until there were so many requests."""
+    """Time that counts, in seconds; None: until `requests` are sent."""
     requests: int | None
+    """Number of requests that count; None: no limit."""
 
     @property
     def counted_from_s(self) -> float:
-        """Seconds from the start, after which requests count."""
+        """Seconds from the start until requests count."""
         return self.ramp_s + self.warm_up_s
 
     @property
     def seconds(self) -> float | None:
-        """Until the last request begins; None: it is not known."""
+        """Seconds until the last request begins; None: unknown."""
         return None if self.duration_s is None else self.counted_from_s + self.duration_s
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """So many streams, each of which sends its next request when the last one is over."""
+    """A closed loop: each stream sends its next request when its last one is over."""
 
     streams: int
 
@@ -64,7 +66,7 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """So many requests a second on average, whatever becomes of them."""
+    """An open loop: `rate` requests per second on average, whether or not earlier ones are over."""
 
     rate: float
 
@@ -82,33 +84,33 @@ Shape = Closed | Open
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What came of a load. Times are of time.monotonic, in seconds."""
+    """The result of one run. Times are readings of time.monotonic, in seconds."""
 
     begun: float
     start: float
-    """From here on it counts."""
+    """Begin of the time that counts."""
     end: float
-    """Until here."""
+    """End of the time that counts."""
     records: Sequence[Record]
     cpu_share: float
-    """Of a core, that the load generator took."""
+    """CPU time of the load generator, as a share of one core."""
     lags: Sequence[float]
-    """How late its event loop was, in seconds, whenever that was looked at."""
+    """Measurements of the lag of its event loop, in seconds."""
     is_complete: bool
-    """It was not interrupted."""
+    """False: the run was interrupted."""
 
 
 @dataclass(slots=True)
 class LagMeter:
-    """Looks how late the event loop is, and how much CPU time the process takes."""
+    """Measures the lag of the event loop, and the CPU time of the process."""
 
     lags: list[float] = field(default_factory=list)
     _wall: float = 0.0
     _cpu: float = 0.0
 
-    async def watch(self, until_s: float) -> None:
-        """Until it is cancelled, from that time of time.monotonic on."""
-        await asyncio.sleep(until_s - time.monotonic())
+    async def watch(self, start: float) -> None:
+        """Measure from `start`, a reading of time.monotonic, until cancelled."""
+        await asyncio.sleep(start - time.monotonic())
         self._wall, self._cpu = time.monotonic(), time.process_time()
         while True:
             due = time.monotonic() + LAG_STEP_S
@@ -116,7 +118,7 @@ class LagMeter:
             self.lags.append(max(time.monotonic() - due, 0.0))
 
     def cpu_share(self) -> float:
-        """Of a core, since then."""
+        """CPU time since the start of the measurement, as a share of one core."""
         passed = time.monotonic() - self._wall
         return (time.process_time() - self._cpu) / passed if self._wall and passed else 0.0
 
@@ -124,7 +126,7 @@ class LagMeter:
 async def run_load(
     client: Client, shape: Shape, plan: Plan, span: Span, stop: asyncio.Event
 ) -> Run:
-    """Put the load on the client's server, to its end or until `stop` is set."""
+    """Run the load on the client's server, to its end or until `stop` is set."""
     begun = time.monotonic()
     meter = LagMeter()
     load = _Load(client, plan, span, begun)
@@ -137,23 +139,10 @@ async def run_load(
     return Run(begun, start, end, client.records, share, meter.lags, is_complete)
 
 
-async def unless_stopped(work: Coroutine[Any, Any, object], stop: asyncio.Event) -> bool:
-    """Do the work to its end, or until `stop` is set. Whether it came to its end; its errors."""
-    tasks = [asyncio.create_task(work), asyncio.create_task(stop.wait())]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    is_complete = tasks[0].done()
-    for task in tasks:
-        task.cancel()
-    outcome, _ = await asyncio.gather(*tasks, return_exceptions=True)
-    if isinstance(outcome, Exception):
-        raise outcome
-    return is_complete
-
-
 def _counted(
     start: float, span: Span, records: Sequence[Record], is_complete: bool
 ) -> tuple[float, float]:
-    """From when to when it counted."""
+    """Begin and end of the time that counts."""
     last = max((record.ended for record in records if record.ended), default=start)
     if span.duration_s is None:
         return start, max(last, start)
@@ -162,7 +151,7 @@ def _counted(
 
 
 class _Load:
-    """One run's requests."""
+    """Sends the requests of one run."""
 
     def __init__(self, client: Client, plan: Plan, span: Span, begun: float) -> None:
         self._client = client
@@ -178,7 +167,7 @@ class _Load:
                 group.create_task(self._stream(stream, shape.streams))
 
     async def open(self, shape: Open) -> None:
-        """A request is late if this client is: its time counts from when it was to begin."""
+        """Send each request when it is due. Its times count from then, even if it is sent late."""
         seed, span = self._plan.seed, self._span
         warm_up, counted = itertools.count(-1, -1), itertools.count()
         async with asyncio.TaskGroup() as group:
@@ -192,7 +181,7 @@ class _Load:
                 group.create_task(self._send(index, index, begun))
 
     async def _stream(self, stream: int, streams: int) -> None:
-        """The requests of one stream: its own row of the plan's, warm-up apart."""
+        """Send the requests of one stream: its own part of the plan, apart from the warm-up."""
         await asyncio.sleep(self._span.ramp_s * stream / streams)
         warm_up = itertools.count(-1 - stream, -streams)
         counted = itertools.count(stream, streams)
@@ -206,13 +195,13 @@ class _Load:
                 await asyncio.sleep(PAUSE_S)
 
     def _is_over(self, now: float, index: int) -> bool:
-        """No request of that number begins any more."""
+        """Whether the load ends before request number `index`."""
         is_late = self._until is not None and now >= self._until
         return is_late or (self._span.requests is not None and index >= self._span.requests)
 
     async def _send(self, stream: int, index: int, begun: float) -> Record:
-        ask = self._plan.ask(index)
-        return await self._client.ask(ask, stream=stream, begun=begun, counts=index >= 0)
+        request = self._plan.request(index)
+        return await self._client.ask(request, stream=stream, begun=begun, counts=index >= 0)
 
 
 # ---------------------------------------------------------------- turns
@@ -220,7 +209,7 @@ class _Load:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One run of many: which target, which load, which round."""
+    """One run: of which load, on which target, in which round."""
 
     target: int
     shape: Shape
@@ -228,7 +217,7 @@ class Turn:
 
 
 def turns(shapes: Sequence[Shape], targets: int, rounds: int) -> Iterator[Turn]:
-    """Every load on every target, so often; which target is first changes with each round."""
+    """Every load on every target, in each round. The order of the targets alternates."""
     for shape in shapes:
         for number in range(rounds):
             order = range(targets) if number % 2 == 0 else reversed(range(targets))
@@ -237,5 +226,5 @@ def turns(shapes: Sequence[Shape], targets: int, rounds: int) -> Iterator[Turn]:
 
 
 def seed_of(seed: str, turn: Turn) -> str:
-    """The same for all targets; another in each round, lest what was cached before helps."""
+    """The same for all targets, and different in each round, so that caches cannot help."""
     return f"{seed} {turn.shape.label} {turn.round}"

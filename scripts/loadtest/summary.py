@@ -1,4 +1,4 @@
-"""What the runs of one load on one server say: counts, spreads, fairness, a timeline, doubts."""
+"""Figures of the runs of one load on one server, taken together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from scripts.load.client import Record, State
+from scripts.load.record import Record, State
 from scripts.loadtest.run import Run
 from scripts.report.stats import (
     Bin,
@@ -22,19 +22,19 @@ from scripts.report.stats import (
 )
 
 BUSY = 0.8
-"""Share of a core from which on the load generator may have been what limits."""
+"""Share of a core over which the load generator may have been the bottleneck."""
 LATE_S = 0.01
-"""Lag of its event loop, in seconds, in more than a hundredth of the looks: the same."""
+"""Lag of its event loop (p99), in seconds, over which it may have been the bottleneck."""
 MOST_BINS = 120
 WIDTHS_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600)
 SECOND = 1.0
 EXAMPLES = 3
-"""Of each kind of failure."""
+"""Messages that are kept of each kind of failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """Streams that failed in one way."""
+    """Streams that failed with the same kind of failure."""
 
     kind: str
     count: int
@@ -43,7 +43,10 @@ class Failures:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """Tokens a second from the start of a run to its last token. Times in seconds from there."""
+    """Tokens per second, from the start of a run to its last token.
+
+    Times are in seconds since the start.
+    """
 
     width_s: float
     rates: Sequence[float]
@@ -53,24 +56,25 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class Generator:
-    """The load generator itself."""
+    """The load generator's own use of the CPU."""
 
     cpu_share: float
-    """Of a core; the most of all runs."""
+    """Share of one core; the highest of all runs."""
     lag_p99_s: float
-    """How late its event loop was; the most of all runs."""
+    """Lag of its event loop; the highest of all runs."""
     lag_max_s: float
 
     @property
-    def doubt(self) -> str | None:
-        """Why the figures may be those of the load generator; None: they are the server's."""
+    def warning(self) -> str | None:
+        """Why the load generator may have been the bottleneck; None: it was not."""
         reasons = []
         if self.cpu_share > BUSY:
             reasons.append(f"it took {self.cpu_share:.0%} of a core (limit: {BUSY:.0%})")
         if self.lag_p99_s > LATE_S:
             reasons.append(
-                f"in a hundredth of the time its event loop was {self.lag_p99_s * 1000:.0f} ms late"
-                f" or more (limit: {LATE_S * 1000:.0f} ms), by its own work or that of others"
+                f"its event loop lagged by {self.lag_p99_s * 1000:.0f} ms or more in 1 % of the"
+                f" time (limit: {LATE_S * 1000:.0f} ms), because of its own work or that of other"
+                " processes"
             )
         if not reasons:
             return None
@@ -79,45 +83,45 @@ class Generator:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Of all rounds of a load on a server. Times in seconds."""
+    """The figures of all rounds of a load on a server. Times are in seconds."""
 
     rounds: int
     requests: int
-    """That began while it counted."""
-    whole: int
-    left: int
-    """Closed by the client, as was asked for."""
+    """Requests that began in the time that counts."""
+    completed: int
+    cancelled: int
+    """Requests whose client disconnected, as planned."""
     unfinished: int
-    """Still running when the measurement was interrupted."""
+    """Requests that were running when the measurement was interrupted."""
     failures: Sequence[Failures]
     warm_up_failures: Sequence[Failures]
-    """Of requests that do not count; they are failures all the same."""
+    """Failures of requests in the warm-up."""
     seconds: float
-    """In which it counted."""
+    """Length of the time that counts."""
     tokens: int
-    """That came within them."""
+    """Tokens that arrived in that time."""
     prompt_tokens: int
     cached_tokens: int
-    """Of the prompt tokens, those that the server had already; both as far as it tells."""
-    unshown: int
-    """Tokens of the servers' counts that had no event of their own."""
+    """Prompt tokens that the server had cached. Both are as far as the server reports them."""
+    unshown_tokens: int
+    """Tokens by the server's count that had no event of their own."""
     bunched: float | None
-    """Share of the tokens that were read together with the one before, 0 … 1."""
+    """Share of the tokens that were read together with the one before, from 0 to 1."""
     ttft: Spread | None
     itl: Spread | None
     e2e: Spread | None
     stream_rate: Spread | None
-    """Tokens a second of each stream, its waiting included."""
+    """Tokens per second of each stream, including its waiting."""
     second_rate: Spread | None
     """Tokens of all streams in each second."""
     fairness: float | None
-    """Jain's index of the streams' rates."""
+    """Jain's index of the rates of the streams."""
     stream_rates: Sequence[float]
     itl_bins: Sequence[Bin]
     ttft_bins: Sequence[Bin]
     e2e_bins: Sequence[Bin]
     timeline: Timeline
-    """Of the first round."""
+    """The timeline of the first round."""
     generator: Generator
     is_complete: bool
 
@@ -127,37 +131,37 @@ class Summary:
 
     @property
     def is_clean(self) -> bool:
-        """There were streams, and none failed, but for those that were to be left."""
+        """There were requests, and none failed."""
         return self.requests > 0 and not self.failures and not self.warm_up_failures
 
     @property
     def token_rate(self) -> float:
-        """Tokens a second of all streams."""
+        """Tokens per second of all streams."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
     def request_rate(self) -> float:
-        """Whole answers a second."""
-        return self.whole / self.seconds if self.seconds else 0.0
+        """Completed answers per second."""
+        return self.completed / self.seconds if self.seconds else 0.0
 
 
 def summarize(runs: Sequence[Run]) -> Summary:
-    """All runs of a load on a server, taken together."""
+    """The figures of all runs of a load on a server."""
     records = [record for run in runs for record in run.records if record.counts]
     warm_up = [record for run in runs for record in run.records if not record.counts]
     states = Counter(record.state for record in records)
-    good = [record for record in records if record.state in (State.WHOLE, State.LEFT)]
-    whole = [record for record in records if record.state is State.WHOLE]
+    good = [record for record in records if record.state in (State.COMPLETED, State.CANCELLED)]
+    completed = [record for record in records if record.state is State.COMPLETED]
     gaps = [gap for record in good for gap in _gaps(record)]
     ttfts = [record.arrivals[0] - record.begun for record in good if record.arrivals]
-    ends = [record.ended - record.begun for record in whole]
+    ends = [record.ended - record.begun for record in completed]
     rates = list(_stream_rates(runs))
-    usages = [record.usage for record in whole if record.usage is not None]
+    usages = [record.usage for record in completed if record.usage is not None]
     return Summary(
         rounds=len(runs),
         requests=len(records),
-        whole=states[State.WHOLE],
-        left=states[State.LEFT],
+        completed=states[State.COMPLETED],
+        cancelled=states[State.CANCELLED],
         unfinished=states[State.OPEN],
         failures=_failures(records),
         warm_up_failures=_failures(warm_up),
@@ -165,7 +169,7 @@ def summarize(runs: Sequence[Run]) -> Summary:
         tokens=sum(_tokens_within(run) for run in runs),
         prompt_tokens=sum(usage.prompt or 0 for usage in usages),
         cached_tokens=sum(usage.cached or 0 for usage in usages),
-        unshown=sum(map(_unshown, whole)),
+        unshown_tokens=sum(map(_unshown_tokens, completed)),
         bunched=sum(gap == 0 for gap in gaps) / len(gaps) if gaps else None,
         ttft=latency_spread(ttfts),
         itl=latency_spread(gaps),
@@ -188,7 +192,7 @@ def _gaps(record: Record) -> Iterator[float]:
     return (later - earlier for earlier, later in itertools.pairwise(times))
 
 
-def _unshown(record: Record) -> int:
+def _unshown_tokens(record: Record) -> int:
     if record.usage is None or record.usage.completion is None:
         return 0
     return record.usage.completion - len(record.arrivals)
@@ -210,19 +214,19 @@ def _tokens_within(run: Run) -> int:
 
 
 def _stream_rates(runs: Sequence[Run]) -> Iterator[float]:
-    """Of each stream of each run: its whole answers' tokens over its time with them."""
+    """The rate of each stream of each run: tokens of its completed answers over their time."""
     for run in runs:
         tokens: dict[int, int] = defaultdict(int)
         seconds: dict[int, float] = defaultdict(float)
         for record in run.records:
-            if record.counts and record.state is State.WHOLE:
+            if record.counts and record.state is State.COMPLETED:
                 tokens[record.stream] += len(record.arrivals)
                 seconds[record.stream] += record.ended - record.begun
         yield from (tokens[stream] / seconds[stream] for stream in tokens if seconds[stream])
 
 
 def _seconds(run: Run) -> list[int]:
-    """Tokens in each whole second."""
+    """Tokens in each full second."""
     times = (when for record in run.records for when in record.arrivals)
     return per_bin(times, run.start, SECOND, math.floor(run.end - run.start))
 
@@ -252,7 +256,7 @@ def _generator(runs: Sequence[Run]) -> Generator:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A quantity of the second server over that of the first, a value a round."""
+    """A quantity of the second server over that of the first, with one value for each round."""
 
     name: str
     higher_is_better: bool
@@ -260,16 +264,16 @@ class Ratio:
 
 
 def _of(spread: Spread | None, name: str) -> float:
-    """0 where there is none."""
+    """A value of the spread; 0 without a spread."""
     return 0.0 if spread is None else float(getattr(spread, name))
 
 
 def compare(first: Sequence[Run], second: Sequence[Run]) -> list[Ratio]:
-    """Round by round; what a server did not have in all rounds is left out."""
+    """The ratios of each round. A quantity that a server lacks in a round is left out."""
     pairs = [(summarize([a]), summarize([b])) for a, b in zip(first, second, strict=False)]
     found = []
-    for name, higher_is_better, of in QUANTITIES:
-        values = [(of(a), of(b)) for a, b in pairs]
+    for name, higher_is_better, read in QUANTITIES:
+        values = [(read(a), read(b)) for a, b in pairs]
         ratios = [b / a for a, b in values if a and b]
         if ratios and len(ratios) == len(pairs):
             found.append(Ratio(name, higher_is_better, ratios))

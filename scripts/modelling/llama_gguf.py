@@ -1,6 +1,6 @@
-"""Write a llama-architecture GGUF file: the one place that knows its keys and tensor names.
+"""Writes llama-architecture GGUF files: the only module that knows their keys and tensor names.
 
-Used by train_demo_model.py (trained weights) and make_model.py (random weights).
+Used by train_demo_model (trained weights) and make_model (random weights).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LlamaShape:
-    """The sizes that fix every tensor of a llama model.
+    """The sizes that determine every tensor of a llama model.
 
-    `width` is the embedding length, `hidden` the feed-forward length, both in
-    elements; `context` is the trained context in tokens. `kv_heads` < `heads`
-    is grouped-query attention.
+    `width` is the embedding length and `hidden` the feed-forward length, both in
+    elements; `context` is the trained context in tokens. With `kv_heads` < `heads`
+    attention is grouped-query attention.
     """
 
     layers: int
@@ -58,7 +58,7 @@ class LlamaShape:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A SentencePiece-style vocabulary; the three lists run in parallel, by token id."""
+    """A SentencePiece-style vocabulary. The three lists are indexed by token id."""
 
     pieces: Sequence[bytes]
     scores: Sequence[float]
@@ -82,12 +82,12 @@ def write_llama(
 ) -> None:
     """Write the model to `path`; matrices are quantized, norms stay float32.
 
-    `weights` yields float32 arrays under the names of `shape.tensors()`. The
-    rotary embedding is ggml's interleaved one: pairs (2i, 2i + 1).
-    With `stream`, one tensor at a time is in memory, and `weights` must keep the
-    order of `shape.tensors()`; without, all are held and any order will do.
-    Raises ValueError when a tensor is missing, unknown, or of another shape; a
-    streamed file is incomplete then.
+    `weights` yields float32 arrays with the names of `shape.tensors()`. The rotary
+    position embedding is ggml's interleaved one: pairs (2i, 2i + 1).
+    With `stream`, memory holds one tensor at a time, and `weights` must have the
+    order of `shape.tensors()`. Without it, memory holds all, in any order.
+    Raises ValueError if a tensor is missing, unknown or of another shape; a
+    streamed file is then incomplete.
     """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)
@@ -107,7 +107,7 @@ def write_llama(
     expected = dict(shape.tensors())
     for tensor_name, values in weights:
         if expected.pop(tensor_name, None) != values.shape:
-            raise ValueError(f"{tensor_name}: shape {values.shape} does not belong here")
+            raise ValueError(f"{tensor_name}: unexpected shape {values.shape}")
         if values.ndim == 1:
             writer.add_tensor(tensor_name, values.astype(np.float32))
         else:
@@ -122,7 +122,7 @@ def write_llama(
 
 
 def add_sizes(writer: gguf.GGUFWriter, shape: LlamaShape) -> None:
-    """The sizes that llama and its relatives have, under the writer's architecture."""
+    """Write the sizes that llama and similar architectures have, for the writer's architecture."""
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
@@ -152,7 +152,7 @@ def _stream_tensors(
         writer.write_ti_data_to_file()
         for expected, (tensor_name, values) in zip(shape.tensors(), weights, strict=True):
             if expected != (tensor_name, values.shape):
-                raise ValueError(f"{tensor_name}: {values.shape} came in the place of {expected}")
+                raise ValueError(f"{tensor_name}: {values.shape} instead of {expected}")
             stored = _stored_type(values.ndim, quantization)
             writer.write_tensor_data(gguf.quants.quantize(values, stored))
     finally:

@@ -1,4 +1,4 @@
-"""Percentiles, fairness, histograms: what many times have in common."""
+"""Percentiles, fairness and histograms."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dataclasses import dataclass
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The least of the values that at least so many per cent of them do not exceed.
+    """The lowest of the values that at least `percent` % of them do not exceed (nearest rank).
 
-    ValueError without any.
+    Raises ValueError for no values.
     """
     return _nearest_rank(sorted(values), percent)
 
 
 def _nearest_rank(ordered: Sequence[float], percent: int) -> float:
     if not ordered:
-        raise ValueError("no values have no percentile")
+        raise ValueError("a percentile needs at least one value")
     return ordered[max(-(-len(ordered) * percent // 100) - 1, 0)]
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How a quantity is distributed, from its good end to its bad one: `worst` is the last.
+    """The distribution of a quantity, from its good end to its bad end.
 
-    A latency's bad end is the high one, a rate's the low one: p90 of a rate is what 90 % of its
-    values reach at the least.
+    A latency's bad end is its highest value, a rate's bad end is its lowest: 90 % of the values of
+    a rate reach at least its p90.
     """
 
     count: int
@@ -37,15 +37,16 @@ class Spread:
     p95: float
     p99: float
     worst: float
+    """The value at the bad end."""
 
 
 def latency_spread(values: Iterable[float]) -> Spread | None:
-    """Of values of which the high ones are bad; None without any."""
+    """The spread of values whose bad end is high; None for no values."""
     return _spread(sorted(values))
 
 
 def rate_spread(values: Iterable[float]) -> Spread | None:
-    """Of values of which the low ones are bad; None without any."""
+    """The spread of values whose bad end is low; None for no values."""
     return _spread(sorted(values, reverse=True))
 
 
@@ -58,9 +59,9 @@ def _spread(ordered: Sequence[float]) -> Spread | None:
 
 
 def jain(values: Sequence[float]) -> float | None:
-    """Jain's index of fairness: 1 where all are alike, 1/n where one of n has everything.
+    """Jain's index of fairness: 1 if all values are equal, 1/n if one of n has everything.
 
-    None where there is nothing to share.
+    None if the sum of the values is 0.
     """
     squares = math.fsum(value * value for value in values)
     return math.fsum(values) ** 2 / (len(values) * squares) if squares else None
@@ -68,7 +69,7 @@ def jain(values: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """How many values are in [low, high)."""
+    """The number of values in [low, high)."""
 
     low: float
     high: float
@@ -77,12 +78,13 @@ class Bin:
 
 MOST_BINS = 30
 PER_DECADE = (100, 50, 20, 10, 5)
+"""Numbers of bins for a factor of ten that a histogram may have."""
 
 
 def log_histogram(values: Iterable[float]) -> list[Bin]:
-    """Bins of equal width on a logarithmic scale, without gaps. Zeros are left out.
+    """Bins of equal width on a logarithmic scale, without gaps. Values of 0 are left out.
 
-    They are as narrow as lets up to 30 of them be between the first percentile and the 99th.
+    They are as narrow as possible with at most 30 bins from the first percentile to the 99th.
     """
     logs = sorted(math.log10(value) for value in values if value > 0)
     if not logs:
@@ -97,10 +99,10 @@ def log_histogram(values: Iterable[float]) -> list[Bin]:
 
 
 def per_bin(times: Iterable[float], start: float, width: float, bins: int) -> list[int]:
-    """How many of the times are in each of so many bins of that width, the first at `start`."""
+    """The number of times in each of `bins` bins. All have this width, the first is at `start`."""
     counts = [0] * bins
     for time in times:
-        place = math.floor((time - start) / width)
-        if 0 <= place < bins:
-            counts[place] += 1
+        index = math.floor((time - start) / width)
+        if 0 <= index < bins:
+            counts[index] += 1
     return counts

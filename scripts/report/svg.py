@@ -1,4 +1,4 @@
-"""Plots as inline SVG. Colours and fonts are classes of the page's style sheet.
+"""Plots as inline SVG. Colours and fonts come from classes of the page's style sheet.
 
 Axis     a range of values, linear or logarithmic, and its ticks
 Chart    a frame with two axes, and marks in it: lines, bars, a band
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 12.0, 44.0
-"""Room around the frame."""
+"""Margins around the frame."""
 STEPS = (1, 2, 2.5, 5, 10)
 LOG_STEPS = ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,))
 MOST_TICKS = 7
@@ -23,7 +23,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A range of values. `ticks` are those that are written at it."""
+    """A range of values. `ticks` are the labelled values."""
 
     label: str
     low: float
@@ -31,38 +31,38 @@ class Axis:
     ticks: Sequence[float]
     is_log: bool = False
 
-    def place(self, value: float) -> float:
-        """0 at the low end, 1 at the high end."""
+    def position(self, value: float) -> float:
+        """Where a value is: 0 at the low end, 1 at the high end."""
         if self.is_log:
             return math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
 
 def linear_axis(label: str, high: float, low: float = 0.0) -> Axis:
-    """From `low` to a round number that is not below `high`."""
+    """An axis from `low` to a round number of `high` or more."""
     span = high - low or 1.0
     power = 10 ** math.floor(math.log10(span / 5))
     step = next(power * step for step in STEPS if span / (power * step) <= 5.0001)
     count = math.ceil((low + span) / step - 1e-9) - math.floor(low / step)
     first = math.floor(low / step) * step
-    ticks = [first + step * place for place in range(count + 1)]
+    ticks = [first + step * index for index in range(count + 1)]
     return Axis(label, first, ticks[-1], ticks)
 
 
 def fitted_axis(label: str, high: float) -> Axis:
-    """From 0 to exactly `high`, as far as a timeline goes."""
+    """An axis from 0 to exactly `high`, for a timeline."""
     ticks = [tick for tick in linear_axis(label, high).ticks if tick <= high]
     return Axis(label, 0.0, high or 1.0, ticks)
 
 
 def ordinal_axis(label: str, high: int) -> Axis:
-    """Of `high` things in a row; ticks are whole numbers."""
+    """An axis of `high` items in a row. Its ticks are integers."""
     ticks = [tick for tick in linear_axis(label, high).ticks if tick <= high and tick % 1 == 0]
     return Axis(label, 0.0, high, ticks)
 
 
 def log_axis(label: str, low: float, high: float) -> Axis:
-    """Logarithmic, around both; both are positive."""
+    """A logarithmic axis that includes `low` and `high`, which are positive."""
     low, high = low / 1.02, max(high * 1.02, low * 2)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in LOG_STEPS:
@@ -73,7 +73,7 @@ def log_axis(label: str, low: float, high: float) -> Axis:
 
 
 def axis_for(label: str, values: Sequence[float]) -> Axis:
-    """Linear from 0, or logarithmic where the values differ too much for that."""
+    """A linear axis from 0, or a logarithmic one if the values differ by a large factor."""
     low, high = min(values), max(values)
     if low > 0 and high / low > 30:
         return log_axis(label, low, high)
@@ -81,7 +81,7 @@ def axis_for(label: str, values: Sequence[float]) -> Axis:
 
 
 def at_values(label: str, values: Sequence[float]) -> Axis:
-    """With a tick at each of some values, like the loads of a sweep."""
+    """An axis with a tick at each value, for example at each load of a sweep."""
     low, high = min(values), max(values)
     if low == high:
         return Axis(label, 0.0, 2 * high, values)
@@ -92,14 +92,14 @@ def at_values(label: str, values: Sequence[float]) -> Axis:
 
 
 def written(value: float) -> str:
-    """A tick's number."""
+    """The label of a tick."""
     if value >= 10_000:
         return f"{value / 1000:,.4g}k"
     return f"{value:,.4g}"
 
 
 class Chart:
-    """A frame with two axes; marks are drawn in the order of the calls."""
+    """A frame with two axes. Marks are drawn in the order of the calls."""
 
     def __init__(
         self, name: str, x: Axis, y: Axis, width: float = 460, height: float = 250
@@ -110,28 +110,28 @@ class Chart:
         self._width = width
         self._height = height
         self._marks: list[str] = []
-        self._notes: list[str] = []  # over all marks
+        self._notes: list[str] = []  # drawn above all marks
 
     def line(self, points: Iterable[Point], style: str, tips: Sequence[str] = ()) -> None:
-        """Through the points; with a dot and what it says at each, if there are tips."""
-        places = [(self._at_x(x), self._at_y(y)) for x, y in points]
-        self._marks.append(f'<polyline class="line {style}" points="{_points(places)}"/>')
-        for (x, y), tip in zip(places, tips, strict=False):
+        """Draw a line through the points. With `tips`, each point is a dot with a tooltip."""
+        corners = [(self._at_x(x), self._at_y(y)) for x, y in points]
+        self._marks.append(f'<polyline class="line {style}" points="{_points(corners)}"/>')
+        for (x, y), tip in zip(corners, tips, strict=False):
             self._marks.append(
                 f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="3">{_tip(tip)}</circle>'
             )
 
     def area(self, points: Sequence[Point], style: str) -> None:
-        """Between the points and the axis, and a line on top of it."""
+        """Fill the area between the points and the x axis, and draw a line along the points."""
         if points:
             base = self._at_y(self._y.low)
-            places = [(self._at_x(x), self._at_y(y)) for x, y in points]
-            outline = [(places[0][0], base), *places, (places[-1][0], base)]
+            corners = [(self._at_x(x), self._at_y(y)) for x, y in points]
+            outline = [(corners[0][0], base), *corners, (corners[-1][0], base)]
             self._marks.append(f'<polygon class="area {style}" points="{_points(outline)}"/>')
             self.line(points, style)
 
     def bars(self, bars: Sequence[tuple[float, float, float, str]], style: str) -> None:
-        """Each (from, to, height, what it says), standing on the axis."""
+        """Draw bars. Each is (from, to, height, tooltip)."""
         base = self._at_y(self._y.low)
         gap = 0.12 if len(bars) <= MOST_BARS_WITH_GAPS else 0.0
         for low, high, value, tip in bars:
@@ -144,7 +144,7 @@ class Chart:
             )
 
     def band(self, low: float, high: float) -> None:
-        """A shade over a part of the x axis."""
+        """Shade a part of the x axis."""
         left, right = self._at_x(low), self._at_x(high)
         self._marks.append(
             f'<rect class="band" x="{left:.1f}" y="{TOP:g}" width="{max(right - left, 0):.1f}"'
@@ -152,8 +152,8 @@ class Chart:
         )
 
     def rule(self, value: float, text: str, style: str = "", row: int = 0) -> None:
-        """A line across at a value of the x axis, with a text at its top."""
-        x, is_right = self._at_x(value), self._x.place(value) > 0.82
+        """Draw a vertical line at a value of the x axis, with a text at its top."""
+        x, is_right = self._at_x(value), self._x.position(value) > 0.82
         anchor, offset = ("end", -4) if is_right else ("start", 4)
         self._marks.append(
             f'<line class="rule {style}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP:g}"'
@@ -165,7 +165,7 @@ class Chart:
         )
 
     def svg(self) -> str:
-        """The picture."""
+        """The plot."""
         size = f"0 0 {self._width:g} {self._height:g}"
         return (
             f'<svg viewBox="{size}" role="img" aria-label="{html.escape(self._name)}">'
@@ -199,17 +199,17 @@ class Chart:
         return "".join(parts)
 
     def _at_x(self, value: float) -> float:
-        return LEFT + self._x.place(value) * (self._width - LEFT - RIGHT)
+        return LEFT + self._x.position(value) * (self._width - LEFT - RIGHT)
 
     def _at_y(self, value: float) -> float:
         height = self._height - TOP - BOTTOM
-        return TOP + (1 - self._y.place(value)) * height
+        return TOP + (1 - self._y.position(value)) * height
 
 
 def range_chart(
     name: str, rows: Sequence[tuple[str, float, float, float, str, str]], width: float = 940
 ) -> str:
-    """Ranges around 1 on a logarithmic axis: (name, low, median, high, text, style) a row."""
+    """Ranges around 1 on a logarithmic axis. Each row is (name, low, median, high, text, style)."""
     row_height, left, right = 30.0, 150.0, 250.0
     least = min([0.8, *(row[1] for row in rows)])
     most = max([1.25, *(row[3] for row in rows)])
@@ -217,7 +217,7 @@ def range_chart(
     height = row_height * len(rows) + 34
 
     def at(value: float) -> float:
-        return left + axis.place(value) * (width - left - right)
+        return left + axis.position(value) * (width - left - right)
 
     parts = []
     for tick in sorted({1.0, *axis.ticks}):
@@ -227,8 +227,8 @@ def range_chart(
             f' y2="{height - 26:g}"/><text class="tick" x="{at(tick):.1f}" y="{height - 9:g}"'
             f' text-anchor="middle">{tick:.3g}</text>'
         )
-    for place, (title, low, median, high, text, style) in enumerate(rows):
-        y = row_height * (place + 0.5) + 4
+    for index, (title, low, median, high, text, style) in enumerate(rows):
+        y = row_height * (index + 0.5) + 4
         parts.append(
             f'<text class="name" x="{left - 16:g}" y="{y + 4.5:g}" text-anchor="end">'
             f'{html.escape(title)}</text><line class="range {style}" x1="{at(low):.1f}"'
@@ -243,13 +243,13 @@ def range_chart(
 
 
 def steps(edges: Sequence[float], heights: Sequence[float]) -> list[Point]:
-    """The outline of bars without gaps."""
+    """The outline of adjacent bars."""
     sides = zip(itertools.pairwise(edges), heights, strict=True)
     return [(edge, height) for (low, high), height in sides for edge in (low, high)]
 
 
-def _points(places: Iterable[Point]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+def _points(corners: Iterable[Point]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
 
 
 def _tip(text: str) -> str:

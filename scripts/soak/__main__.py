@@ -1,4 +1,4 @@
-"""The soak test: see command.py."""
+"""Runs the soak test."""
 
 import sys
 

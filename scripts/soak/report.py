@@ -1,4 +1,4 @@
-"""What soak.py prints: what was lost, what became of all, and figures over time."""
+"""The report of a soak, as text: outcomes, crashes, resources over time, and the verdict."""
 
 from __future__ import annotations
 
@@ -6,79 +6,82 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from scripts.loadtest.report import number
-from scripts.report.figures import count
-from scripts.soak.harm import replace_times
+from scripts.report.text import count, number
+from scripts.soak.faults import replace_times
+from scripts.soak.growth import Trend
 from scripts.soak.judge import Outcome
-from scripts.soak.run import SHOWN, Account
-from scripts.soak.watch import Sample, Trend
+from scripts.soak.monitor import Sample
+from scripts.soak.results import Results
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 WIDTH = 60
 HEIGHT = 6
 NAMES = 27
+"""Width of a column of names."""
+SHOWN = 20
+"""Faults and lost requests that are shown at most."""
 CHARTED = ("front, RSS", "workers together, PSS")
-"""With a chart of their own; all others have a line of one row."""
+"""Quantities with a chart of their own. Every quantity has a chart of one row in the table."""
 
 
-def verdict(account: Account) -> str:
-    """In a sentence."""
-    if not account.requests:
-        return "NOTHING WAS ASKED"
-    if account.is_clean:
-        return "CLEAN: no request without an answer or a clear error, and nothing grows"
+def verdict(results: Results) -> str:
+    """The verdict in one sentence."""
+    if not results.requests:
+        return "NOTHING WAS SENT"
+    if results.is_clean:
+        return "CLEAN: every request got an answer or a clear error, and nothing grows"
     parts = []
-    if account.lost:
-        parts.append(f"{len(account.lost):,} lost")
-    if account.troubles:
-        parts.append("; ".join(account.troubles[:3]))
-    if account.growing:
-        parts.append("grows: " + ", ".join(each.quantity.name for each in account.growing))
+    if results.lost:
+        parts.append(f"{len(results.lost):,} lost")
+    if results.faults:
+        parts.append("; ".join(results.faults[:3]))
+    if results.growing:
+        parts.append("grows: " + ", ".join(each.quantity.name for each in results.growing))
     return "NOT CLEAN: " + "; ".join(parts)
 
 
-def report_text(account: Account) -> str:
-    """All of it."""
+def report_text(results: Results) -> str:
+    """The whole report."""
     parts = [
-        summary(account),
-        *([outcome_table(account)] if account.requests else []),
-        death_text(account),
-        *([figure_text(account.samples, account.trends)] if account.samples else []),
-        *([lost_text(account)] if account.lost or account.troubles else []),
-        verdict(account),
+        summary(results),
+        *([outcome_table(results)] if results.requests else []),
+        crash_text(results),
+        *([figure_text(results.samples, results.trends)] if results.samples else []),
+        *([lost_text(results)] if results.lost or results.faults else []),
+        verdict(results),
     ]
     return "\n\n".join(parts)
 
 
-def summary(account: Account) -> str:
-    """How much it was."""
-    cut_short = "" if account.is_complete else " (interrupted: this is what there was until then)"
-    lost = len(account.lost)
+def summary(results: Results) -> str:
+    """The amount of work, in one sentence."""
+    cut_short = "" if results.is_complete else " (interrupted: these are the results until then)"
+    lost = len(results.lost)
     return (
-        f"{count(account.requests, 'request')} in {account.seconds / 60:.1f} minutes{cut_short}:"
-        f" {account.count(Outcome.WHOLE):,} whole, {lost:,} lost; {account.tokens:,} events"
+        f"{count(results.requests, 'request')} in {results.seconds / 60:.1f} minutes{cut_short}:"
+        f" {results.count(Outcome.COMPLETED):,} completed, {lost:,} lost; {results.tokens:,} events"
     )
 
 
-def outcome_table(account: Account) -> str:
-    """Kinds by outcomes."""
-    header, rows = outcome_rows(account)
+def outcome_table(results: Results) -> str:
+    """A table of kinds and outcomes."""
+    header, rows = outcome_rows(results)
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in [header, *rows]
     )
 
 
-def outcome_rows(account: Account) -> tuple[list[str], list[list[str]]]:
-    """The header, and a row a kind, the sum last."""
-    seen = [each for each in Outcome if account.count(each)]
-    kinds = sorted({kind for kind, _ in account.outcomes})
-    rows = [[kind, *(_cell(account.outcomes[kind, outcome]) for outcome in seen)] for kind in kinds]
-    rows.append(["together", *(_cell(account.count(outcome)) for outcome in seen)])
+def outcome_rows(results: Results) -> tuple[list[str], list[list[str]]]:
+    """The header, and a row for each kind; the last one is the sum."""
+    seen = [each for each in Outcome if results.count(each)]
+    kinds = sorted({kind for kind, _ in results.outcomes})
+    rows = [[kind, *(_cell(results.outcomes[kind, outcome]) for outcome in seen)] for kind in kinds]
+    rows.append(["total", *(_cell(results.count(outcome)) for outcome in seen)])
     return ["kind of request", *map(str, seen)], rows
 
 
@@ -86,56 +89,56 @@ def _cell(value: int) -> str:
     return f"{value:,}" if value else "·"
 
 
-def death_text(account: Account) -> str:
-    """What was done to workers, and how it was borne."""
-    if not account.deaths:
-        return f"no worker was killed; {count(account.hang_ups, 'SIGHUP')}"
-    ways = Counter(death.how for death in account.deaths)
-    told = ", ".join(f"{number} × {how}" for how, number in ways.most_common())
+def crash_text(results: Results) -> str:
+    """The faults that were injected, and their effects."""
+    if not results.crashes:
+        return f"no worker was ended; {count(results.hang_ups, 'SIGHUP')}"
+    by_fault = Counter(crash.fault for crash in results.crashes)
+    listed = ", ".join(f"{times} × {fault}" for fault, times in by_fault.most_common())
     lines = [
-        f"{count(len(account.deaths), 'death')} of workers: {told};"
-        f" {count(account.hang_ups, 'SIGHUP')}"
+        f"{count(len(results.crashes), 'worker')} ended by: {listed};"
+        f" {count(results.hang_ups, 'SIGHUP')}"
     ]
-    times = replace_times(account.deaths)
-    by_death = account.count(Outcome.DIED) + account.count(Outcome.CUT)
+    times = replace_times(results.crashes)
+    ended = results.count(Outcome.CRASH_REPORTED) + results.count(Outcome.CRASH_CUT)
     if times:
         lines.append(
-            f"until all workers were ready again: {number(statistics.median(times))} s (median),"
-            f" {number(max(times))} s (longest)"
+            f"time until all workers were ready again: {number(statistics.median(times))} s"
+            f" (median), {number(max(times))} s (longest)"
         )
     lines.append(
-        f"{by_death:,} requests ended by a death, each told or visibly cut;"
-        f" {account.outlived:,} answers began after a death that came while they waited"
+        f"{ended:,} requests ended by a crash, each with an error or visibly cut;"
+        f" {results.outlived:,} requests waited during a crash and were answered"
     )
     return "\n".join(lines)
 
 
-def lost_text(account: Account) -> str:
-    """The first of what is wrong."""
-    found = [*account.troubles, *account.lost]
+def lost_text(results: Results) -> str:
+    """The first faults and lost requests."""
+    found = [*results.faults, *results.lost]
     lines = [f"  {each}" for each in found[:SHOWN]]
     if len(found) > SHOWN:
         lines.append(f"  … and {len(found) - SHOWN:,} more")
     return "\n".join(["WRONG:", *lines])
 
 
-# ---------------------------------------------------------------- figures
+# ---------------------------------------------------------------- resources
 
 
 def figure_text(samples: Sequence[Sample], trends: Sequence[Trend]) -> str:
-    """Charts, and what grows."""
+    """Charts, and a table with the growth of each quantity."""
     parts = []
     for each in trends:
         if each.quantity.name in CHARTED:
-            values = [each.quantity.of(sample) for sample in samples]
+            values = [each.quantity.read(sample) for sample in samples]
             title = f"{each.quantity.name}, {each.quantity.unit}"
             parts.append(f"{title}\n{text_chart(values, samples[-1].at)}")
     rows = [
         f"{'':<{NAMES}}{'over time':<{WIDTH // 2 + 2}}{'first':>8}{'median':>8}{'last':>8}"
-        f"{'most':>8}  growth (allowed)"
+        f"{'highest':>8}  growth (allowed)"
     ]
     for each in trends:
-        values = [each.quantity.of(sample) for sample in samples]
+        values = [each.quantity.read(sample) for sample in samples]
         line = text_rows(values, WIDTH // 2, 1)[0]
         cells = (each.first, each.median, each.last, each.most)
         name = each.quantity.name + (f", {each.quantity.unit}" if each.quantity.unit else "")
@@ -147,7 +150,7 @@ def figure_text(samples: Sequence[Sample], trends: Sequence[Trend]) -> str:
 
 
 def growth_text(trend: Trend) -> str:
-    """Its growth over the time after the warm-up."""
+    """The growth of a quantity after the warm-up."""
     if trend.growth is None or trend.late_growth is None:
         return "too few samples"
     text = f"{trend.growth:+.1f}, second half {trend.late_growth:+.1f}"
@@ -157,7 +160,7 @@ def growth_text(trend: Trend) -> str:
 
 
 def text_chart(values: Sequence[float], seconds: float) -> str:
-    """Some rows of blocks, with the scale at their left and the time below."""
+    """A chart of several rows, with the scale at its left and the time below it."""
     low, high = _range(values)
     rows = text_rows(values, WIDTH, HEIGHT)
     labels = [f"{high:8.1f}", *[" " * 8] * (HEIGHT - 2), f"{low:8.1f}"]
@@ -167,13 +170,13 @@ def text_chart(values: Sequence[float], seconds: float) -> str:
 
 
 def text_rows(values: Sequence[float], width: int, height: int) -> list[str]:
-    """The values as blocks, the highest row first; each column is the highest of its part."""
+    """Rows of a chart, the highest one first. A column shows the highest value of its part."""
     low, high = _range(values)
     span = len(BLOCKS) - 1
     columns = []
-    for place in range(width):
-        first = place * len(values) // width
-        last = max((place + 1) * len(values) // width, first + 1)
+    for column in range(width):
+        first = column * len(values) // width
+        last = max((column + 1) * len(values) // width, first + 1)
         share = (max(values[first:last]) - low) / (high - low)
         columns.append(max(round(share * height * span), 1))
     return [
@@ -183,6 +186,6 @@ def text_rows(values: Sequence[float], width: int, height: int) -> list[str]:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Around all values; a figure that hardly moves is a line near the bottom."""
+    """The lowest and highest value of a chart. Nearly constant values are a line at its bottom."""
     low, high = min(values), max(values)
     return low, max(high, low * 1.1, low + 1e-9 if low else 1.0)

@@ -355,7 +355,7 @@ def test_installing_again_changes_nothing(tmp_path: Path, prefix: Path) -> None:
     flags = ("--prefix", str(prefix), "--model", "/srv/models/a b.gguf")
     installed(tmp_path, *flags)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "etc").rglob("*")}
-    assert installed(tmp_path, *flags).stdout.count("is as it should be") == 2
+    assert installed(tmp_path, *flags).stdout.count("is up to date") == 2
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "etc").rglob("*")} == before
 
 
@@ -375,11 +375,11 @@ def test_models_go_into_the_environment_file_and_all_else_in_it_stays(
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (("--prefix", "relative"), "--prefix must be a whole path"),
-        (("--prefix", "/opt/100%"), "--prefix must be a whole path"),
-        (("--model", "relative.gguf"), "--model must have a whole path"),
-        (("--model", "name=relative.gguf"), "--model must have a whole path"),
-        (("--model", "/a\nb.gguf"), "--model must have a whole path"),
+        (("--prefix", "relative"), "--prefix must be an absolute path"),
+        (("--prefix", "/opt/100%"), "--prefix must be an absolute path"),
+        (("--model", "relative.gguf"), "--model must have an absolute path"),
+        (("--model", "name=relative.gguf"), "--model must have an absolute path"),
+        (("--model", "/a\nb.gguf"), "--model must have an absolute path"),
     ],
 )
 def test_what_a_unit_cannot_say_is_refused(
@@ -397,4 +397,4 @@ def test_uninstalling_removes_the_unit_and_says_what_stays(tmp_path: Path, prefi
     assert "/etc/tokenflume.env" in said
     assert not unit_of(tmp_path).exists()
     assert (tmp_path / "etc/tokenflume.env").exists()
-    assert installed(tmp_path, "--uninstall").stdout == "it is not installed\n"
+    assert installed(tmp_path, "--uninstall").stdout == "the service is not installed\n"

@@ -18,21 +18,16 @@ import gguf
 import numpy as np
 
 from scripts.modelling.llama_gguf import LlamaShape, Vocabulary, add_sizes, write_llama
-from scripts.modelling.make_model import (
-    ANCHOR,
+from scripts.modelling.shapes import SHAPES, check_shape
+from scripts.modelling.vocabulary import (
     FIRST_BYTE,
     FIRST_CHARACTER,
     LETTERS,
-    NEVER,
-    SHAPES,
     SPACE,
-    Noise,
-    check_shape,
     make_vocabulary,
-    plain_bias,
-    random_weights,
     split,
 )
+from scripts.modelling.weights import ANCHOR, NEVER, Noise, plain_bias, random_weights
 
 # Two, three and four bytes long. No two of the nine bytes are alike, so that each byte
 # says which one comes next.
