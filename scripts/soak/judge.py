@@ -15,7 +15,7 @@ from enum import StrEnum
 from scripts.load.client import Record, State
 from scripts.load.errors import CUT, ERROR_EVENT, status_kind
 from scripts.soak.cases import WITHOUT_WORDS, Case
-from server.generation.tasks import EXPIRED
+from server.generation.submission import EXPIRED
 
 AT_ONCE_S = 5.0
 """A server without a worker says so within this time: later the request had waited."""

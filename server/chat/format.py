@@ -16,7 +16,7 @@ from typing import Any
 
 from server.chat.bounded_jinja import TemplateFailed, TemplateRefused
 from server.chat.control_names import ControlNames, changed, cut_at, unused_marks
-from server.chat.messages import (
+from server.chat.conversation import (
     Message,
     check_texts,
     checked_messages,
@@ -25,7 +25,7 @@ from server.chat.messages import (
 )
 from server.chat.tool_calls import ToolFormat, tool_format
 from server.chat.tool_prompt import with_tools, with_written_calls
-from server.chat.traits import Renderer, Traits, traits, turn_end, working_renderer
+from server.chat.traits import ModelTemplate, Traits, traits, turn_end, working_renderer
 from shared.errors import ConfigurationError, InvalidRequest
 from shared.prompt import Prompt
 from shared.values import ModelCard
@@ -51,7 +51,7 @@ class ChatFormat:
     """The template describes functions; for others a system prompt does."""
     tool_format: ToolFormat
     """How calls are found in an answer."""
-    _renderer: Renderer
+    _renderer: ModelTemplate
     _traits: Traits
     _names: ControlNames
 
@@ -157,14 +157,14 @@ def _source(chosen: str) -> str:
         raise ConfigurationError(f"--chat-template: {chosen} is not UTF-8") from None
 
 
-def _renderer(source: str, card: ModelCard, name: str) -> Renderer:
+def _renderer(source: str, card: ModelCard, name: str) -> ModelTemplate:
     try:
         return working_renderer(source, card.bos, card.eos)
     except TemplateFailed as failure:
         raise ConfigurationError(f"the chat template ({name}) does not work: {failure}") from None
 
 
-def _format(renderer: Renderer, card: ModelCard, name: str, *, is_guess: bool) -> ChatFormat:
+def _format(renderer: ModelTemplate, card: ModelCard, name: str, *, is_guess: bool) -> ChatFormat:
     found = traits(renderer)
     control = {*card.control, card.bos, card.eos} - {""}
     return ChatFormat(

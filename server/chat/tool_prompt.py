@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from server.chat.messages import Message
+from server.chat.conversation import Message
 
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Message]) -> list[Message]:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from server.chat.bounded_jinja import ChatTemplate, Rewritten, TemplateFailed
-from server.chat.messages import Message
+from server.chat.conversation import Message
 
 
 @dataclass(frozen=True, slots=True)
-class Renderer:
+class ModelTemplate:
     """A template with what it is given of the model."""
 
     template: ChatTemplate
@@ -70,7 +70,7 @@ class Traits:
     """None: it shows no calls, or no results of them."""
 
 
-def traits(renderer: Renderer) -> Traits:
+def traits(renderer: ModelTemplate) -> Traits:
     """Try it all."""
     has_system = _shows(renderer, [_SYSTEM, _USER], "Gerund", "Umlaut")
     first = [_SYSTEM, _USER] if has_system else [_USER]
@@ -83,12 +83,12 @@ def traits(renderer: Renderer) -> Traits:
     )
 
 
-def working_renderer(source: str, bos: str, eos: str) -> Renderer:
+def working_renderer(source: str, bos: str, eos: str) -> ModelTemplate:
     """One that renders a user's message. Raises TemplateFailed.
 
     Most templates expect no functions to be None, as transformers has it; some a list.
     """
-    renderer = Renderer(ChatTemplate(source), bos, eos)
+    renderer = ModelTemplate(ChatTemplate(source), bos, eos)
     try:
         text = renderer.text([_USER])
     except TemplateFailed as failure:
@@ -101,7 +101,7 @@ def working_renderer(source: str, bos: str, eos: str) -> Renderer:
     return renderer
 
 
-def turn_end(renderer: Renderer, control: Collection[str]) -> tuple[str, ...]:
+def turn_end(renderer: ModelTemplate, control: Collection[str]) -> tuple[str, ...]:
     """The text with which an answer ends, if no control token ends it; at most one.
 
     It is what the template puts first between an answer and the next message.
@@ -148,7 +148,7 @@ _RESULT = {
 }
 
 
-def _calls(renderer: Renderer, tools: Sequence[Message] | None) -> CallTraits | None:
+def _calls(renderer: ModelTemplate, tools: Sequence[Message] | None) -> CallTraits | None:
     for content in (None, ""):
         for is_text in (False, True):
             arguments: Any = '{"noun": "Vocative"}' if is_text else {"noun": "Vocative"}
@@ -167,7 +167,7 @@ def _calls(renderer: Renderer, tools: Sequence[Message] | None) -> CallTraits | 
 
 
 def _shows(
-    renderer: Renderer,
+    renderer: ModelTemplate,
     messages: Sequence[Message],
     *words: str,
     without: Sequence[str] = (),

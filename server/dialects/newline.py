@@ -16,7 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from server.dialects.base import Answer, Call, Dialect, Generation, Renderer, ServedModel
+from server.dialects.base import Dialect
+from server.generation.answer import Answer, Call, Renderer
+from server.generation.served_model import ServedModel
+from server.generation.task import Generation
 from server.http.error_response import error_body
 from server.http.fields import CACHE, MODEL, SAMPLING, TIMEOUT, Form, sampling_of
 from server.http.openapi import (

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from server.chat import ChatFormat, chat_format
 from server.chat.system_prompts import SystemPrompts
-from server.dialects.base import ServedModel
+from server.generation.served_model import ServedModel
 from shared.errors import NotReady
 from shared.sampling import SamplingParams
 from shared.values import ModelCard, ModelInfo

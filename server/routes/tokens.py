@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from server.chat.messages import MESSAGES, TOOL_LIST
+from server.chat.conversation import MESSAGES, TOOL_LIST
 from server.generation.models import Models
 from server.http.body import read_body
 from server.http.fields import MODEL, PLAIN_TEXT, Form, as_given

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from server.dialects.base import Renderer
 from server.dialects.ollama.parts import Part, TextReader
+from server.generation.answer import Renderer
 from shared.errors import ServingError
 from shared.messages import Finished, Token
 from shared.values import Logprobs

@@ -54,7 +54,7 @@ class TextReader:
 
 
 class CallReader(TextReader):
-    """Of an answer that may call `tools`, as server.chat.messages has them."""
+    """Of an answer that may call `tools`, as server.chat.conversation has them."""
 
     def __init__(self, form: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> None:
         self._parser = ToolCallParser(form, tools)

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from server.chat.messages import TOOL_LIST
-from server.dialects.base import Answer, Call, Embedding, Generation, Renderer, ServedModel
+from server.chat.conversation import TOOL_LIST
 from server.dialects.ollama.answers import (
     Head,
     LoadedRenderer,
@@ -19,6 +18,7 @@ from server.dialects.ollama.answers import (
     generated,
     message,
 )
+from server.dialects.ollama.chat_messages import MESSAGES
 from server.dialects.ollama.fields import (
     EMBEDDING,
     TEXT_FIELDS,
@@ -27,8 +27,10 @@ from server.dialects.ollama.fields import (
     read_embedding_options,
     read_options,
 )
-from server.dialects.ollama.messages import MESSAGES
 from server.dialects.ollama.parts import THINK, THOUGHT, CallReader, TextReader, ThinkingReader
+from server.generation.answer import Answer, Call, Renderer
+from server.generation.served_model import ServedModel
+from server.generation.task import Embedding, Generation
 from server.http.fields import PLAIN_TEXT, Form
 from shared.errors import InvalidRequest
 from shared.prompt import Prompt

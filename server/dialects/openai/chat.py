@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.chat.messages import MESSAGES, check_texts
-from server.dialects.base import Answer, Call, ServedModel
+from server.chat.conversation import MESSAGES, check_texts
 from server.dialects.openai.answers import (
     Choice,
     Head,
@@ -20,6 +19,8 @@ from server.dialects.openai.answers import (
 )
 from server.dialects.openai.fields import COMMON, Common, only, take_common
 from server.dialects.openai.tools import TOOLS, Reader, ToolUse, merged, take_tools
+from server.generation.answer import Answer, Call
+from server.generation.served_model import ServedModel
 from server.http.fields import PLAIN_TEXT, Form, about, json_object
 from shared.errors import InvalidRequest
 from shared.messages import Finished, Token

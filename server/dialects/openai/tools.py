@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.chat.messages import TOOL_LIST
+from server.chat.conversation import TOOL_LIST
 from server.chat.tool_calls import (
     CallArguments,
     CallStart,

@@ -25,7 +25,7 @@ from scripts.soak.raw import BROKEN, Malformed, RawAnswer, draw_malformed, judge
 from scripts.soak.report import report_text, text_rows
 from scripts.soak.run import Account
 from scripts.soak.watch import QUANTITIES, Sample, left_open, trend
-from server.generation.tasks import EXPIRED
+from server.generation.submission import EXPIRED
 from tests.helpers.paths import ROOT
 
 WORLD = World(["echo"], is_echo=True, context=4096, before="User: ", after="\nAssistant:")
@@ -326,7 +326,7 @@ import sys
 import threading
 sys.path.insert(0, {root!r})
 import server.dialects.newline as newline
-import server.http.error_response
+import server.dialects.base as base
 import server.generation.relay as relay
 from server.cli import run
 
@@ -348,21 +348,22 @@ SABOTAGE = {
         "stream-plain: wrong content",
     ),
     "leaks memory": (
-        "    held, begun = [], relay.begun\n"
-        "    relay.begun = lambda *a: held.append(b'x' * 2**20) or begun(*a)",
+        "    held, submitted = [], relay.submitted\n"
+        "    relay.submitted = lambda *a: held.append(b'x' * 2**20) or submitted(*a)",
         "grows: front, RSS",
     ),
     "leaves files open": (
-        "    begun = relay.begun\n    relay.begun = lambda *a: os.dup(0) and begun(*a)",
+        "    submitted = relay.submitted\n"
+        "    relay.submitted = lambda *a: os.dup(0) and submitted(*a)",
         "front, open files",
     ),
     "says no Retry-After": (
         "    from shared.errors import QueueFull\n"
-        "    plain = relay.error_response\n"
+        "    plain = base.error_response\n"
         "    def response(error, body):\n"
         "        error.retry_after_s = None\n"
         "        return plain(error, body)\n"
-        "    relay.error_response = response",
+        "    base.error_response = response",
         "without Retry-After",
     ),
     "dies": (
