@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from server.chat.bounded_jinja import TemplateFailed, TemplateRefused
+from server.chat.calls.tool_format import ToolFormat, tool_format
 from server.chat.control_names import ControlNames, changed, cut_at, unused_marks
 from server.chat.conversation import (
     Message,
@@ -23,7 +24,6 @@ from server.chat.conversation import (
     checked_tools,
     merge_systems,
 )
-from server.chat.tool_calls import ToolFormat, tool_format
 from server.chat.tool_prompt import with_tools, with_written_calls
 from server.chat.traits import ModelTemplate, Traits, traits, turn_end, working_renderer
 from shared.errors import ConfigurationError, InvalidRequest

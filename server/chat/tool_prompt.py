@@ -1,7 +1,7 @@
 """Functions for models whose chat template knows none: described in the system prompt.
 
-The model is asked to write its calls as server.chat.tool_calls reads them, and finds earlier ones
-and their results in the same form.
+The model is asked to write its calls as server.chat.calls.json_call reads them, and finds earlier
+calls and their results in the same form.
 """
 
 from __future__ import annotations
