@@ -69,7 +69,7 @@ def parse_stream(body: bytes, headers: Mapping[str, str]) -> Call:
             return Answer((Generation(Prompt(prompt), sampling, prompt_id),), renderer)
         return Answer((_chat(served, system, prompt, sampling, prompt_id),), renderer)
 
-    return Call(given.get("model"), answer, given.get("timeout_s"))
+    return Call(given.get("model"), answer, given.get("timeout_s"), is_chat=system is not None)
 
 
 def parse_token_stream(body: bytes, headers: Mapping[str, str]) -> Call:
@@ -85,7 +85,7 @@ def parse_token_stream(body: bytes, headers: Mapping[str, str]) -> Call:
             raise InvalidRequest("logprobs: raw text cannot show them; POST /stream can")
         return Answer((_chat(served, system, query, sampling, prompt_id),), RawTextRenderer())
 
-    return Call(given.get("model"), answer, given.get("timeout_s"))
+    return Call(given.get("model"), answer, given.get("timeout_s"), is_chat=True)
 
 
 def _chat(

@@ -19,10 +19,11 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from server.generation.answer import Call, Parse, Renderer
+from server.generation.answer import Answer, Call, Parse, Renderer
 from server.generation.models import Models
 from server.generation.output import output_of
 from server.generation.record import Observer, RequestRecord
+from server.generation.served_model import ServedModel
 from server.generation.submission import EXPIRED, Submission, submitted
 from server.http.body import ClientLeft, read_body
 from server.http.errors import DeadlineExceeded
@@ -78,10 +79,12 @@ class GenerationEndpoint:
         headers, arrived = Headers(scope=scope), asyncio.get_running_loop().time()
         try:
             body = await read_body(headers, receive)
-            call = self._parse(body, headers)
-            record.read = time.monotonic()
-            deadline = None if call.timeout_s is None else arrived + call.timeout_s
             async with client_stays(receive, send) as send_on:
+                call = await self._models.preparation.parsed(
+                    lambda body: self._parse(body, headers), body
+                )
+                record.read = time.monotonic()
+                deadline = None if call.timeout_s is None else arrived + call.timeout_s
                 await self._answer(call, record, deadline, send_on)
         except ServingError as error:
             record.error = error
@@ -95,11 +98,17 @@ class GenerationEndpoint:
             using = stack.enter_async_context(self._models.use(call.model))
             model, pool = await in_time(using, deadline)
             record.model = model.name
-            answer = call.answer(model)
+            answer = await self._prepared(call, model, deadline)
             submission = Submission(answer.tasks, pool, record.client)
             record.submits(submission, self._gaps(model.name))
             stack.enter_context(submitted(submission, deadline))
             await relay(submission, answer.renderer, send, record)
+
+    async def _prepared(self, call: Call, model: ServedModel, deadline: float | None) -> Answer:
+        """The call's answer. A template may take seconds, so it is rendered beside the loop."""
+        if not call.is_chat:
+            return call.answer(model)
+        return await in_time(self._models.preparation.run(call.answer, model), deadline)
 
 
 async def in_time(waiting: Awaitable[T], deadline: float | None) -> T:

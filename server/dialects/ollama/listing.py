@@ -65,7 +65,8 @@ def routes(models: Models) -> Sequence[BaseRoute]:
         return JSONResponse({"version": VERSION})
 
     async def show(request: Request) -> Response:
-        name = shown_name(await read_body(request.headers, request.receive))
+        body = await read_body(request.headers, request.receive)
+        name = await models.preparation.parsed(shown_name, body)
         statuses = {status.spec.name: status for status in await models.current_statuses()}
         specs = {name: status.spec for name, status in statuses.items()}
         status = statuses[find(name, specs).name]

@@ -89,7 +89,7 @@ def parse_generate(body: bytes, headers: Mapping[str, str]) -> Call:
         messages = [{"role": "user", "content": prompt}]
         return served.reply(served.with_system(messages, system), sampling, variables=think)
 
-    return _text_call(fields, generated, task if prompt else None, think)
+    return _text_call(fields, generated, task if prompt else None, think, is_chat=not is_raw)
 
 
 def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
@@ -135,6 +135,8 @@ def _text_call(
     make: MakeTask | None,
     think: Mapping[str, Any],
     reader: Callable[[ServedModel], TextReader] = lambda _: TextReader(),
+    *,
+    is_chat: bool = True,
 ) -> Call:
     """`make` is None where nothing is to be written: the model is only to be loaded."""
     asked = time.monotonic()
@@ -150,7 +152,7 @@ def _text_call(
             task, parts = _thinking(served, task, parts)
         return Answer((task,), TextRenderer(head, shape, parts, is_stream=is_stream))
 
-    return Call(fields.get("model"), answer)
+    return Call(fields.get("model"), answer, is_chat=is_chat and make is not None)
 
 
 def _thinking(

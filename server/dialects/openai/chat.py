@@ -53,7 +53,7 @@ def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
         known["json_schema"] = "tool_choice", tools.schema
     common = take_common(given, "max_tokens", "max_completion_tokens", **known)
     request = ChatRequest(common, messages, system, variables, tools)
-    return Call(common.model, request.answer, common.timeout_s)
+    return Call(common.model, request.answer, common.timeout_s, is_chat=True)
 
 
 @dataclass(frozen=True, slots=True)
