@@ -84,7 +84,7 @@ def api_routes(
     generations = [
         Route(
             path,
-            GenerationEndpoint(dialect, parse, models, figures, observers),
+            GenerationEndpoint(parse, dialect.error_response, models, figures.gaps, observers),
             methods=["POST"],
         )
         for dialect in DIALECTS
@@ -169,5 +169,7 @@ async def _on_http_exception(request: Request, exception: Exception) -> Response
 
 def error_at(path: str, error: ServingError) -> Response:
     """The error in the form of the dialect to which the path belongs."""
-    bodies = (d.error_body for d in DIALECTS if d.prefix and path.startswith(d.prefix))
-    return error_response(error, next(bodies, error_body)(error))
+    for dialect in DIALECTS:
+        if dialect.prefix and path.startswith(dialect.prefix):
+            return dialect.error_response(error)
+    return error_response(error, error_body(error))

@@ -10,7 +10,7 @@ from enum import StrEnum
 from scripts.load.errors import CUT, ERROR_EVENT, StreamFailure, status_kind
 from scripts.load.record import Record, State
 from scripts.soak.cases import WITHOUT_ERRORS, Case
-from server.generation.tasks import EXPIRED
+from server.generation.submission import EXPIRED
 
 AT_ONCE_S = 5.0
 """A server without a worker refuses within this time. After it, the request had waited."""

@@ -26,6 +26,21 @@ MAX_DEPTH = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Remark:
+    """Marks control tokens' names that a template has made by rewriting texts."""
+
+    pattern: re.Pattern[str]
+    """The first character of each name."""
+    mark: str
+
+    def __call__(self, before: Iterable[str], after: str) -> str:
+        """`after`, which was made of `before`; marked if no name was in `before`."""
+        if any(self.pattern.search(text) for text in before):
+            return after
+        return self.pattern.sub(rf"\g<0>{self.mark}", after)
+
+
+@dataclass(frozen=True, slots=True)
 class ControlNames:
     """Names of control tokens, prepared for being looked for.
 
@@ -62,11 +77,9 @@ class ControlNames:
             text = self._marked_ends(text, mark)
         return self._anywhere.sub(rf"\g<0>{mark}", text)
 
-    def remarked(self, before: Iterable[str], after: str, mark: str) -> str:
-        """`after`, which a template made of `before`, marked if only that made a name of it."""
-        if any(self._anywhere.search(text) for text in before):
-            return after
-        return self._anywhere.sub(rf"\g<0>{mark}", after)
+    def remark(self, mark: str) -> Remark:
+        """What marks the names that a template makes of texts."""
+        return Remark(self._anywhere, mark)
 
     def _marked_ends(self, text: str, mark: str) -> str:
         places = {

@@ -14,18 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.chat.bounded_jinja import TemplateFailed, TemplateRefused
+from server.chat.bounded_jinja import ChatTemplate, TemplateFailed, TemplateRefused
+from server.chat.calls.tool_format import ToolFormat, tool_format
 from server.chat.control_names import ControlNames, changed, cut_at, unused_marks
-from server.chat.messages import (
+from server.chat.conversation import (
     Message,
     check_texts,
     checked_messages,
     checked_tools,
     merge_systems,
 )
-from server.chat.tool_calls import ToolFormat, tool_format
+from server.chat.template import Compile
 from server.chat.tool_prompt import with_tools, with_written_calls
-from server.chat.traits import Renderer, Traits, traits, turn_end, working_renderer
+from server.chat.traits import ModelTemplate, Traits, traits, turn_end, working_template
 from shared.errors import ConfigurationError, InvalidRequest
 from shared.prompt import Prompt
 from shared.values import ModelCard
@@ -51,7 +52,7 @@ class ChatFormat:
     """The template describes functions; for others a system prompt does."""
     tool_format: ToolFormat
     """How calls are found in an answer."""
-    _renderer: Renderer
+    _template: ModelTemplate
     _traits: Traits
     _names: ControlNames
 
@@ -77,7 +78,7 @@ class ChatFormat:
         if functions and not self.takes_tools:
             chat, functions = with_tools(chat, functions), None
         chat = self._fitted(chat)
-        template = self._renderer.template
+        template = self._template.template
         mark, end = unused_marks((chat, functions, given, template.source), 2)
         change = functools.partial(self._names.marked, mark=mark, words=template.words)
         chat = [_marked_message(message, change) for message in chat]
@@ -88,7 +89,7 @@ class ChatFormat:
             tools=functions and [_marked_typed(tool, change) for tool in functions],
             is_open=is_open and not continues,
             variables=changed(given, change),
-            rewritten=functools.partial(self._names.remarked, mark=mark),
+            rewritten=self._names.remark(mark),
         )
         if continues:
             text, found, _ = text.rpartition(end)
@@ -111,29 +112,34 @@ class ChatFormat:
 
     def _text(self, chat: Sequence[Message], **options: Any) -> str:
         try:
-            return self._renderer.text(chat, **options)
+            return self._template.text(chat, **options)
         except TemplateRefused as refusal:
             raise InvalidRequest(f"the model's chat template refuses: {refusal}") from None
         except TemplateFailed as failure:
             raise InvalidRequest(f"the model's chat template fails: {failure}") from None
 
 
-def chat_format(card: ModelCard, chosen: str | None) -> ChatFormat:
-    """The format of a model. `chosen`: a name of ours, or a template's file (--chat-template).
+def chat_format(
+    card: ModelCard, chosen: str | None, compiled: Compile = ChatTemplate
+) -> ChatFormat:
+    """The chat format of a model.
 
-    Without it the model's own template is taken; if it has none, or one that does not work, a
-    guess. Raises ConfigurationError for a choice that cannot be.
+    `chosen`: the name of a built-in template, or a file (--chat-template). None: the model's own
+    template, or a guess if it has none or one that does not work. `compiled` makes all templates
+    but the built-in ones. Raises ConfigurationError for a choice that does not work.
     """
     if chosen is not None:
-        renderer = _renderer(_source(chosen), card, chosen)
-        return _format(renderer, card, chosen, is_guess=False)
+        made = ChatTemplate if chosen in built_in_names() else compiled
+        template = _model_template(made, _source(chosen), card, chosen)
+        return _format(template, card, chosen, is_guess=False)
     if card.chat_template:
         try:
-            renderer = _renderer(card.chat_template, card, MODEL_OWN)
-            return _format(renderer, card, MODEL_OWN, is_guess=False)
+            template = _model_template(compiled, card.chat_template, card, MODEL_OWN)
+            return _format(template, card, MODEL_OWN, is_guess=False)
         except ConfigurationError as error:
             _logger.warning("%s; the format %r is used instead", error, GUESS)
-    return _format(_renderer(_source(GUESS), card, GUESS), card, GUESS, is_guess=True)
+    template = _model_template(ChatTemplate, _source(GUESS), card, GUESS)
+    return _format(template, card, GUESS, is_guess=True)
 
 
 def built_in_names() -> list[str]:
@@ -157,23 +163,23 @@ def _source(chosen: str) -> str:
         raise ConfigurationError(f"--chat-template: {chosen} is not UTF-8") from None
 
 
-def _renderer(source: str, card: ModelCard, name: str) -> Renderer:
+def _model_template(compiled: Compile, source: str, card: ModelCard, name: str) -> ModelTemplate:
     try:
-        return working_renderer(source, card.bos, card.eos)
+        return working_template(compiled, source, card.bos, card.eos)
     except TemplateFailed as failure:
         raise ConfigurationError(f"the chat template ({name}) does not work: {failure}") from None
 
 
-def _format(renderer: Renderer, card: ModelCard, name: str, *, is_guess: bool) -> ChatFormat:
-    found = traits(renderer)
+def _format(template: ModelTemplate, card: ModelCard, name: str, *, is_guess: bool) -> ChatFormat:
+    found = traits(template)
     control = {*card.control, card.bos, card.eos} - {""}
     return ChatFormat(
         name,
         is_guess,
-        turn_end(renderer, control),
+        turn_end(template, control),
         found.tools,
-        tool_format(renderer.template.source if found.tools else "<tool_call>", control),
-        renderer,
+        tool_format(template.template.source if found.tools else "<tool_call>", control),
+        template,
         found,
         ControlNames.of(control),
     )

@@ -1,7 +1,7 @@
 """Functions for models whose chat template knows none: described in the system prompt.
 
-The model is asked to write its calls as server.chat.tool_calls reads them, and finds earlier ones
-and their results in the same form.
+The model is asked to write its calls as server.chat.calls.json_call reads them, and finds earlier
+calls and their results in the same form.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from server.chat.messages import Message
+from server.chat.conversation import Message
 
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Message]) -> list[Message]:

@@ -11,18 +11,20 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.chat.bounded_jinja import ChatTemplate, Rewritten, TemplateFailed
-from server.chat.messages import Message
+from server.chat.bounded_jinja import TemplateFailed
+from server.chat.control_names import Remark
+from server.chat.conversation import Message
+from server.chat.template import Compile, Template
 
 
 @dataclass(frozen=True, slots=True)
-class Renderer:
+class ModelTemplate:
     """A template with what it is given of the model."""
 
-    template: ChatTemplate
+    template: Template
     bos: str
     eos: str
-    no_tools: tuple[()] | None = None
+    no_tools: Sequence[Message] | None = None
     """What it is given where there are no functions."""
 
     def text(
@@ -32,7 +34,7 @@ class Renderer:
         tools: Sequence[Message] | None = None,
         is_open: bool = True,
         variables: Mapping[str, Any] | None = None,
-        rewritten: Rewritten | None = None,
+        rewritten: Remark | None = None,
     ) -> str:
         """The chat as a text; `is_open`: up to where the assistant begins to write."""
         given = {
@@ -70,44 +72,44 @@ class Traits:
     """None: it shows no calls, or no results of them."""
 
 
-def traits(renderer: Renderer) -> Traits:
+def traits(template: ModelTemplate) -> Traits:
     """Try it all."""
-    has_system = _shows(renderer, [_SYSTEM, _USER], "Gerund", "Umlaut")
+    has_system = _shows(template, [_SYSTEM, _USER], "Gerund", "Umlaut")
     first = [_SYSTEM, _USER] if has_system else [_USER]
-    has_tools = _shows(renderer, [_USER], "Umlaut", "find_ablative", tools=[_TOOL])
+    has_tools = _shows(template, [_USER], "Umlaut", "find_ablative", tools=[_TOOL])
     return Traits(
         has_system,
-        _shows(renderer, [*first, _ASSISTANT, _LATER, _LAST], "Locative", "Supine"),
+        _shows(template, [*first, _ASSISTANT, _LATER, _LAST], "Locative", "Supine"),
         has_tools,
-        _calls(renderer, [_TOOL] if has_tools else None),
+        _calls(template, [_TOOL] if has_tools else None),
     )
 
 
-def working_renderer(source: str, bos: str, eos: str) -> Renderer:
+def working_template(compiled: Compile, source: str, bos: str, eos: str) -> ModelTemplate:
     """One that renders a user's message. Raises TemplateFailed.
 
     Most templates expect no functions to be None, as transformers has it; some a list.
     """
-    renderer = Renderer(ChatTemplate(source), bos, eos)
+    template = ModelTemplate(compiled(source), bos, eos)
     try:
-        text = renderer.text([_USER])
+        text = template.text([_USER])
     except TemplateFailed as failure:
-        renderer = replace(renderer, no_tools=())
-        if not _shows(renderer, [_USER], "Umlaut"):
+        template = replace(template, no_tools=[])
+        if not _shows(template, [_USER], "Umlaut"):
             raise failure from None
-        return renderer
+        return template
     if "Umlaut" not in text:
         raise TemplateFailed("it leaves out what a user writes")
-    return renderer
+    return template
 
 
-def turn_end(renderer: Renderer, control: Collection[str]) -> tuple[str, ...]:
+def turn_end(template: ModelTemplate, control: Collection[str]) -> tuple[str, ...]:
     """The text with which an answer ends, if no control token ends it; at most one.
 
     It is what the template puts first between an answer and the next message.
     """
     try:
-        text = renderer.text([_USER, _ASSISTANT, _LAST], is_open=False)
+        text = template.text([_USER, _ASSISTANT, _LAST], is_open=False)
     except TemplateFailed:
         return ()
     _, _, after = text.partition("Aorist")
@@ -148,7 +150,7 @@ _RESULT = {
 }
 
 
-def _calls(renderer: Renderer, tools: Sequence[Message] | None) -> CallTraits | None:
+def _calls(template: ModelTemplate, tools: Sequence[Message] | None) -> CallTraits | None:
     for content in (None, ""):
         for is_text in (False, True):
             arguments: Any = '{"noun": "Vocative"}' if is_text else {"noun": "Vocative"}
@@ -156,7 +158,7 @@ def _calls(renderer: Renderer, tools: Sequence[Message] | None) -> CallTraits | 
             call = {"id": "call00000", "type": "function", "function": function}
             message = {"role": "assistant", "content": content, "tool_calls": [call]}
             if _shows(
-                renderer,
+                template,
                 [_USER, message, _RESULT],
                 *("Vocative", "Dative"),
                 without=("None", "'Vocative'", '\\"Vocative'),
@@ -167,14 +169,14 @@ def _calls(renderer: Renderer, tools: Sequence[Message] | None) -> CallTraits | 
 
 
 def _shows(
-    renderer: Renderer,
+    template: ModelTemplate,
     messages: Sequence[Message],
     *words: str,
     without: Sequence[str] = (),
     tools: Sequence[Message] | None = None,
 ) -> bool:
     try:
-        text = renderer.text(messages, tools=tools)
+        text = template.text(messages, tools=tools)
     except TemplateFailed:
         return False
     after = text[max(text.find("Umlaut"), 0) :]  # what describes functions is mostly before

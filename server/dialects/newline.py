@@ -16,7 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from server.dialects.base import Answer, Call, Dialect, Generation, Renderer, ServedModel
+from server.dialects.base import Dialect
+from server.generation.answer import Answer, Call, Renderer
+from server.generation.served_model import ServedModel
+from server.generation.task import Generation
 from server.http.error_response import error_body
 from server.http.fields import CACHE, MODEL, SAMPLING, TIMEOUT, Form, sampling_of
 from server.http.openapi import (
@@ -66,7 +69,7 @@ def parse_stream(body: bytes, headers: Mapping[str, str]) -> Call:
             return Answer((Generation(Prompt(prompt), sampling, prompt_id),), renderer)
         return Answer((_chat(served, system, prompt, sampling, prompt_id),), renderer)
 
-    return Call(given.get("model"), answer, given.get("timeout_s"))
+    return Call(given.get("model"), answer, given.get("timeout_s"), is_chat=system is not None)
 
 
 def parse_token_stream(body: bytes, headers: Mapping[str, str]) -> Call:
@@ -82,7 +85,7 @@ def parse_token_stream(body: bytes, headers: Mapping[str, str]) -> Call:
             raise InvalidRequest("logprobs: raw text cannot show them; POST /stream can")
         return Answer((_chat(served, system, query, sampling, prompt_id),), RawTextRenderer())
 
-    return Call(given.get("model"), answer, given.get("timeout_s"))
+    return Call(given.get("model"), answer, given.get("timeout_s"), is_chat=True)
 
 
 def _chat(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from server.chat import ChatFormat, chat_format
+from server.chat.bounded_jinja import ChatTemplate
 from server.chat.system_prompts import SystemPrompts
-from server.dialects.base import ServedModel
+from server.chat.template import Compile
+from server.generation.preparation import Preparation
+from server.generation.served_model import ServedModel
 from shared.errors import NotReady
 from shared.sampling import SamplingParams
 from shared.values import ModelCard, ModelInfo
@@ -19,9 +23,10 @@ logger = logging.getLogger("tokenflume.models")
 
 
 class Models:
-    """Over a catalog that its caller starts and stops.
+    """The models of a catalog that the caller starts and stops.
 
-    `template`: the chat template of all models; None: each has its own.
+    `template`: the chat template of all models; None: each has its own. `compiled` makes templates
+    that are not built in.
     """
 
     def __init__(
@@ -30,12 +35,16 @@ class Models:
         defaults: SamplingParams,
         system: SystemPrompts,
         template: str | None = None,
+        compiled: Compile = ChatTemplate,
     ) -> None:
+        self.preparation = Preparation()
         self._catalog = catalog
         self._defaults = defaults
         self._system = system
         self._template = template
+        self._compiled = compiled
         self._formats: dict[ModelCard, ChatFormat] = {}
+        self._making = asyncio.Lock()
 
     @property
     def catalog(self) -> Catalog:
@@ -52,47 +61,53 @@ class Models:
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[tuple[ServedModel, WorkerPool]]:
-        """Within, the model's workers are there. None: the default model. Raises ServingError."""
+        """Keep the model loaded within. None: the default model. Raises ServingError."""
         async with self._catalog.use(name) as (spec, pool):
             status = pool.status()
             info = status.model
             if info is None:
                 raise NotReady(status.why_not_ready or "no worker is ready yet")
-            served = ServedModel(
-                spec.name, info, self._defaults, self.chat_of(spec.name, info.card), self._system
-            )
-            yield served, pool
+            chat = await self.chat_of(spec.name, info.card)
+            yield ServedModel(spec.name, info, self._defaults, chat, self._system), pool
 
     def is_for_chats(self, card: ModelCard) -> bool:
-        """There is a chat template for it, its own or the server's; else chats are a guess."""
+        """Whether the model has a chat template, its own or the server's; else it is a guess."""
         return bool(card.chat_template) or self._template is not None
 
     def prompt_with(self, system: SystemPrompts) -> None:
-        """The system prompts of requests from now on."""
+        """Use these system prompts from now on."""
         self._system = system
 
     async def introduce(self) -> None:
-        """Say how the models chat that are loaded at start, as soon as they are."""
+        """Log how the models that are loaded at start chat, as soon as they are loaded."""
         for spec, pool in self._catalog.loaded():
             await pool.until_ready()
             info = pool.status().model
             if info is not None:
-                self.chat_of(spec.name, info.card)
+                with suppress(NotReady):  # the next request for the model tries again
+                    await self.chat_of(spec.name, info.card)
                 _warn_of_context(spec.name, info)
 
-    def chat_of(self, name: str, card: ModelCard) -> ChatFormat:
-        """The model's chat format, made once."""
-        chat = self._formats.get(card)
-        if chat is None:
-            chat = self._formats[card] = chat_format(card, self._template)
-            if chat.is_guess:
-                logger.warning(
-                    "%s has no chat template: its chats are plain text (%s); --chat-template"
-                    " chooses another", name, chat.name,
-                )  # fmt: skip
-            else:
-                logger.info("%s chats by %s", name, chat.name)
-        return chat
+    async def chat_of(self, name: str, card: ModelCard) -> ChatFormat:
+        """The model's chat format. Made once; that renders some chats. Raises NotReady."""
+        if (chat := self._formats.get(card)) is not None:
+            return chat
+        async with self._making:
+            if (chat := self._formats.get(card)) is None:
+                chat = await self.preparation.run(chat_format, card, self._template, self._compiled)
+                self._formats[card] = chat
+                _log_chat_format(name, chat)
+            return chat
+
+
+def _log_chat_format(name: str, chat: ChatFormat) -> None:
+    if chat.is_guess:
+        logger.warning(
+            "%s has no chat template: its chats are plain text (%s); --chat-template"
+            " chooses another", name, chat.name,
+        )  # fmt: skip
+    else:
+        logger.info("%s chats by %s", name, chat.name)
 
 
 def _warn_of_context(name: str, info: ModelInfo) -> None:

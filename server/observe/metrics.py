@@ -28,7 +28,13 @@ from starlette.routing import Route
 
 from server.generation.record import RequestRecord
 from server.http.openapi import Operation, Operations
-from server.observe.worker_metrics import MODEL, PREFIX, Machine, histogram_buckets, worker_families
+from server.observe.worker_metrics import (
+    MODEL,
+    PREFIX,
+    ResourceUse,
+    histogram_buckets,
+    worker_families,
+)
 from server.version import VERSION
 from shared.histogram import Histogram
 from workers.pool.catalog import Catalog
@@ -83,7 +89,7 @@ class Metrics(Collector):
     def __init__(self, catalog: Catalog, paths: Collection[str]) -> None:
         self._catalog = catalog
         self._paths = paths
-        self._machine = Machine()
+        self._resources = ResourceUse()
         self._requests: Counter[tuple[str, str, str, str]] = Counter()
         self._first_token = ByModel(
             "time_to_first_token_seconds", "From a request's arrival to its first token.", WAITS
@@ -153,7 +159,7 @@ class Metrics(Collector):
         yield requests
         for histograms in self._by_model:
             yield histograms.family()
-        yield from worker_families(self._catalog.statuses(), self._machine)
+        yield from worker_families(self._catalog.statuses(), self._resources)
 
     async def text(self, accept: str) -> tuple[bytes, str]:
         """The figures in the format that an Accept header asks for, and its content type."""
@@ -165,7 +171,7 @@ class Metrics(Collector):
             if worker.pid is not None
         ]
         # The kernel's files may take it some milliseconds, for which no stream is to wait.
-        self._machine = await asyncio.to_thread(Machine.read, pids)
+        self._resources = await asyncio.to_thread(ResourceUse.read, pids)
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 

@@ -6,8 +6,8 @@ import logging
 from typing import Any
 from urllib.parse import quote
 
-from server.dialects.base import Task
 from server.generation.record import RequestRecord
+from server.generation.task import Task
 
 LONGEST_PATH = 200
 

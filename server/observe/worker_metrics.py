@@ -28,7 +28,7 @@ Buckets = list[tuple[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class ResourceUse:
     """What the kernel says, at one time."""
 
     processes: Mapping[int, ProcessUse] = field(default_factory=dict)
@@ -36,14 +36,14 @@ class Machine:
     throttling: Throttling | None = None
 
     @classmethod
-    def read(cls, pids: Sequence[int]) -> Machine:
+    def read(cls, pids: Sequence[int]) -> ResourceUse:
         """Ask it; may take some milliseconds."""
         uses = {pid: process_use(pid) for pid in pids}
         known = {pid: use for pid, use in uses.items() if use is not None}
         return cls(known, read_throttling(Path("/")))
 
 
-def worker_families(statuses: Sequence[ModelStatus], machine: Machine) -> Iterator[Metric]:
+def worker_families(statuses: Sequence[ModelStatus], machine: ResourceUse) -> Iterator[Metric]:
     """All of them."""
     workers = [(status.spec.name, worker) for status in statuses for worker in status.pool.workers]
     yield from _load(statuses)

@@ -5,18 +5,20 @@ They take no slot, so they are answered between two steps while all are busy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from server.chat.messages import MESSAGES, TOOL_LIST
+from server.chat.conversation import MESSAGES, TOOL_LIST
 from server.generation.models import Models
 from server.http.body import read_body
 from server.http.fields import MODEL, PLAIN_TEXT, Form, as_given
 from server.http.openapi import INTEGER, QUESTION, STRING, Operation, Operations, array, record
 from shared.errors import InvalidRequest
+from shared.messages import Tokenized
 from shared.prompt import Prompt
 from shared.validation import BOOLEAN, Check, integer, integers, or_none
 
@@ -95,37 +97,41 @@ OPERATIONS: Operations = {
 
 def routes(models: Models) -> list[Route]:
     """The three routes."""
+    preparation = models.preparation
+
+    async def read(form: Form, request: Request) -> dict[str, Any]:
+        return await preparation.parsed(
+            form.read, await read_body(request.headers, request.receive)
+        )
 
     async def tokenize(request: Request) -> Response:
-        fields = await _read(TOKENIZE, request)
+        fields = await read(TOKENIZE, request)
         content = next(fields[name] for name in TEXT_NAMES if name in fields)
         add_special = fields.get("add_special", False)
         async with models.use(fields.get("model")) as (_, pool):
             if not content and not add_special:
                 return JSONResponse({"tokens": []})
             found = await pool.tokenize(Prompt(content), is_start=add_special)
-        if not fields.get("with_pieces", False):
-            return JSONResponse({"tokens": found.tokens})
-        pairs = zip(found.tokens, found.pieces, strict=True)
-        return JSONResponse({"tokens": [{"id": id_, "piece": shown(p)} for id_, p in pairs]})
+        has_pieces = fields.get("with_pieces", False)
+        return await preparation.run(tokens_response, found, has_pieces=has_pieces)
 
     async def detokenize(request: Request) -> Response:
-        fields = await _read(DETOKENIZE, request)
+        fields = await read(DETOKENIZE, request)
         async with models.use(fields.get("model")) as (served, pool):
-            last = served.info.vocabulary - 1
-            tokens = enumerate(fields["tokens"])
-            ids = tuple(integer(f"tokens[{place}]", token, 0, last) for place, token in tokens)
+            ids = await preparation.run(checked_ids, fields["tokens"], served.info.vocabulary)
             if not ids:
                 return JSONResponse({"content": ""})
             found = await pool.tokenize(Prompt(tokens=ids), is_start=False)
         return JSONResponse({"content": b"".join(found.pieces).decode(errors="replace")})
 
     async def apply_template(request: Request) -> Response:
-        fields = await _read(TEMPLATE, request)
-        is_open = fields.get("add_generation_prompt", True)
+        fields = await read(TEMPLATE, request)
         async with models.use(fields.get("model")) as (served, _):
-            prompt = served.chat.render(
-                fields["messages"], tools=fields.get("tools"), is_open=is_open
+            prompt = await preparation.run(
+                served.chat.render,
+                fields["messages"],
+                tools=fields.get("tools"),
+                is_open=fields.get("add_generation_prompt", True),
             )
         return JSONResponse({"prompt": prompt.text})
 
@@ -144,5 +150,16 @@ def shown(piece: bytes) -> str | list[int]:
         return list(piece)
 
 
-async def _read(form: Form, request: Request) -> dict[str, Any]:
-    return form.read(await read_body(request.headers, request.receive))
+def tokens_response(found: Tokenized, *, has_pieces: bool) -> Response:
+    """The tokens of a text, as numbers or with their texts."""
+    if not has_pieces:
+        return JSONResponse({"tokens": found.tokens})
+    pairs = zip(found.tokens, found.pieces, strict=True)
+    return JSONResponse({"tokens": [{"id": id_, "piece": shown(p)} for id_, p in pairs]})
+
+
+def checked_ids(tokens: Sequence[Any], vocabulary: int) -> tuple[int, ...]:
+    """The tokens, if the model has all of them. Raises InvalidRequest."""
+    return tuple(
+        integer(f"tokens[{place}]", token, 0, vocabulary - 1) for place, token in enumerate(tokens)
+    )

@@ -21,6 +21,7 @@ from server.chat import ChatFormat
 from server.generation.models import Models
 from server.terminal.style import LiveLine, bar, columns, size_text, style_for
 from server.version import VERSION
+from shared.errors import NotReady
 from shared.settings import ModelSpec, Settings
 from shared.values import ModelInfo
 from workers.machine.cores import counted
@@ -77,7 +78,11 @@ class StartScreen:
             for spec, status in statuses:
                 if status.model is None:
                     continue
-                chat = models.chat_of(spec.name, status.model.card)
+                try:
+                    chat = await models.chat_of(spec.name, status.model.card)
+                except NotReady as error:
+                    self._row("model", f"{spec.name}: {error.message}")
+                    continue
                 whose = f"{spec.name}: " if len(self._settings.models) > 1 else ""
                 for row, (label, text) in enumerate(loaded_rows(status.model, chat)):
                     self._row(label, text if row else whose + text)

@@ -8,8 +8,10 @@ from dataclasses import fields, replace
 from typing import Any
 
 from server.chat.system_prompts import SystemPrompts
-from server.dialects.base import Answer, Call, Generation, ServedModel
 from server.dialects.openai import DIALECT
+from server.generation.answer import Answer, Call
+from server.generation.served_model import ServedModel
+from server.generation.task import Generation
 from shared.sampling import SamplingParams
 from shared.values import ModelCard
 from tests.helpers.support import served

@@ -12,7 +12,7 @@ import uvloop
 
 from server.chat import chat_format
 from server.chat.system_prompts import SystemPrompts
-from server.dialects.base import ServedModel
+from server.generation.served_model import ServedModel
 from shared.messages import Failed, Finished, Token
 from shared.sampling import SamplingParams
 from shared.settings import ModelSettings, PoolSettings, RestartPolicy, WorkerSettings

@@ -10,12 +10,12 @@ import math
 import struct
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from server.dialects.base import Renderer
-from server.dialects.ollama.parts import Part, TextReader
+from server.dialects.ollama.parts import Part, TextReader, joined
+from server.generation.answer import Renderer
 from shared.errors import ServingError
 from shared.messages import Finished, Token
 from shared.values import Logprobs
@@ -74,7 +74,7 @@ class TextRenderer(Renderer):
         self._head = head
         self._shape = shape
         self._reader = reader
-        self._held = Part()
+        self._held: list[Part] = []
 
     def tokens(self, index: int, tokens: Sequence[Token]) -> bytes:
         return b"".join([self._part(self._read(token)) for token in tokens])
@@ -91,7 +91,7 @@ class TextRenderer(Renderer):
             "eval_count": usage.completion_tokens,
             "eval_duration": nanoseconds(timings.decode_s),
         }
-        return rest + as_line(self._head.line(**self._look(self._held), **end))
+        return rest + as_line(self._head.line(**self._look(joined(self._held)), **end))
 
     def failed(self, error: ServingError) -> bytes | None:
         return error_body(error)
@@ -99,12 +99,12 @@ class TextRenderer(Renderer):
     def _read(self, token: Token) -> Part:
         part = self._reader.feed(token.text)
         if token.logprobs is not None:
-            part.logprobs.append(_logprob(token.text, token.logprobs))
+            part = replace(part, logprobs=[_logprob(token.text, token.logprobs)])
         return part
 
     def _part(self, part: Part) -> bytes:
         if not self.is_stream:
-            self._held.add(part)
+            self._held.append(part)
             return b""
         if part.is_empty():  # a token that ends within a character
             return b""

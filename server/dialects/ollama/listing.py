@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 
 from server.dialects.ollama.fields import THINKING, empty
 from server.dialects.ollama.parts import THOUGHT
+from server.generation.models import Models
 from server.http.body import read_body
 from server.http.fields import PLAIN_TEXT, Form
 from server.version import VERSION
@@ -30,9 +31,6 @@ from workers.model_files.gguf_header import read_gguf_header
 from workers.model_files.magic import GGUF_MAGIC, read_magic
 from workers.model_files.split_names import parts_of
 from workers.pool.catalog import ModelStatus, find
-
-if TYPE_CHECKING:
-    from server.generation.models import Models
 
 CHAT_TEMPLATE = "tokenizer.chat_template"
 TEMPLATE_WORDS = {"tools": ("tools",), "thinking": (THINKING, THOUGHT)}
@@ -67,7 +65,8 @@ def routes(models: Models) -> Sequence[BaseRoute]:
         return JSONResponse({"version": VERSION})
 
     async def show(request: Request) -> Response:
-        name = shown_name(await read_body(request.headers, request.receive))
+        body = await read_body(request.headers, request.receive)
+        name = await models.preparation.parsed(shown_name, body)
         statuses = {status.spec.name: status for status in await models.current_statuses()}
         specs = {name: status.spec for name, status in statuses.items()}
         status = statuses[find(name, specs).name]

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from server.chat.messages import TOOL_LIST
-from server.dialects.base import Answer, Call, Embedding, Generation, Renderer, ServedModel
+from server.chat.conversation import TOOL_LIST
 from server.dialects.ollama.answers import (
     Head,
     LoadedRenderer,
@@ -19,6 +18,7 @@ from server.dialects.ollama.answers import (
     generated,
     message,
 )
+from server.dialects.ollama.chat_messages import MESSAGES
 from server.dialects.ollama.fields import (
     EMBEDDING,
     TEXT_FIELDS,
@@ -27,8 +27,10 @@ from server.dialects.ollama.fields import (
     read_embedding_options,
     read_options,
 )
-from server.dialects.ollama.messages import MESSAGES
 from server.dialects.ollama.parts import THINK, THOUGHT, CallReader, TextReader, ThinkingReader
+from server.generation.answer import Answer, Call, Renderer
+from server.generation.served_model import ServedModel
+from server.generation.task import Embedding, Generation
 from server.http.fields import PLAIN_TEXT, Form
 from shared.errors import InvalidRequest
 from shared.prompt import Prompt
@@ -87,7 +89,7 @@ def parse_generate(body: bytes, headers: Mapping[str, str]) -> Call:
         messages = [{"role": "user", "content": prompt}]
         return served.reply(served.with_system(messages, system), sampling, variables=think)
 
-    return _text_call(fields, generated, task if prompt else None, think)
+    return _text_call(fields, generated, task if prompt else None, think, is_chat=not is_raw)
 
 
 def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
@@ -133,6 +135,8 @@ def _text_call(
     make: MakeTask | None,
     think: Mapping[str, Any],
     reader: Callable[[ServedModel], TextReader] = lambda _: TextReader(),
+    *,
+    is_chat: bool = True,
 ) -> Call:
     """`make` is None where nothing is to be written: the model is only to be loaded."""
     asked = time.monotonic()
@@ -148,7 +152,7 @@ def _text_call(
             task, parts = _thinking(served, task, parts)
         return Answer((task,), TextRenderer(head, shape, parts, is_stream=is_stream))
 
-    return Call(fields.get("model"), answer)
+    return Call(fields.get("model"), answer, is_chat=is_chat and make is not None)
 
 
 def _thinking(

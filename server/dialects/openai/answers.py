@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from server.dialects.base import Generation, Renderer
+from server.generation.answer import Renderer
+from server.generation.task import Generation
 from server.http.errors import Unauthorized
 from shared.errors import ContextTooShort, ServingError
 from shared.messages import Finished, Token

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.chat.messages import MESSAGES, check_texts
-from server.dialects.base import Answer, Call, ServedModel
+from server.chat.conversation import MESSAGES, check_texts
 from server.dialects.openai.answers import (
     Choice,
     Head,
@@ -20,6 +19,8 @@ from server.dialects.openai.answers import (
 )
 from server.dialects.openai.fields import COMMON, Common, only, take_common
 from server.dialects.openai.tools import TOOLS, Reader, ToolUse, merged, take_tools
+from server.generation.answer import Answer, Call
+from server.generation.served_model import ServedModel
 from server.http.fields import PLAIN_TEXT, Form, about, json_object
 from shared.errors import InvalidRequest
 from shared.messages import Finished, Token
@@ -52,7 +53,7 @@ def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
         known["json_schema"] = "tool_choice", tools.schema
     common = take_common(given, "max_tokens", "max_completion_tokens", **known)
     request = ChatRequest(common, messages, system, variables, tools)
-    return Call(common.model, request.answer, common.timeout_s)
+    return Call(common.model, request.answer, common.timeout_s, is_chat=True)
 
 
 @dataclass(frozen=True, slots=True)

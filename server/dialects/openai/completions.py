@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.dialects.base import Answer, Call, Generation, ServedModel
 from server.dialects.openai.answers import (
     Choice,
     Head,
@@ -19,6 +18,9 @@ from server.dialects.openai.answers import (
 )
 from server.dialects.openai.fields import COMMON, MAX_CHOICES, Common, only, take_common
 from server.dialects.openai.prompts import PROMPTS, check_vocabulary
+from server.generation.answer import Answer, Call
+from server.generation.served_model import ServedModel
+from server.generation.task import Generation
 from server.http.fields import Form
 from shared.errors import InvalidRequest
 from shared.messages import Finished, Token

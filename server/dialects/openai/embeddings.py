@@ -6,10 +6,12 @@ import base64
 import struct
 from collections.abc import Mapping
 
-from server.dialects.base import Answer, Call, Embedding, Renderer, ServedModel
 from server.dialects.openai.answers import Json, to_json
 from server.dialects.openai.fields import LABEL
 from server.dialects.openai.prompts import PROMPTS, check_vocabulary
+from server.generation.answer import Answer, Call, Renderer
+from server.generation.served_model import ServedModel
+from server.generation.task import Embedding
 from server.http.fields import MODEL, TIMEOUT, Form, one_of
 from shared.errors import InvalidRequest, Unsupported
 from shared.messages import Finished

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from server.dialects.base import ServedModel
+from server.generation.served_model import ServedModel
 from server.http.fields import (
     CACHE,
     MODEL,

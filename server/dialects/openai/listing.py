@@ -6,18 +6,15 @@ import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from server.dialects.openai.answers import Json
+from server.generation.models import Models
 from shared.values import ModelInfo
 from workers.pool.catalog import ModelStatus, find
-
-if TYPE_CHECKING:
-    from server.generation.models import Models
 
 OWNER = "tokenflume"
 

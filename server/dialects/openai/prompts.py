@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.dialects.base import ServedModel
+from server.generation.served_model import ServedModel
 from shared.errors import InvalidRequest
 from shared.prompt import Prompt
 from shared.validation import TEXT, Check, Schema, integer, integers, text

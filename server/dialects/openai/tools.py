@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.chat.messages import TOOL_LIST
-from server.chat.tool_calls import (
-    CallArguments,
-    CallStart,
-    Text,
-    ToolCallParser,
-    ToolEvent,
-    ToolFormat,
-)
+from server.chat.calls.events import CallArguments, CallStart, Text, ToolEvent
+from server.chat.calls.parser import ToolCallParser
+from server.chat.calls.tool_format import ToolFormat
+from server.chat.conversation import TOOL_LIST
 from server.chat.tool_schema import forced_call
 from server.dialects.openai.answers import Json
 from server.dialects.openai.fields import exclude
@@ -140,20 +136,20 @@ class CallReader(Reader):
 
 
 def merged(deltas: Sequence[Json]) -> Json:
-    """The message that deltas make together."""
+    """The message that the deltas make together."""
     content = "".join(delta.get("content", "") for delta in deltas)
     calls: dict[int, Json] = {}
+    arguments: defaultdict[int, list[str]] = defaultdict(list)
     for piece in (piece for delta in deltas for piece in delta.get("tool_calls", ())):
-        function = piece["function"]
-        if piece["index"] not in calls:
-            calls[piece["index"]] = {
-                "id": piece["id"],
-                "type": piece["type"],
-                "function": dict(function),
-            }
-        else:
-            calls[piece["index"]]["function"]["arguments"] += function["arguments"]
+        calls.setdefault(piece["index"], piece)
+        arguments[piece["index"]].append(piece["function"]["arguments"])
     message: Json = {"role": "assistant", "content": content, "refusal": None}
     if calls:
-        message |= {"content": content or None, "tool_calls": list(calls.values())}
+        made = [_merged_call(calls[index], arguments[index]) for index in calls]
+        message |= {"content": content or None, "tool_calls": made}
     return message
+
+
+def _merged_call(first: Json, arguments: Sequence[str]) -> Json:
+    function = {**first["function"], "arguments": "".join(arguments)}
+    return {"id": first["id"], "type": first["type"], "function": function}

@@ -38,7 +38,7 @@ import os
 import sys
 sys.path.insert(0, {root!r})
 import server.dialects.newline as newline
-import server.http.error_response
+import server.dialects.base as base
 import server.generation.relay as relay
 from server.cli import run
 
@@ -60,26 +60,27 @@ SABOTAGE = {
         "stream-plain: wrong content",
     ),
     "leaks memory": (
-        "    held, begun = [], relay.begun\n"
-        "    relay.begun = lambda *a: held.append(b'x' * 2**20) or begun(*a)",
+        "    held, submitted = [], relay.submitted\n"
+        "    relay.submitted = lambda *a: held.append(b'x' * 2**20) or submitted(*a)",
         "grows: front, RSS",
     ),
     "leaves files open": (
-        "    begun = relay.begun\n    relay.begun = lambda *a: os.dup(0) and begun(*a)",
+        "    submitted = relay.submitted\n"
+        "    relay.submitted = lambda *a: os.dup(0) and submitted(*a)",
         "front, open files",
     ),
     "says no Retry-After": (
         "    from shared.errors import QueueFull\n"
-        "    plain = relay.error_response\n"
+        "    plain = base.error_response\n"
         "    def response(error, body):\n"
         "        error.retry_after_s = None\n"
         "        return plain(error, body)\n"
-        "    relay.error_response = response",
+        "    base.error_response = response",
         "without Retry-After",
     ),
     "dies": (
-        "    begun, numbers = relay.begun, itertools.count()\n"
-        "    relay.begun = lambda *a: begun(*a) if next(numbers) < 40 else os._exit(7)",
+        "    submitted, numbers = relay.submitted, itertools.count()\n"
+        "    relay.submitted = lambda *a: submitted(*a) if next(numbers) < 40 else os._exit(7)",
         "the front ended with status 7",
     ),
 }

@@ -11,7 +11,7 @@ from scripts.load.record import Record, State
 from scripts.load.request import Request
 from scripts.soak.cases import Case
 from scripts.soak.judge import CRASHED, FAILURE, FULL, Outcome, judge
-from server.generation.tasks import EXPIRED
+from server.generation.submission import EXPIRED
 
 
 def case(dialect: str = "stream", **what: Any) -> Case:

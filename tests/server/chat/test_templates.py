@@ -14,7 +14,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from server.chat.bounded_jinja import ChatTemplate, TemplateFailed
 from server.chat.format import MODEL_OWN, built_in_names, chat_format
-from server.chat.traits import Renderer
+from server.chat.traits import ModelTemplate
 from shared.values import ModelCard
 from tests.helpers.paths import ROOT
 
@@ -151,7 +151,7 @@ def by_transformers(source, chat, tools, is_open, **variables):
 @pytest.mark.parametrize("is_open", [True, False])
 def test_a_template_makes_the_same_text_or_fails_as_in_transformers(template, chat, is_open):
     source, (messages, tools) = TEMPLATES[template], CHATS[chat]
-    renderer = Renderer(ChatTemplate(source), "<s>", "</s>")
+    renderer = ModelTemplate(ChatTemplate(source), "<s>", "</s>")
     try:
         expected = by_transformers(source, messages, tools, is_open)
     except Exception:
@@ -165,7 +165,7 @@ def test_a_template_makes_the_same_text_or_fails_as_in_transformers(template, ch
 def test_variables_are_those_of_transformers(is_thinking):
     source, (messages, _) = TEMPLATES["qwen3"], CHATS["turns"]
     variables = {"enable_thinking": is_thinking}
-    text = Renderer(ChatTemplate(source), "<s>", "</s>").text(messages, variables=variables)
+    text = ModelTemplate(ChatTemplate(source), "<s>", "</s>").text(messages, variables=variables)
     assert text == by_transformers(source, messages, None, True, **variables)
 
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from server.dialects import DIALECTS
-from server.dialects.base import Generation, Renderer
 from server.dialects.newline import (
     DIALECT,
     NDJSON,
@@ -24,6 +23,8 @@ from server.dialects.newline import (
     parse_stream,
     renderer_for,
 )
+from server.generation.answer import Renderer
+from server.generation.task import Generation
 from server.http.error_response import error_body
 from shared.errors import EngineFailed, InvalidRequest, QueueFull
 from shared.messages import Finished, Token

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.chat.system_prompts import SystemPrompts
-from server.dialects.base import Answer, Embedding, Generation, Parse
 from server.dialects.ollama import DIALECT
 from server.dialects.ollama.answers import shortened
 from server.dialects.ollama.listing import shown_name
@@ -26,6 +25,8 @@ from server.dialects.ollama.requests import (
     parse_embeddings,
     parse_generate,
 )
+from server.generation.answer import Answer, Parse
+from server.generation.task import Embedding, Generation
 from server.http.fields import Form
 from shared.errors import EngineFailed, InvalidRequest, QueueFull, ServingError
 from shared.messages import Finished, Token

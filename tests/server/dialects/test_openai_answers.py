@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.dialects.base import Answer
+from server.generation.answer import Answer
 from shared.errors import WorkerDied
 from shared.messages import Finished, Token
 from shared.values import Candidate, FinishReason, Logprobs, Timings, Usage

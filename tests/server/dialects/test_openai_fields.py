@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.dialects.base import Embedding, ServedModel
 from server.dialects.openai import DIALECT
 from server.dialects.openai.answers import error_object
+from server.generation.served_model import ServedModel
+from server.generation.task import Embedding
 from server.http.errors import Unauthorized
 from shared.errors import ContextTooShort, InvalidRequest, QueueFull, ServingError, WorkerDied
 from shared.prompt import Prompt

@@ -9,10 +9,11 @@ from typing import Any, cast
 import pytest
 from starlette.types import Message
 
-from server.dialects.base import Generation, Renderer
+from server.generation.answer import Renderer
 from server.generation.record import RequestRecord
 from server.generation.relay import ClientLeft, client_stays, relay
-from server.generation.tasks import AT_ONCE, Work, begun
+from server.generation.submission import AT_ONCE, Submission, submitted
+from server.generation.task import Generation
 from shared.errors import EngineFailed, QueueFull, ServingError, Unsupported
 from shared.messages import Embedded, Failed, Finished, Generate, Token
 from shared.prompt import Prompt
@@ -126,10 +127,10 @@ def relayed(story: Story, renderer: Renderer, count: int = 2) -> Client:
 
     async def go() -> None:
         pool = Prepared(count)
-        work = Work([generation()] * count, cast("WorkerPool", pool), "")
-        work.begin()
+        submission = Submission([generation()] * count, cast("WorkerPool", pool), "")
+        submission.begin()
         async with asyncio.TaskGroup() as group:
-            group.create_task(relay(work, renderer, client.send, record()))
+            group.create_task(relay(submission, renderer, client.send, record()))
             group.create_task(story(pool.streams))
 
     run(go())
@@ -236,10 +237,10 @@ def test_tasks_for_which_there_is_no_room_yet_begin_when_others_end() -> None:
     async def go() -> None:
         async with WorkerPool(pool_settings(model_settings(slots=1), queue=0)) as pool:
             await until_ready(pool)
-            work, client = Work([generation("a"), generation("b")], pool, ""), Client()
-            with begun(work):
-                assert len(work.streams) == 1
-                await relay(work, Words(), client.send, record())
+            submission, client = Submission([generation("a"), generation("b")], pool, ""), Client()
+            with submitted(submission):
+                assert len(submission.streams) == 1
+                await relay(submission, Words(), client.send, record())
             assert client.body == b"begin;0:a;0 is stop;1:b;1 is stop;end"
 
     run(go())
@@ -251,7 +252,7 @@ def test_where_there_is_no_room_for_the_first_task_the_queue_is_full() -> None:
             await until_ready(pool)
             held = pool.submit(Prompt("x"), ENDLESS)
             await first_tokens(held)
-            with pytest.raises(QueueFull), begun(Work([generation()], pool, "")):
+            with pytest.raises(QueueFull), submitted(Submission([generation()], pool, "")):
                 raise AssertionError("there was no slot")
             pool.release(held)
 
@@ -262,9 +263,9 @@ def test_many_tasks_of_one_answer_leave_room_for_others() -> None:
     async def go() -> None:
         async with WorkerPool(pool_settings(queue=100)) as pool:
             await until_ready(pool)
-            work = Work([Generation(Prompt("x"), ENDLESS)] * (AT_ONCE + 5), pool, "")
-            with begun(work):
-                assert len(work.streams) == AT_ONCE
+            submission = Submission([Generation(Prompt("x"), ENDLESS)] * (AT_ONCE + 5), pool, "")
+            with submitted(submission):
+                assert len(submission.streams) == AT_ONCE
 
     run(go())
 
@@ -273,8 +274,8 @@ def test_a_task_that_cannot_be_honoured_releases_those_before_it() -> None:
     async def go() -> None:
         async with WorkerPool(pool_settings()) as pool:
             await until_ready(pool)
-            work = Work([generation(), generation(logprobs=1)], pool, "")
-            with pytest.raises(Unsupported), begun(work):
+            submission = Submission([generation(), generation(logprobs=1)], pool, "")
+            with pytest.raises(Unsupported), submitted(submission):
                 raise AssertionError("the echo engine has no log probabilities")
             await until(lambda: pool.status().active == 0)
 
@@ -285,9 +286,9 @@ def test_the_streams_of_an_answer_are_released_however_it_ends() -> None:
     async def go() -> None:
         async with WorkerPool(pool_settings()) as pool:
             await until_ready(pool)
-            work = Work([Generation(Prompt("x"), ENDLESS)] * 2, pool, "")
-            with pytest.raises(RuntimeError, match="on the way"), begun(work):
-                for taken in work.streams:
+            submission = Submission([Generation(Prompt("x"), ENDLESS)] * 2, pool, "")
+            with pytest.raises(RuntimeError, match="on the way"), submitted(submission):
+                for taken in submission.streams:
                     await first_tokens(taken)
                 raise RuntimeError("on the way")
             await until(lambda: pool.status().active == 0)

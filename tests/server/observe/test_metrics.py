@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from server.dialects.base import Generation
 from server.generation.record import RequestRecord
-from server.generation.tasks import Work
+from server.generation.submission import Submission
+from server.generation.task import Generation
 from server.http.errors import DeadlineExceeded, Unauthorized
 from server.observe.metrics import GAPS, Metrics
 from server.observe.request_log import fields_of, sentence
@@ -58,10 +58,10 @@ def submitted(tasks: int = 1) -> tuple[RequestRecord, list[RequestStream], Histo
     """A request whose tasks have slots in the workers 0, 1, …"""
     record, pool, gaps = RequestRecord(scope()), Prepared(), Histogram(GAPS)
     generation = Generation(Prompt("secret"), SamplingParams())
-    work = Work([generation] * tasks, cast("WorkerPool", pool), "")
+    submission = Submission([generation] * tasks, cast("WorkerPool", pool), "")
     record.read, record.model = record.arrived, "tales"
-    record.submits(work, gaps)
-    work.begin()
+    record.submits(submission, gaps)
+    submission.begin()
     for index, stream in enumerate(pool.streams):
         stream.dispatched(index)
     return record, pool.streams, gaps

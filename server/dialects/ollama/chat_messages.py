@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.chat.messages import CALL, CONTENT, ROLES, checked_messages
+from server.chat.conversation import CALL, CONTENT, ROLES, checked_messages
 from shared.errors import InvalidRequest
 from shared.validation import TEXT, Check, Schema, nullable
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 
-from server.dialects.base import Embedding, Task
+from server.generation.task import Embedding, Task
 from server.http.errors import DeadlineExceeded
 from shared.errors import QueueFull
 from shared.messages import Failed, Finished
@@ -14,14 +14,15 @@ from workers.pool.pool import WorkerPool
 from workers.pool.stream import Event, RequestStream
 
 AT_ONCE = 32
-"""Tasks of one answer that wait or run at a time."""
+"""Tasks of one answer that may be in the pool at the same time, waiting or running."""
 EXPIRED = "the request was not answered within its timeout_s"
 
 
-class Work:
-    """AT_ONCE of the tasks at a time, so that many leave room for others.
+class Submission:
+    """Submits the tasks of one request: at most AT_ONCE at a time, so that it cannot fill the
+    queue.
 
-    `client`: who asks; see WorkerPool.submit.
+    `client`: who makes the request; see WorkerPool.submit.
     """
 
     def __init__(self, tasks: Sequence[Task], pool: WorkerPool, client: str) -> None:
@@ -30,16 +31,17 @@ class Work:
         self._client = client
         self._running = 0
         self.streams: list[RequestStream] = []
-        """Of the tasks that were submitted, in the tasks' order."""
+        """The streams of the tasks that were submitted, in the tasks' order."""
 
     @property
     def is_done(self) -> bool:
         return not self._running and len(self.streams) == len(self.tasks)
 
     def begin(self) -> None:
-        """Submit as many tasks as may be. Raises ServingError.
+        """Submit as many tasks as are allowed at a time. Raises ServingError.
 
-        A full queue refuses none while others run: their ends are the time to try again.
+        A full queue is an error only while none of them runs: otherwise the end of one that runs
+        is the time to try again.
         """
         try:
             while self._running < AT_ONCE and len(self.streams) < len(self.tasks):
@@ -50,23 +52,23 @@ class Work:
                 raise
 
     def ended(self) -> None:
-        """One of them has ended, so others may begin. Raises ServingError."""
+        """One of the tasks has ended, so others may begin. Raises ServingError."""
         self._running -= 1
         self.begin()
 
     def expire(self) -> None:
-        """Those that are still open fail: their time is over."""
+        """The deadline has passed: fail the tasks that are still open."""
         for stream in self.streams:
             stream.put(Failed(stream.request.id, DeadlineExceeded.code, EXPIRED))
 
     def release(self) -> None:
-        """Nobody waits for any of them any more."""
+        """Nobody waits for the tasks any more: cancel those that are still open."""
         for stream in self.streams:
             self._pool.release(stream)
 
     async def events(self) -> AsyncIterator[tuple[int, list[Event]]]:
-        """The events of all streams as they come, each with its task's place, until one fails."""
-        if len(self.tasks) == 1:  # the usual case needs no tasks of asyncio's
+        """The events of all streams as they come, each with its task's index, until one fails."""
+        if len(self.tasks) == 1:  # the usual case needs no asyncio tasks
             while not isinstance((events := await self.streams[0].take())[-1], Finished | Failed):
                 yield 0, events
             yield 0, events
@@ -101,18 +103,18 @@ class Work:
 
 
 @contextlib.contextmanager
-def begun(work: Work, deadline: float | None = None) -> Iterator[None]:
-    """Within, the work is underway; in the end nothing is left of it. Raises ServingError.
+def submitted(submission: Submission, deadline: float | None = None) -> Iterator[None]:
+    """Begin the submission; on leaving, release all of it. Raises ServingError.
 
     `deadline`: in the loop's time.
     """
     timer = None
     try:
-        work.begin()
+        submission.begin()
         if deadline is not None:
-            timer = asyncio.get_running_loop().call_at(deadline, work.expire)
+            timer = asyncio.get_running_loop().call_at(deadline, submission.expire)
         yield
     finally:
         if timer is not None:
             timer.cancel()
-        work.release()
+        submission.release()

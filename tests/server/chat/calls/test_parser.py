@@ -1,23 +1,15 @@
 """Calls in a model's answer, whatever the pieces in which it comes."""
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.chat.tool_calls import (
-    GENERIC,
-    HERMES,
-    LLAMA,
-    MISTRAL,
-    CallArguments,
-    CallEnd,
-    CallStart,
-    Text,
-    ToolCallParser,
-    tool_format,
-)
+from server.chat.calls.events import CallArguments, CallEnd, CallStart, Text
+from server.chat.calls.parser import ToolCallParser
+from server.chat.calls.tool_format import GENERIC, HERMES, LLAMA, MISTRAL, tool_format
 
 NAMES = ("weather", "time")
 TOOLS = [
@@ -228,6 +220,49 @@ def test_no_character_is_made_up_or_given_out_twice(form, fragments):
     for name, arguments, _ in calls:
         assert name in answer
         assert arguments in answer or json.loads(arguments) is not None
+
+
+def copied_bytes(form, beginning, piece, count):
+    """What `count` times `piece` after a beginning makes a parser allocate, call for call."""
+    parser = ToolCallParser(form, TOOLS)
+    parser.feed(beginning)
+    total = 0
+    tracemalloc.start()
+    try:
+        for _ in range(count):
+            before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            parser.feed(piece)
+            _, peak = tracemalloc.get_traced_memory()
+            total += peak - before
+    finally:
+        tracemalloc.stop()
+    return total
+
+
+@pytest.mark.parametrize(
+    ("form", "beginning", "piece"),
+    [
+        (HERMES, '<tool_call>{"arguments": {"city": "', "Bonn "),
+        (HERMES, '<tool_call>{"name": "weather", "arguments": {"city": "', "Bonn "),
+        (HERMES, '<tool_call>{"name": "weather", "arguments": {}, "id": "', "name "),
+        (HERMES, '<tool_call>{"id": "', "name "),
+        (HERMES, "<tool_call>", "     "),
+        (HERMES, "<tool_call><function=weather><parameter=city>", "Bonn "),
+        (HERMES, "<tool_call>weather<arg_key>city</arg_key><arg_value>", "Bonn "),
+        (HERMES, '<tool_call>{"name": "time", "arguments": {}}', "     "),
+        (MISTRAL, "[TOOL_CALLS]", "     "),
+        (MISTRAL, '[TOOL_CALLS][{"name": "time", "arguments": {}},', "     "),
+        (MISTRAL, '[TOOL_CALLS]time[ARGS]{"city": "', "Bonn "),
+        (LLAMA, "", "     "),
+        (GENERIC, '[{"name": "time", "arguments": {}},', "     "),
+    ],
+)
+def test_four_times_the_text_is_four_times_the_work(form, beginning, piece):
+    """What was held of a possible call was copied and read again with every token: 16 times."""
+    count = 500
+    once = copied_bytes(form, beginning, piece, count)
+    assert copied_bytes(form, beginning, piece, 4 * count) < 7 * once
 
 
 JSON = st.recursive(
