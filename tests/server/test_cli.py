@@ -458,23 +458,21 @@ def test_without_options_memory_is_not_locked_and_the_engine_chooses_its_slots()
     assert worker.max_stall_s == 0.15
 
 
-@pytest.mark.parametrize(
-    ("workers", "arguments", "repack"),
-    [
-        ("1", [], True),
-        ("1", ["--repack", "off"], False),
-        pytest.param("2", [], False, marks=pytest.mark.both_cores),
-        pytest.param("2", ["--repack"], True, marks=pytest.mark.both_cores),
-    ],
-)
-def test_weights_are_rearranged_where_no_other_worker_could_share_them(
-    workers: str, arguments: list[str], repack: bool
-) -> None:
-    settings = settings_of("--workers", workers, "--num-threads", workers, *arguments)
+def repacked(workers: int, *arguments: str) -> list[bool]:
+    """Whether each worker rearranges its weights."""
+    settings = settings_of("--workers", str(workers), "--num-threads", str(workers), *arguments)
+    return [worker.model.repack for worker in settings.models[0].pool.workers]
 
-    assert [worker.model.repack for worker in settings.models[0].pool.workers] == [repack] * int(
-        workers
-    )
+
+def test_a_single_worker_rearranges_its_weights_unless_it_must_not() -> None:
+    assert repacked(1) == [True]
+    assert repacked(1, "--repack", "off") == [False]
+
+
+@pytest.mark.usefixtures("both_cores")
+def test_workers_that_could_share_the_weights_rearrange_them_only_if_they_must() -> None:
+    assert repacked(2) == [False, False]
+    assert repacked(2, "--repack") == [True, True]
 
 
 def kv_memory(*arguments: str) -> int | None:
