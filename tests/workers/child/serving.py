@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -116,29 +115,19 @@ def serving(engine: Engine, store: PromptStore | None = None) -> Iterator[Served
     requests_out, requests_in = Pipe(duplex=False)
     tokens_out, tokens_in = Pipe(duplex=False)
     loop = Loop(model, RequestReceiver(requests_out), TokenSender(tokens_in))
-    running = in_thread(loop.run)
-    with open(requests_in.fileno(), "wb", buffering=0, closefd=False) as requests:
+    with (
+        ThreadPoolExecutor(1) as thread,
+        open(requests_in.fileno(), "wb", buffering=0, closefd=False) as requests,
+    ):
+        running = thread.submit(loop.run)
         served = Served(requests.write, tokens_out, running)
         try:
             yield served
         finally:
             if not running.done():
                 served.send(Shutdown())
-            served.until(running.done)  # reads on, as the pipe may be full
+            while not running.done():  # the pipe may be full
+                served.receive()
             for end in (requests_in, tokens_in, tokens_out):
-                end.close()  # the reader's thread then ends, and closes its own end
+                end.close()  # the reader's thread ends, which has its own end
     running.result()
-
-
-def in_thread(function: Callable[[], None]) -> Future[None]:
-    """Run the function in a thread, which does not keep a failed test from ending."""
-    future: Future[None] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(function())
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future
