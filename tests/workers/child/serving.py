@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -115,19 +116,29 @@ def serving(engine: Engine, store: PromptStore | None = None) -> Iterator[Served
     requests_out, requests_in = Pipe(duplex=False)
     tokens_out, tokens_in = Pipe(duplex=False)
     loop = Loop(model, RequestReceiver(requests_out), TokenSender(tokens_in))
-    with (
-        ThreadPoolExecutor(1) as thread,
-        open(requests_in.fileno(), "wb", buffering=0, closefd=False) as requests,
-    ):
-        running = thread.submit(loop.run)
+    running = in_thread(loop.run)
+    with open(requests_in.fileno(), "wb", buffering=0, closefd=False) as requests:
         served = Served(requests.write, tokens_out, running)
         try:
             yield served
         finally:
             if not running.done():
                 served.send(Shutdown())
-            while not running.done():  # the pipe may be full
-                served.receive()
+            served.until(running.done)  # reads on, as the pipe may be full
             for end in (requests_in, tokens_in, tokens_out):
-                end.close()  # the reader's thread ends, which has its own end
+                end.close()  # the reader's thread then ends, and closes its own end
     running.result()
+
+
+def in_thread(function: Callable[[], None]) -> Future[None]:
+    """Run the function in a thread, which does not keep a failed test from ending."""
+    future: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
