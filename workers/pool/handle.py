@@ -154,12 +154,15 @@ class WorkerHandle:
         self.process.send(DropPrompt(prompt_id))
 
     async def ask(self, question: Tokenize) -> Tokenized:
-        """The worker's answer, between two steps. Raises ServingError."""
+        """Return the worker's answer. Raises ServingError. Cancelling the caller cancels it."""
         answer: asyncio.Future[Tokenized] = self._loop.create_future()
         self._questions[question.id] = answer
         try:
             self.process.send(question)
             return await answer
+        except asyncio.CancelledError:
+            self.process.send(Cancel(question.id))
+            raise
         finally:
             del self._questions[question.id]
 
