@@ -10,14 +10,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import urllib.request
 import venv
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("server", "workers", "shared")
 
 
 def main() -> None:
@@ -25,6 +28,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         elsewhere = Path(folder)
         wheel = build_wheel(elsewhere)
+        check_modules(wheel)
         environment = elsewhere / "venv"
         venv.create(environment, with_pip=True)
         run(environment / "bin" / "python", "-m", "pip", "install", "--quiet", wheel)
@@ -35,6 +39,7 @@ def main() -> None:
 
 def build_wheel(folder: Path) -> Path:
     """The path of the wheel, which is built in `folder`."""
+    shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)  # it may have old modules
     run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT)
     (wheel,) = folder.glob("*.whl")
     return wheel
@@ -45,6 +50,16 @@ def run(*command: str | Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
+
+
+def check_modules(wheel: Path) -> None:
+    """Check that all modules of the source tree are in the wheel: setup.cfg lists the packages."""
+    folders = [ROOT / name for name in PACKAGES]
+    modules = {str(path.relative_to(ROOT)) for each in folders for path in each.rglob("*.py")}
+    with zipfile.ZipFile(wheel) as archive:
+        missing = sorted(modules - set(archive.namelist()))
+    if missing:
+        raise SystemExit(f"the wheel lacks {', '.join(missing)}; does setup.cfg list the packages?")
 
 
 def check_templates(python: Path, folder: Path) -> None:

@@ -13,24 +13,11 @@ import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import ClassVar
 
 from scripts.load.errors import MeasurementError
-from server.cli import run
 from shared.messages import Message, Tokens
 from shared.queues import TokenSender
 from shared.settings import WorkerSettings
-from workers.child.process import run as run_worker
-
-
-class StampingSender(TokenSender):
-    """A TokenSender that records when it was given each batch."""
-
-    log: ClassVar[list[tuple[float, Sequence[Message]]]] = []  # a process has one sender
-
-    def send(self, batch: Sequence[Message]) -> None:
-        self.log.append((time.monotonic(), batch))
-        super().send(batch)
 
 
 def stamped_worker(
@@ -42,9 +29,18 @@ def stamped_worker(
     A list has the time at which the worker was about to send each token, as a reading of
     time.monotonic, in seconds.
     """
-    run_worker(settings, requests, tokens, StampingSender)
+    from workers.child.process import run  # here: the front never loads the child's half
+
+    log: list[tuple[float, Sequence[Message]]] = []
+
+    class StampingSender(TokenSender):
+        def send(self, batch: Sequence[Message]) -> None:
+            log.append((time.monotonic(), batch))
+            super().send(batch)
+
+    run(settings, requests, tokens, StampingSender)
     times: dict[int, list[float]] = {}
-    for when, batch in StampingSender.log:
+    for when, batch in log:
         for message in batch:
             for token in message.tokens if isinstance(message, Tokens) else ():
                 times.setdefault(token.request, []).append(when)
@@ -62,6 +58,8 @@ def read_stamps(path: Path) -> list[list[float]]:
 
 def run_stamped_server(stamps: str, *options: str) -> int:
     """Run the server with `stamped_worker` as its worker."""
+    from server.cli import run  # here: the worker never loads the front's half
+
     return run(list(options), functools.partial(stamped_worker, stamps))
 
 

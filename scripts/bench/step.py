@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from scripts.bench.figures import Aim, Figure, Series
 from scripts.bench.job import Job, Skipped
@@ -34,6 +34,8 @@ from workers.machine.topology import make_plan
 
 CONTEXT = 512
 READ_SIZE = 1 << 16
+FUNCTIONS = ("llama_decode", "llama_sampler_sample")
+"""Functions of llama.cpp that are timed: those that decode and sample."""
 
 
 class Step(NamedTuple):
@@ -129,36 +131,35 @@ def _run_streams(requests: Connection, tokens_out: Connection, streams: int, tok
                 os.write(requests.fileno(), encode_frame(batch))
 
 
-class TimedSender(TokenSender):
-    """A TokenSender that records how the time since its last frame was spent."""
+class StepTimer:
+    """Records how the time between two frames is spent."""
 
-    steps: ClassVar[list[tuple[int, Step]]] = []  # a process has one sender
-    """Number of tokens of each frame, and the parts of its time."""
-    spent: ClassVar[dict[str, float]] = {"llama_decode": 0.0, "llama_sampler_sample": 0.0}
-    """Seconds in functions of llama.cpp since the last frame."""
-    last: ClassVar[float] = 0.0
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, Step]] = []
+        """Number of tokens of each frame, and the parts of the time since the frame before."""
+        self._spent = dict.fromkeys(FUNCTIONS, 0.0)  # seconds since the last frame
+        self._last = 0.0
 
-    def send(self, batch: Sequence[Message]) -> None:
-        super().send(batch)
-        tokens = sum(len(message.tokens) for message in batch if isinstance(message, Tokens))
-        decode, sample = self.spent.values()
-        whole = time.perf_counter() - TimedSender.last
-        self.steps.append((tokens, Step(decode, sample, whole - decode - sample)))
-        self.spent.update(dict.fromkeys(self.spent, 0.0))
-        TimedSender.last = time.perf_counter()
-
-    @classmethod
-    def time(cls, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, with its time added to that of `name`."""
 
-        def timed(*arguments: Any) -> Any:
+        def call(*arguments: Any) -> Any:
             started = time.perf_counter()
             try:
                 return function(*arguments)
             finally:
-                cls.spent[name] += time.perf_counter() - started
+                self._spent[name] += time.perf_counter() - started
 
-        return timed
+        return call
+
+    def sent(self, batch: Sequence[Message]) -> None:
+        """A frame was sent."""
+        tokens = sum(len(message.tokens) for message in batch if isinstance(message, Tokens))
+        decode, sample = (self._spent[name] for name in FUNCTIONS)
+        whole = time.perf_counter() - self._last
+        self.steps.append((tokens, Step(decode, sample, whole - decode - sample)))
+        self._spent = dict.fromkeys(FUNCTIONS, 0.0)
+        self._last = time.perf_counter()
 
 
 def timed_worker(
@@ -167,8 +168,15 @@ def timed_worker(
     """Run a worker, and report the steps of all streams at its end."""
     import llama_cpp  # here: only the worker loads the library
 
-    for name in TimedSender.spent:
-        setattr(llama_cpp, name, TimedSender.time(name, getattr(llama_cpp, name)))
+    timer = StepTimer()
+    for name in FUNCTIONS:
+        setattr(llama_cpp, name, timer.timed(name, getattr(llama_cpp, name)))
+
+    class TimedSender(TokenSender):
+        def send(self, batch: Sequence[Message]) -> None:
+            super().send(batch)
+            timer.sent(batch)
+
     run(settings, requests, tokens, TimedSender)
-    most = max(sent for sent, _ in TimedSender.steps)
-    report.send([step for sent, step in TimedSender.steps if sent == most])
+    most = max(sent for sent, _ in timer.steps)
+    report.send([step for sent, step in timer.steps if sent == most])

@@ -46,9 +46,9 @@ ADAPTED = {
     r"--host 0\.0\.0\.0": "--host 127.0.0.1",  # tests are not for other machines to see
     r"(scripts/serve tune .*)": r"\1 --seconds 4",
     r"(scripts\.loadtest .*)": r"\1 --duration 0.3 --warm-up 0 --rounds 1 --tokens 8",
-    r"--minutes (10|60)\b": "--minutes 0.05",
+    r"--minutes (10|60)\b": "--minutes 0.05 --clients 8",
     r"(scripts\.bench .*)": r"\1 --quick",
-    # Building llama-server takes 20 minutes; tests/scripts/bench/test_llama.py has a stand-in.
+    # Building llama-server takes 20 minutes; tests/scripts/bench/test_comparison.py has a stand-in.
     r'--llama-server "\$\(.*\)"': "",
     r"127\.0\.0\.1:8081": "127.0.0.1:8080",
     # The largest takes gigabytes.
