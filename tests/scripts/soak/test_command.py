@@ -9,6 +9,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from scripts.soak.monitor import QUANTITIES
 from tests.helpers.paths import ROOT
 
@@ -100,22 +102,24 @@ def soaked_with(name: str, program: Path) -> subprocess.CompletedProcess[str]:
                   "--command", f"{sys.executable} {program}")  # fmt: skip
 
 
-def test_servers_that_misbehave_are_found_out_and_one_with_several_models_is_clean(
-    tmp_path: Path,
-) -> None:
+def test_servers_that_misbehave_are_found_out(tmp_path: Path) -> None:
     """One test, since the soaks mostly wait: so they run side by side."""
     with ThreadPoolExecutor(max_workers=3) as pool:
         misbehaving = {
             name: pool.submit(soaked_with, name, tmp_path / f"{number}.py")
             for number, name in enumerate(SABOTAGE)
         }
-        good = pool.submit(soaked, "--minutes", "0.08", "--kill-every", "0", "--models", "2")
     for name, running in misbehaving.items():
         found = running.result()
         assert found.returncode == 1, f"{name}: {found.stdout}{found.stderr}"
         assert "NOT CLEAN" in found.stdout, name
         assert SABOTAGE[name][1] in found.stdout, name
-    found = good.result()
+
+
+@pytest.mark.usefixtures("both_cores")
+def test_several_models_are_asked() -> None:
+    """Each needs a core of its own."""
+    found = soaked("--minutes", "0.08", "--kill-every", "0", "--models", "2", "--clients", "12")
     assert found.returncode == 0, found.stdout + found.stderr
     assert "no worker was ended" in found.stdout
 
