@@ -1,10 +1,10 @@
-"""GET /metrics: what happened and what is, for Prometheus.
+"""GET /metrics: counters, histograms and gauges for Prometheus.
 
     relay ─▶ RequestRecord ─▶ Metrics.ended ──┐
     catalog.statuses() ───▶ worker_metrics ───┴─▶ CollectorRegistry ─▶ text
 
-Names are vLLM's after the prefix where it has the same figure, in the same units. All figures are
-plain numbers that the front's loop changes; they become Prometheus's when they are asked for.
+After the prefix, a metric that vLLM has too has vLLM's name and unit. All values are plain numbers
+that only the event loop changes; they become Prometheus's metrics when these are requested.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -43,21 +43,21 @@ GAPS = (
     0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2,
     5, 10,
 )  # fmt: skip
-"""Seconds. CPUs write from a token a second, or less, to a thousand; 0.15 is --max-stall."""
+"""Bounds in seconds. CPUs generate 1 to 1000 tokens/s; 0.15 is the default of --max-stall."""
 WAITS = (
     0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120, 300,
     600,
 )  # fmt: skip
-"""Seconds. A long prompt takes a CPU a minute, and a full queue takes longer."""
+"""Bounds in seconds. Prefill of a long prompt takes a CPU a minute, a full queue takes longer."""
 WHOLES = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 300, 600, 1800)
-"""Seconds of whole requests."""
+"""Bounds in seconds, for complete requests."""
 LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
-"""Tokens."""
+"""Bounds in tokens."""
 OTHER_PATHS = "other"
 
 
-class ByModel:
-    """A histogram for each model."""
+class ModelHistograms:
+    """A metric with one histogram for each model."""
 
     def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
         self._name = PREFIX + name
@@ -72,7 +72,7 @@ class ByModel:
         return histogram
 
     def observe(self, model: str, value: float | None) -> None:
-        """None: there is nothing to observe."""
+        """Count the value; None: there is none."""
         if value is not None:
             self.of(model).observe(value)
 
@@ -84,51 +84,61 @@ class ByModel:
 
 
 class Metrics(Collector):
-    """`paths`: those that are told apart; whoever asks for others could invent any number."""
+    """Counts requests. `paths`: the values of the label; all other paths are OTHER_PATHS, because
+    clients could invent any number of them."""
 
     def __init__(self, catalog: Catalog, paths: Collection[str]) -> None:
         self._catalog = catalog
         self._paths = paths
         self._resources = ResourceUse()
         self._requests: Counter[tuple[str, str, str, str]] = Counter()
-        self._first_token = ByModel(
-            "time_to_first_token_seconds", "From a request's arrival to its first token.", WAITS
-        )
-        self._gaps = ByModel(
-            "inter_token_latency_seconds",
-            "Between two tokens of an answer; tokens that leave together share their time.",
-            GAPS,
-        )
-        self._total = ByModel(
-            "e2e_request_latency_seconds", "From a request's arrival to its last byte.", WHOLES
-        )
-        self._queued = ByModel(
-            "request_queue_time_seconds",
-            "From a request's reading to its first slot, its model's loading included.",
+        self._first_token = ModelHistograms(
+            "time_to_first_token_seconds",
+            "Time from a request's arrival to its first token (TTFT).",
             WAITS,
         )
-        self._prefill = ByModel(
-            "request_prefill_time_seconds", "From a task's slot to its first token.", WAITS
+        self._gaps = ModelHistograms(
+            "inter_token_latency_seconds",
+            "Time between two tokens of an answer; tokens that are sent together have equal shares"
+            " of the time since the ones before.",
+            GAPS,
         )
-        self._decode = ByModel(
-            "request_decode_time_seconds", "From a task's first token to its end.", WHOLES
+        self._total = ModelHistograms(
+            "e2e_request_latency_seconds",
+            "Time from a request's arrival to its last byte.",
+            WHOLES,
         )
-        self._prompts = ByModel("request_prompt_tokens", "Tokens of a task's prompt.", LENGTHS)
-        self._answers = ByModel("request_generation_tokens", "Tokens of a task's answer.", LENGTHS)
+        self._queued = ModelHistograms(
+            "request_queue_time_seconds",
+            "Time from when a request has been read to its first slot: its model's loading, the"
+            " rendering of its chat and the wait in the queue.",
+            WAITS,
+        )
+        self._prefill = ModelHistograms(
+            "request_prefill_time_seconds", "Time from a task's slot to its first token.", WAITS
+        )
+        self._decode = ModelHistograms(
+            "request_decode_time_seconds", "Time from a task's first token to its end.", WHOLES
+        )
+        self._prompts = ModelHistograms(
+            "request_prompt_tokens", "Tokens of a task's prompt.", LENGTHS
+        )
+        self._answers = ModelHistograms(
+            "request_generation_tokens", "Tokens of a task's answer.", LENGTHS
+        )
         self._by_model = (
             self._first_token, self._gaps, self._total, self._queued, self._prefill, self._decode,
             self._prompts, self._answers,
         )  # fmt: skip
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        ProcessCollector(registry=self._registry)  # the front's own, under their usual names
 
     def gaps(self, model: str) -> Histogram:
-        """Where the seconds between two tokens of a model's answers are counted."""
+        """The histogram of a model's inter-token latencies in seconds."""
         return self._gaps.of(model)
 
     def ended(self, record: RequestRecord) -> None:
-        """Count a request that is over."""
+        """Count a request that has ended."""
         path = record.path if record.path in self._paths else OTHER_PATHS
         self._requests[path, record.model, record.outcome, record.reason] += 1
         model = record.model
@@ -145,13 +155,13 @@ class Metrics(Collector):
             self._answers.observe(model, end.usage.completion_tokens)
 
     def collect(self) -> Iterator[Metric]:
-        """All families but the front process's own."""
-        info = InfoMetricFamily(PREFIX + "build", "The program that runs.")
+        """All metric families."""
+        info = InfoMetricFamily(PREFIX + "build", "Version of the server.")
         info.add_metric([], {"version": VERSION})
         yield info
         requests = CounterMetricFamily(
             PREFIX + "requests",
-            "Requests that are over, by their path, which is their dialect's, and how they ended.",
+            "Requests that have ended, by path (which tells the API), outcome and reason.",
             labels=["path", MODEL, "outcome", "reason"],
         )
         for labels, count in self._requests.items():
@@ -160,9 +170,10 @@ class Metrics(Collector):
         for histograms in self._by_model:
             yield histograms.family()
         yield from worker_families(self._catalog.statuses(), self._resources)
+        yield from self._resources.front
 
     async def text(self, accept: str) -> tuple[bytes, str]:
-        """The figures in the format that an Accept header asks for, and its content type."""
+        """The metrics in the format that an Accept header asks for, and its content type."""
         await self._catalog.refresh()
         pids = [
             worker.pid
@@ -170,7 +181,7 @@ class Metrics(Collector):
             for worker in status.pool.workers
             if worker.pid is not None
         ]
-        # The kernel's files may take it some milliseconds, for which no stream is to wait.
+        # In a thread: reading the kernel's files may take milliseconds, and streams must not wait.
         self._resources = await asyncio.to_thread(ResourceUse.read, pids)
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
@@ -178,13 +189,13 @@ class Metrics(Collector):
 
 OPERATIONS: Operations = {
     ("GET", "/metrics"): Operation(
-        "What happened and what is, for Prometheus.", {"text/plain": {"type": "string"}}
+        "The metrics, for Prometheus.", {"text/plain": {"type": "string"}}
     ),
 }
 
 
 def routes(metrics: Metrics) -> list[Route]:
-    """The one route."""
+    """The route."""
 
     async def scrape(request: Request) -> Response:
         body, content_type = await metrics.text(request.headers.get("accept", ""))

@@ -1,4 +1,4 @@
-"""The workers' part of the metrics: their state, their steps, and what they take of the machine."""
+"""The metrics of workers: their load, tokens, steps, states and resources."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
+from prometheus_client import ProcessCollector
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -29,34 +30,37 @@ Buckets = list[tuple[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class ResourceUse:
-    """What the kernel says, at one time."""
+    """The resources in use at one moment, as the kernel reports them."""
 
     processes: Mapping[int, ProcessUse] = field(default_factory=dict)
-    """By their ids."""
+    """The workers' processes by their ids; without those that have ended."""
     throttling: Throttling | None = None
+    front: Sequence[Metric] = ()
+    """The metrics of this process, under Prometheus's usual names."""
 
     @classmethod
     def read(cls, pids: Sequence[int]) -> ResourceUse:
-        """Ask it; may take some milliseconds."""
+        """Read the kernel's files, which takes some milliseconds for large processes."""
         uses = {pid: process_use(pid) for pid in pids}
         known = {pid: use for pid, use in uses.items() if use is not None}
-        return cls(known, read_throttling(Path("/")))
+        front = tuple(ProcessCollector(registry=None).collect())
+        return cls(known, read_throttling(Path("/")), front)
 
 
-def worker_families(statuses: Sequence[ModelStatus], machine: ResourceUse) -> Iterator[Metric]:
-    """All of them."""
+def worker_families(statuses: Sequence[ModelStatus], resources: ResourceUse) -> Iterator[Metric]:
+    """The metric families of all workers."""
     workers = [(status.spec.name, worker) for status in statuses for worker in status.pool.workers]
     yield from _load(statuses)
     yield from _tokens(workers)
     yield from _steps(workers)
     yield from _lives(workers)
-    yield from _use(workers, machine.processes)
-    if machine.throttling is not None:
-        yield from _throttling(machine.throttling)
+    yield from _use(workers, resources.processes)
+    if resources.throttling is not None:
+        yield from _throttling(resources.throttling)
 
 
 def histogram_buckets(histogram: Histogram) -> Buckets:
-    """As Prometheus has them: each with all below it."""
+    """Prometheus's cumulative buckets: each counts all values up to its bound."""
     bounds = [*map(floatToGoString, histogram.bounds), "+Inf"]
     return list(zip(bounds, itertools.accumulate(map(float, histogram.counts)), strict=True))
 
@@ -68,10 +72,10 @@ Workers = Sequence[tuple[str, WorkerStatus]]
 def _load(statuses: Sequence[ModelStatus]) -> Iterator[Metric]:
     running = _gauge("num_requests_running", "Requests that have a slot.", [MODEL])
     waiting = _gauge(
-        "num_requests_waiting", "Requests that wait for a slot, or for their model.", [MODEL]
+        "num_requests_waiting", "Requests that wait for a slot or for their model to load.", [MODEL]
     )
-    slots = _gauge("slots", "Requests that can run at a time.", [MODEL])
-    loaded = _gauge("model_loaded_ratio", "The share of the model that is loaded.", [MODEL])
+    slots = _gauge("slots", "Requests that can run at the same time.", [MODEL])
+    loaded = _gauge("model_loaded_ratio", "Share of the model that is loaded, 0 to 1.", [MODEL])
     for status in statuses:
         labels = [status.spec.name]
         running.add_metric(labels, status.pool.active)
@@ -86,11 +90,13 @@ def _slots_of(status: ModelStatus) -> int:
 
 
 def _tokens(workers: Workers) -> Iterator[Metric]:
-    prompts = _counter("prompt_tokens", "Prompt tokens of requests that are over.", WORKER)
+    prompts = _counter("prompt_tokens", "Prompt tokens of completed requests.", WORKER)
     cached = _counter(
-        "prompt_tokens_cached", "Of those, the ones that had been processed before.", WORKER
+        "prompt_tokens_cached",
+        "Prompt tokens of completed requests that were in the KV cache or in a saved prompt.",
+        WORKER,
     )
-    generated = _counter("generation_tokens", "Tokens that were generated.", WORKER)
+    generated = _counter("generation_tokens", "Generated tokens.", WORKER)
     for model, worker in workers:
         labels, counters = [model, str(worker.index)], worker.counters
         prompts.add_metric(labels, counters.prompt_tokens)
@@ -103,12 +109,12 @@ def _steps(workers: Workers) -> Iterator[Metric]:
     labels = [*WORKER, "kind"]
     seconds = HistogramMetricFamily(
         PREFIX + "iteration_time_seconds",
-        "The engine's computing in a step, by what it is for.",
+        "Time that the engine computes in a step, by the kind of the step.",
         labels=labels,
     )
     tokens = HistogramMetricFamily(
         PREFIX + "iteration_tokens",
-        "Tokens that a step is fed; of a decode step that is the sequences of its batch.",
+        "Tokens that a step processes; in a decode step, the sequences of its batch.",
         labels=labels,
     )
     for model, worker in workers:
@@ -123,10 +129,10 @@ def _steps(workers: Workers) -> Iterator[Metric]:
 
 
 def _lives(workers: Workers) -> Iterator[Metric]:
-    states = _gauge("worker_state", "1 for the state that the worker is in.", [*WORKER, "state"])
-    active = _gauge("worker_requests_running", "Requests that have a slot in it.", WORKER)
+    states = _gauge("worker_state", "1 for the worker's current state.", [*WORKER, "state"])
+    active = _gauge("worker_requests_running", "Requests that have a slot in the worker.", WORKER)
     deaths = _counter(
-        "worker_deaths", "Workers that ended unasked; each is replaced, or given up.",
+        "worker_deaths", "Worker processes that crashed or were killed, by cause.",
         [*WORKER, "cause"],
     )  # fmt: skip
     for model, worker in workers:
@@ -141,12 +147,12 @@ def _lives(workers: Workers) -> Iterator[Metric]:
 
 def _use(workers: Workers, processes: Mapping[int, ProcessUse]) -> Iterator[Metric]:
     resident = _gauge(
-        "worker_resident_memory_bytes", "Memory of a worker, all that it shares included (RSS).",
-        WORKER,
+        "worker_resident_memory_bytes",
+        "Resident memory of the worker's process, shared memory included (RSS).", WORKER,
     )  # fmt: skip
     proportional = _gauge(
-        "worker_proportional_memory_bytes", "The same, but its part of what is shared (PSS).",
-        WORKER,
+        "worker_proportional_memory_bytes",
+        "Resident memory of the worker's process, with its share of shared memory (PSS).", WORKER,
     )  # fmt: skip
     cpu = _counter("worker_cpu_seconds", "CPU time of the worker's process.", WORKER)
     for model, worker in workers:
@@ -162,9 +168,11 @@ def _use(workers: Workers, processes: Mapping[int, ProcessUse]) -> Iterator[Metr
 
 
 def _throttling(throttling: Throttling) -> Iterator[Metric]:
-    periods = _counter("cgroup_throttled_periods", "Periods in which a CPU quota stopped us.", [])
+    periods = _counter(
+        "cgroup_throttled_periods", "Quota periods in which a CPU quota throttled the server.", []
+    )
     periods.add_metric([], throttling.periods)
-    seconds = _counter("cgroup_throttled_seconds", "How long CPU quotas stopped us.", [])
+    seconds = _counter("cgroup_throttled_seconds", "Time that CPU quotas throttled the server.", [])
     seconds.add_metric([], throttling.seconds)
     yield from (periods, seconds)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import math
+import os
+import threading
 from typing import Any, cast
 
 import pytest
@@ -189,3 +193,22 @@ def test_a_path_cannot_write_lines_of_its_own_into_the_log() -> None:
 def test_a_client_without_an_address_is_logged_too() -> None:
     record = RequestRecord(scope(client=None))
     assert sentence(fields_of(record)).startswith("id of : /stream: finished (stop)")
+
+
+def test_the_kernel_s_files_are_read_beside_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The front's own figures were read on the loop, at each scrape."""
+    opened: list[str] = []
+    for module, name in ((builtins, "open"), (io, "open"), (os, "listdir")):
+        real = getattr(module, name)
+
+        def watched(*args: Any, real: Any = real, **kwargs: Any) -> Any:
+            opened.append(threading.current_thread().name)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, watched)
+    text = run(Metrics(LoadedModels([]), []).text(""))[0].decode()
+    assert "process_open_fds" in text
+    assert opened
+    assert "MainThread" not in opened
