@@ -1,4 +1,4 @@
-"""From chats to prompts, and from answers to function calls."""
+"""Turns chats into prompts, and finds function calls in answers."""
 
 from server.chat.format import ChatFormat, built_in_names, chat_format
 

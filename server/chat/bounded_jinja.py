@@ -1,10 +1,9 @@
-"""Jinja templates that come with a model file: as transformers renders them, but within bounds.
+"""Renders Jinja templates as transformers does, with limits for time and memory.
 
-A file may be hostile, and its template runs in the front. The sandbox keeps it from our objects;
-here its time and its memory are bounded. Each round of a loop, each call and each filter looks at
-the clock, and what makes a text longer is measured before it is made. What is between two such
-places (a comparison, a slice) is only as long as the template has operations, and looks at no text
-of more than MAX_LENGTH.
+A template comes with a model file, which may be hostile. Jinja's sandbox keeps the template from
+our objects; this module limits its time and memory. Each iteration of a loop, each call and each
+filter checks the clock, and the length of a new text is checked before the text is made. A single
+operation between two checks (a comparison, a sort) can still take long: see isolated_templates.
 """
 
 from __future__ import annotations
@@ -26,27 +25,27 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 MAX_TEMPLATE = 2**17
-"""Characters of a template."""
+"""Maximum characters of a template."""
 MAX_LENGTH = 2**24
-"""Characters of a text, or members of a list, that a template may make."""
+"""Maximum characters of a text, or members of a list, that a template makes."""
 MAX_MADE = 2**28
-"""Characters of all texts that one rendering may make; a list's member counts as MEMBER."""
+"""Maximum characters of all texts that one rendering makes; a list's member counts as MEMBER."""
 MEMBER = 16
 MAX_ARGUMENT = 10_000
-"""The greatest width or count that a filter may be given."""
+"""Maximum width or count in an argument of a filter."""
 MAX_INDENT = 16
-"""Of JSON, in characters."""
+"""Maximum indentation of JSON, in characters."""
 MAX_BITS = 1024
-"""Of a whole number that a template computes."""
+"""Maximum bits of an integer that a template computes."""
 SECONDS = 2.0
-"""For one rendering; an honest one takes milliseconds."""
+"""Time limit of one rendering; usual ones take milliseconds."""
 
 
 Rewritten = Callable[[Sequence[str], str], str]
 
 
 class TemplateFailed(Exception):
-    """A template cannot be compiled or rendered; the message is a clause."""
+    """A template cannot be compiled or rendered; the message is a clause such as "it takes…"."""
 
 
 class TemplateRefused(TemplateFailed):
@@ -61,24 +60,25 @@ class ChatTemplate:
             raise TemplateFailed(f"it has more than {MAX_TEMPLATE} characters")
         self.source = source
         self._seconds = seconds
-        environment = _Environment(_Work(seconds))
+        environment = _Environment(_Budget(seconds))
         try:
             tree = environment.parse(source)
             self.variables = frozenset(meta.find_undeclared_variables(tree))
-            """The names that it wants from outside."""
+            """The variables that the template expects."""
             self.words = frozenset(_words(tree))
-            """The whole strings that it may compare with or look up."""
+            """The complete strings that the template may compare with or look up."""
             self._code: CodeType = environment.compile(_Metering().visit(tree))
-        except Exception as error:  # whatever a compiler may say of a stranger's text
+        except Exception as error:  # an untrusted source may cause any error
             raise TemplateFailed(_clause(error)) from error
 
     def render(self, variables: Mapping[str, Any], rewritten: Rewritten | None = None) -> str:
-        """The text. Raises TemplateRefused where the template itself does, else TemplateFailed.
+        """The text. Raises TemplateRefused if the template calls raise_exception, else
+        TemplateFailed.
 
-        `rewritten` is shown what the template rewrites by `replace` or `upper` and the like, as
-        the texts before and the text after, and says what the text after is to be.
+        `rewritten` is called whenever the template changes a text with `replace`, `upper` or
+        similar. It gets the texts before and the text after, and returns the text to use.
         """
-        environment = _Environment(_Work(self._seconds), rewritten)
+        environment = _Environment(_Budget(self._seconds), rewritten)
         template = Template.from_code(environment, self._code, environment.make_globals(None))
         try:
             return environment.concat(
@@ -86,16 +86,16 @@ class ChatTemplate:
             )
         except _Refusal as refusal:
             raise TemplateRefused(str(refusal)) from None
-        except Exception as error:  # a stranger's program may raise anything
+        except Exception as error:  # an untrusted template may raise anything
             raise TemplateFailed(_clause(error)) from error
 
 
 class _Exceeded(TemplateError):
-    """A bound is reached."""
+    """A limit is exceeded."""
 
 
 class _Refusal(TemplateError):
-    """What raise_exception raises."""
+    """The template has called raise_exception."""
 
 
 def _clause(error: Exception) -> str:
@@ -109,8 +109,8 @@ def _words(tree: nodes.Template) -> Iterator[str]:
             yield word
 
 
-class _Work:
-    """What one rendering may still do."""
+class _Budget:
+    """The time and memory that one rendering has left."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -118,16 +118,17 @@ class _Work:
         self._left = MAX_MADE
 
     def step(self) -> None:
+        """Check the clock."""
         if time.monotonic() > self._end:
             raise _Exceeded(f"it takes longer than {self._seconds:g} s")
 
     def fits(self, length: int) -> None:
-        """Refuse a length before anything so long is made."""
+        """Check the length of a text or list that is about to be made."""
         if length > MAX_LENGTH:
             raise _Exceeded(f"it makes a text or a list longer than {MAX_LENGTH}")
 
     def made(self, value: Any) -> Any:
-        """Count what was made."""
+        """Count a value that was made."""
         if isinstance(value, (str, list, tuple, dict)):
             self.fits(len(value))
             self._left -= len(value) * (1 if isinstance(value, str) else MEMBER)
@@ -136,7 +137,7 @@ class _Work:
         return value
 
     def text_length(self, value: Any) -> int:
-        """About as long as `value` as a text would be: a list may have one text many times."""
+        """Approximate length of `value` as a text. Counts a text as often as lists contain it."""
         length, open_values = 0, [value]
         while open_values:
             self.step()
@@ -154,18 +155,18 @@ class _Work:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The environment of one rendering: its filters, calls and operators know the work."""
+    """The environment of one rendering: its filters, calls and operators use the budget."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
-    def __init__(self, work: _Work, rewritten: Rewritten | None = None) -> None:
+    def __init__(self, budget: _Budget, rewritten: Rewritten | None = None) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[_Generation, loopcontrols],
             finalize=self._printed,
         )
-        self.work = work
+        self.budget = budget
         self._rewritten = rewritten
         self.concat = self._concat  # type: ignore[method-assign]
         del self.globals["lipsum"]
@@ -187,34 +188,34 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().is_safe_attribute(obj, attr, value)
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        self.work.step()
+        self.budget.step()
         method = getattr(function, "__wrapped__", function)  # the sandbox wraps str.format
         if isinstance(text := getattr(method, "__self__", None), str):
             args = self._measured(method.__name__, (text, *args), kwargs)[1:]
             made = super().call(context, function, *args, **kwargs)
             return self._made(method.__name__, (text, *args), made)
-        return self.work.made(super().call(context, function, *args, **kwargs))
+        return self.budget.made(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        self.work.step()
+        self.budget.step()
         if operator == "%" and isinstance(left, str):
             self._measured("format", (left, right), {})
         elif operator == "+" and isinstance(left, _SIZED) and isinstance(right, _SIZED):
-            self.work.fits(len(left) + len(right))
+            self.budget.fits(len(left) + len(right))
         elif operator == "*" and isinstance(left, _SIZED) and isinstance(right, int):
-            self.work.fits(len(left) * right)
+            self.budget.fits(len(left) * right)
         elif operator == "*" and isinstance(right, _SIZED) and isinstance(left, int):
-            self.work.fits(len(right) * left)
+            self.budget.fits(len(right) * left)
         elif isinstance(left, int) and isinstance(right, int):
             _check_bits(operator, left, right)
-        return self.work.made(super().call_binop(context, operator, left, right))
+        return self.budget.made(super().call_binop(context, operator, left, right))
 
     def _metered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         given = 1 if hasattr(function, "jinja_pass_arg") else 0
 
         @functools.wraps(function)  # with what Jinja has noted on it
         def metered(*args: Any, **kwargs: Any) -> Any:
-            self.work.step()
+            self.budget.step()
             values = self._measured(name, args[given:], kwargs)
             return self._made(name, values, function(*args[:given], *values, **kwargs))
 
@@ -223,24 +224,24 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _made(self, name: str, args: tuple[Any, ...], value: Any) -> Any:
         if self._rewritten is not None and name in _REWRITING and isinstance(value, str):
             value = self._rewritten([str(arg) for arg in args], value)
-        return self.work.made(value)
+        return self.budget.made(value)
 
     def _measured(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Any, ...]:
-        """The arguments of a filter or of a text's method, if what it makes of them is no
-        longer than anything may be. A text is the first argument of its method."""
+        """The arguments of a filter or of a string method, after checking the length of what it
+        makes of them. The string is the first argument of its method."""
         more = (*args[1:], *kwargs.values())
         if name in _TEXT_FILTERS and args:
-            self.work.text_length(args[0])
+            self.budget.text_length(args[0])
         if name in _WIDE_FILTERS and any(type(n) is int and n > MAX_ARGUMENT for n in more):
             raise _Exceeded(f"it gives {name} a number over {MAX_ARGUMENT}")
         if name == "replace" and len(args) > 2:
             text, old, new = map(str, args[:3])
-            self.work.fits(len(text) + text.count(old) * len(new))
+            self.budget.fits(len(text) + text.count(old) * len(new))
         elif name == "indent" and args:
             longest = max((n if isinstance(n, int) else len(str(n)) for n in more), default=4)
-            self.work.fits((str(args[0]).count("\n") + 1) * longest)
+            self.budget.fits((str(args[0]).count("\n") + 1) * longest)
         elif name == "sum" and any(
             isinstance(start, _SIZED) and not isinstance(start, str) for start in more
         ):
@@ -252,24 +253,24 @@ class _Environment(ImmutableSandboxedEnvironment):
         return args
 
     def _join_arguments(self, args: tuple[Any, ...], more: tuple[Any, ...]) -> tuple[Any, ...]:
-        """A text's method has the separator first, the filter has it second."""
+        """The separator is the first argument of the string method, the second of the filter."""
         place = 1 if args and isinstance(args[0], str) and len(args) > 1 else 0
         if len(args) <= place:
             return args
         values = list(self._rounds(args[place]))
         separator = args[1 - place] if len(args) > 1 else next(iter(more), "")
-        self.work.fits(len(values) * len(str(separator)) + self.work.text_length(values))
+        self.budget.fits(len(values) * len(str(separator)) + self.budget.text_length(values))
         return (*args[:place], values, *args[place + 1 :])
 
     def _check_format(self, form: str, values: tuple[Any, ...]) -> None:
         if _WIDE_FORMAT.search(form):
             raise _Exceeded("it formats with a width that is too large or not written out")
         places = form.count("{") + form.count("%") + 1
-        self.work.fits(len(form) + places * self.work.text_length(values))
+        self.budget.fits(len(form) + places * self.budget.text_length(values))
 
     def _printed(self, value: Any) -> Any:
         if not isinstance(value, str):
-            self.work.text_length(value)
+            self.budget.text_length(value)
         return value
 
     def _concat(self, pieces: Iterable[str]) -> str:
@@ -277,17 +278,17 @@ class _Environment(ImmutableSandboxedEnvironment):
         for piece in pieces:
             kept.append(piece)
             length += len(piece)
-            self.work.fits(length)
-        return str(self.work.made("".join(kept)))
+            self.budget.fits(length)
+        return str(self.budget.made("".join(kept)))
 
     def _rounds(self, values: Iterable[Any]) -> Iterator[Any]:
         for value in values:
-            self.work.step()
+            self.budget.step()
             yield value
 
     def _joined(self, values: list[Any]) -> str:
-        self.work.step()
-        self.work.text_length(values)
+        self.budget.step()
+        self.budget.text_length(values)
         return self._concat(map(str, values))
 
 
@@ -303,7 +304,7 @@ _WIDE_FILTERS = frozenset(("batch", "indent", "round", "slice"))
 _TEXT_FILTERS = frozenset(
     ("capitalize", "e", "escape", "forceescape", "format", "indent", "lower", "replace", "safe")
 ) | {"string", "title", "tojson", "trim", "truncate", "upper", "urlencode", "wordcount"}
-"""They make a text of whatever they are given."""
+"""Filters that convert their argument to a text."""
 _WIDE_FORMAT = re.compile(r"%(?:\([^()]*\))?[-+ #0-9.]*(?:\d{5}|\*)|\{[^{}]*(?:\d{5}|\{)")
 
 
@@ -319,7 +320,7 @@ def _check_bits(operator: str, left: int, right: int) -> None:
 
 
 class _Metering(NodeTransformer):
-    """Puts our filters where Jinja's code would do without asking: in loops and for `~`."""
+    """Inserts our filters where Jinja's code calls none: in loops and for `~`."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -336,7 +337,7 @@ def _filtered(name: str, node: Any) -> nodes.Filter:
 
 
 class _Generation(Extension):
-    """{% generation %} marks what a model wrote, for training; here its body is all."""
+    """{% generation %} marks what a model wrote, for training; only its body is rendered."""
 
     tags = {"generation"}  # noqa: RUF012 - as Extension has it
 
@@ -361,10 +362,9 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as it is, without the escapes that Jinja has for HTML.
+    """JSON without the HTML escapes of Jinja's own filter.
 
-    `ensure_ascii` is done by hand, because characters that mark something must stay: see
-    server.chat.control_names.
+    `ensure_ascii` is implemented here because MARKS must not be escaped.
     """
     if (len(indent) if isinstance(indent, str) else indent or 0) > MAX_INDENT:
         raise _Exceeded(f"it indents JSON by more than {MAX_INDENT}")
@@ -379,6 +379,6 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 MARKS = "".join(map(chr, range(0x12000, 0x12300)))
-"""Cuneiform signs, for marks in texts. Unlike noncharacters they are printable: Python writes them
-into a list's text as they are, and no operation on texts changes them."""
+"""Cuneiform signs that mark places in texts; see server.chat.control_names. Unlike noncharacters
+they are printable, so repr() does not escape them, and no string operation changes them."""
 _BEYOND_ASCII = re.compile(r"[^\x00-~]")

@@ -1,12 +1,12 @@
-"""What clients write is never a control token.
+"""Keeps clients from writing control tokens.
 
-A client may write "<|im_end|>" into a message. The template puts it among control tokens that it
-writes itself, and afterwards nobody could tell the one from the other. So before a template is
-rendered, a mark is put into each control token's name in a client's text, after its first
-character. Afterwards the marks are taken out, and their places are the prompt's cuts.
+A client may write "<|im_end|>" into a message. In the rendered prompt it could not be told from a
+control token of the template. So before a template is rendered, a mark is inserted into each name
+of a control token in a client's text, after the name's first character. After rendering, the marks
+are removed, and their places become the prompt's cuts.
 
-A name may also come about where two texts meet. So what may be a part of a name at the end or at
-the beginning of a text, or between brackets, is marked too.
+A name may also arise where two texts meet. So a possible part of a name is marked, too, at the
+beginning or end of a text and between brackets.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from server.chat.bounded_jinja import MARKS
 from shared.errors import InvalidRequest
 
 MAX_DEPTH = 64
-"""Of lists and objects within each other, in what clients send for a template."""
+"""Maximum nesting of lists and objects in what clients send for a template."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """Marks control tokens' names that a template has made by rewriting texts."""
+    """Marks the names of control tokens that a template makes by rewriting texts."""
 
     pattern: re.Pattern[str]
     """The first character of each name."""
@@ -42,19 +42,19 @@ class Remark:
 
 @dataclass(frozen=True, slots=True)
 class ControlNames:
-    """Names of control tokens, prepared for being looked for.
+    """The names of control tokens, prepared for searching.
 
-    A name of one character cannot be cut, and is left out.
+    A name of one character cannot be cut, so it is ignored.
     """
 
     _anywhere: re.Pattern[str]
-    """The first character of each name, overlapping ones too."""
+    """Matches the first character of each name, also of overlapping names."""
     _heads: frozenset[str]
-    """All beginnings of names that have two characters or more."""
+    """All proper prefixes of names with at least two characters."""
     _tails: frozenset[str]
-    """All ends of names that have two characters or more."""
+    """All proper suffixes of names with at least two characters."""
     _cores: frozenset[str]
-    """What is within the brackets, or some of the brackets, of names."""
+    """The names without brackets, or without some of their brackets."""
     _longest: int
 
     @staticmethod
@@ -69,16 +69,16 @@ class ControlNames:
         )
 
     def marked(self, text: str, mark: str, words: Collection[str] = ()) -> str:
-        """`text` with `mark` in all names, and in what may become a part of one.
+        """`text` with `mark` in all names, and in what may become a part of a name.
 
-        The latter not in `words`: those that a template compares with, which must stay equal.
+        A text in `words` is marked only in complete names: templates compare with these words.
         """
         if len(text) > 1 and text not in words:
             text = self._marked_ends(text, mark)
         return self._anywhere.sub(rf"\g<0>{mark}", text)
 
     def remark(self, mark: str) -> Remark:
-        """What marks the names that a template makes of texts."""
+        """The Remark for these names."""
         return Remark(self._anywhere, mark)
 
     def _marked_ends(self, text: str, mark: str) -> str:
@@ -97,7 +97,7 @@ class ControlNames:
 
 
 def unused_marks(values: Iterable[Any], count: int) -> list[str]:
-    """`count` marks that stand in no text of `values`, however deep."""
+    """`count` marks that are in no text of `values`, at any depth. Raises InvalidRequest."""
     texts: list[str] = []
     for value in values:
         each_text(value, texts.append)
@@ -109,7 +109,7 @@ def unused_marks(values: Iterable[Any], count: int) -> list[str]:
 
 
 def cut_at(text: str, mark: str) -> tuple[str, tuple[int, ...]]:
-    """`text` without its marks, and the places where they were."""
+    """`text` without its marks, and the offsets where they were."""
     *before, last = text.split(mark)
     cuts: list[int] = []
     place = 0
@@ -122,7 +122,7 @@ def cut_at(text: str, mark: str) -> tuple[str, tuple[int, ...]]:
 
 
 def changed(value: Any, change: Callable[[str], str]) -> Any:
-    """A JSON value with `change` in all its texts, an object's names too."""
+    """A JSON value with all its texts changed, names of fields included."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -133,7 +133,8 @@ def changed(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def each_text(value: Any, look: Callable[[str], Any], levels: int = MAX_DEPTH) -> None:
-    """`look` at all texts of a JSON value. Raises InvalidRequest beyond so many levels."""
+    """Call `look` with all texts of a JSON value. Raises InvalidRequest if the value has more than
+    `levels` levels."""
     if isinstance(value, str):
         look(value)
     elif isinstance(value, (Mapping, Sequence)):
@@ -145,7 +146,7 @@ def each_text(value: Any, look: Callable[[str], Any], levels: int = MAX_DEPTH) -
 
 
 def _beginnings(names: Sequence[str]) -> re.Pattern[str]:
-    """The first character of each name; so few characters are looked at twice."""
+    """A pattern for the first character of each name, which looks at few characters twice."""
     rests: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
         rests[name[0]].append(name[1:])
@@ -154,7 +155,7 @@ def _beginnings(names: Sequence[str]) -> re.Pattern[str]:
 
 
 def _any_of(names: Sequence[str]) -> str:
-    """A pattern for any of many names: those with a common beginning share it."""
+    """A pattern for any of the names; names with a common prefix share its pattern."""
     if "" in names:
         return ""
     rests: defaultdict[str, list[str]] = defaultdict(list)
@@ -165,7 +166,7 @@ def _any_of(names: Sequence[str]) -> str:
 
 
 def _cores(name: str) -> Iterable[str]:
-    """ "end", "|end", "end|" and "|end|" of "<|end|>"."""
+    """For "<|end|>": "end", "|end", "end|" and "|end|"."""
     left = len(name) - len(_BRACKETS_LEFT.sub("", name))
     right = len(_BRACKETS_RIGHT.sub("", name))
     for start in range(1, left + 1):

@@ -1,8 +1,7 @@
-"""A chat's messages and functions as clients send them: checked, and in one shape.
+"""Checks a chat's messages and functions, and brings them into the form that templates expect.
 
-The shape is what chat templates expect: a content is a text or None, the arguments of a call are an
-object, a call and its answer have an id. Only the roles are ours to know; what else a message has
-goes to the template as it is.
+In this form a content is a text or None, the arguments of a call are an object, and a call and its
+result have an id. Fields that we do not know go to the template as they are.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ ROLES = {
     "assistant": "assistant",
     "tool": "tool",
 }
-"""What clients may write, and what templates know."""
+"""The roles of requests, with those of templates."""
 
 Message = dict[str, Any]
 
 
 def checked_messages(messages: Any) -> list[Message]:
-    """New messages in our shape. Raises InvalidRequest, naming the field."""
+    """New messages in the form of templates. Raises InvalidRequest, which names the field."""
     if not isinstance(messages, (list, tuple)) or not messages:
         raise InvalidRequest("messages must be a list that is not empty")
     result = [_message(f"messages[{place}]", message) for place, message in enumerate(messages)]
@@ -37,7 +36,8 @@ def checked_messages(messages: Any) -> list[Message]:
 
 
 def checked_tools(tools: Any) -> list[Message] | None:
-    """New function definitions in our shape; None if there are none. Raises InvalidRequest."""
+    """New function definitions in the form of templates; None: there are none. Raises
+    InvalidRequest."""
     if tools is None:
         return None
     if not isinstance(tools, (list, tuple)):
@@ -46,14 +46,14 @@ def checked_tools(tools: Any) -> list[Message] | None:
 
 
 def check_texts(name: str, value: Any) -> None:
-    """Refuse texts that no engine can take, however deep they are."""
+    """Raises InvalidRequest if a text, at any depth, cannot be given to an engine."""
     each_text(value, lambda string: text(name, string) if string else None)
 
 
 def merge_systems(messages: Sequence[Message], *, first: bool, later: bool) -> list[Message]:
-    """Messages with the system's in front made one, and put into the user's where they cannot stay.
+    """Join the leading system messages, and move unsupported ones into the next user message.
 
-    `first`: the one in front may stay; `later`: others may.
+    `first`: a leading system message is supported; `later`: others are.
     """
     result: list[Message] = []
     waiting: list[str] = []
@@ -105,7 +105,7 @@ def _message(name: str, message: Any) -> Message:
 
 
 def _copy_reasoning(fields: Message) -> None:
-    """What a model thought has two names, as templates look for one or the other."""
+    """Give a model's thoughts both names that templates use."""
     thought = next((fields[key] for key in _REASONING if isinstance(fields.get(key), str)), None)
     if thought is not None:
         fields["reasoning_content"] = fields["thinking"] = thought
@@ -115,7 +115,7 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def _check_names(name: str, fields: Message, *keys: str) -> None:
-    """A name that is null is none."""
+    """Check names; drop those that are null."""
     for key in keys:
         if fields.get(key) is None:
             fields.pop(key, None)
@@ -140,7 +140,7 @@ def _content(name: str, content: Any) -> str | None:
 def _part(name: str, part: Any) -> str:
     fields = _object(name, part)
     if fields.get("type") != "text":
-        raise InvalidRequest(f'{name}.type must be "text": the model reads nothing else')
+        raise InvalidRequest(f'{name}.type must be "text": the model reads only text')
     if not isinstance(fields.get("text"), str):
         raise InvalidRequest(f"{name}.text must be a string")
     return str(fields["text"])
@@ -148,7 +148,7 @@ def _part(name: str, part: Any) -> str:
 
 def _calls(name: str, calls: Any, role: str) -> list[Message]:
     if role != "assistant":
-        raise InvalidRequest(f"{name}: only an assistant's message may have them")
+        raise InvalidRequest(f"{name}: only an assistant's message may have calls")
     if not isinstance(calls, (list, tuple)):
         raise InvalidRequest(f"{name} must be a list")
     return [_call(f"{name}[{place}]", call) for place, call in enumerate(calls)]
@@ -164,17 +164,17 @@ def _call(name: str, call: Any) -> Message:
 
 
 def _arguments(name: str, arguments: Any) -> Message:
-    """OpenAI's are a JSON text, Ollama's an object; none are an empty one."""
+    """The arguments as an object: OpenAI's are JSON text, Ollama's an object."""
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}
         except (ValueError, RecursionError):
-            raise InvalidRequest(f"{name} must be a JSON object, or the text of one") from None
+            raise InvalidRequest(f"{name} must be an object or the JSON text of one") from None
         check_texts(name, arguments)
     if arguments is None:
         return {}
     if not isinstance(arguments, Mapping):
-        raise InvalidRequest(f"{name} must be a JSON object, or the text of one")
+        raise InvalidRequest(f"{name} must be an object or the JSON text of one")
     return dict(arguments)
 
 
@@ -196,9 +196,9 @@ _NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
 def _name_calls(messages: Sequence[Message]) -> None:
-    """Give calls their ids and answers those of their calls, where a client has none.
+    """Give calls ids, and results the ids of their calls, where the client sent none.
 
-    Some templates want ids of nine letters and digits.
+    Some templates require ids of nine letters and digits.
     """
     names: dict[str, str] = {}
     open_ids: list[str] = []
@@ -225,7 +225,7 @@ def _all_calls(messages: Sequence[Message]) -> Iterator[Message]:
 
 _TEXT: Schema = {"type": "string", "pattern": "^[^\\u0000]*$"}
 _ARGUMENTS: Schema = {"anyOf": [{"type": "object"}, {"type": "null"}, _TEXT]}
-"""A text that is no JSON object is refused."""
+"""A text must be a JSON object, which a schema cannot express."""
 _PART: Schema = {
     "type": "object",
     "properties": {"type": {"const": "text"}, "text": _TEXT},
@@ -246,7 +246,7 @@ CALL: Schema = {
 }
 MESSAGE: Schema = {
     "type": "object",
-    "description": "What else a message has goes to the chat template as it is.",
+    "description": "Other fields are passed to the chat template.",
     "properties": {
         "role": {"enum": list(ROLES)},
         "content": nullable(CONTENT),
@@ -262,7 +262,7 @@ MESSAGE: Schema = {
 }
 MESSAGES: Check[list[Message]] = Check(
     {"type": "array", "items": MESSAGE, "minItems": 1}, lambda _, value: checked_messages(value)
-).saying("The conversation. If the last message is the assistant's, it is continued.")
+).saying("The conversation. A last message of the assistant is continued.")
 TOOL_LIST: Check[list[Message] | None] = Check(
     {
         "type": "array",

@@ -1,7 +1,8 @@
-"""From a chat's messages to the prompt that its model knows: by a Jinja template.
+"""Turns a chat's messages into the prompt of its model, with a Jinja template.
 
-The template is the model's own, one of ours by name, or a file. What it cannot do is done for it:
-see server.chat.traits. What clients write is never a control token: see server.chat.control_names.
+The template is the model's own, a built-in one or a file. What the template does not support is
+replaced: see server.chat.traits. Clients cannot write control tokens: see
+server.chat.control_names.
 """
 
 from __future__ import annotations
@@ -40,18 +41,18 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """How chats become prompts of one model."""
+    """Turns chats into prompts of one model."""
 
     name: str
     """"the model's own", a name of `built_in_names`, or a file."""
     is_guess: bool
-    """The model says nothing, and nobody has chosen."""
+    """The model has no template and none was chosen."""
     stop: tuple[str, ...]
-    """Texts that end an answer, where the model has no control token for it."""
+    """Texts that end an answer; empty if a control token does."""
     takes_tools: bool
-    """The template describes functions; for others a system prompt does."""
+    """The template describes functions. False: a system prompt describes them."""
     tool_format: ToolFormat
-    """How calls are found in an answer."""
+    """The format of calls in an answer."""
     _template: ModelTemplate
     _traits: Traits
     _names: ControlNames
@@ -65,11 +66,11 @@ class ChatFormat:
         is_open: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> Prompt:
-        """The prompt. Raises InvalidRequest, naming the field, or in the template's words.
+        """The prompt. Raises InvalidRequest, which names the field or quotes the template.
 
-        `continues`: the last message is an assistant's, of which the answer is the rest.
-        `is_open`: up to where the assistant begins to write; else the messages are all of it.
-        `variables` go to the template, such as `enable_thinking`.
+        `continues`: the last message is an assistant's, and the answer continues it. `is_open`:
+        the prompt ends where the assistant begins to write; False: with the last message.
+        `variables`: for the template, such as `enable_thinking`.
         """
         chat, functions = checked_messages(messages), checked_tools(tools)
         given = _checked_variables(variables or {})
@@ -94,14 +95,14 @@ class ChatFormat:
         if continues:
             text, found, _ = text.rpartition(end)
             if not found:
-                raise InvalidRequest("the model's chat template cannot continue an answer")
+                raise InvalidRequest("the model's chat template cannot continue a message")
         text, cuts = cut_at(text.replace(end, ""), mark)
         if not text:
-            raise InvalidRequest("the model's chat template makes nothing of these messages")
+            raise InvalidRequest("the model's chat template renders these messages as empty text")
         return Prompt(text, cuts, is_whole=True)
 
     def _fitted(self, chat: Sequence[Message]) -> list[Message]:
-        """What the template does not take, in a way that it does."""
+        """The chat in a form that the template supports."""
         calls = self._traits.calls
         if calls is None:
             chat = with_written_calls(chat)
@@ -143,7 +144,7 @@ def chat_format(
 
 
 def built_in_names() -> list[str]:
-    """The names that --chat-template knows."""
+    """The names of the built-in templates, for --chat-template."""
     return sorted(path.stem for path in _FOLDER.glob("*.jinja"))
 
 
@@ -153,7 +154,8 @@ def _source(chosen: str) -> str:
         return path.read_text("utf-8")
     except FileNotFoundError:
         raise ConfigurationError(
-            f"--chat-template: {chosen!r} is no file and none of {', '.join(built_in_names())}"
+            f"--chat-template: {chosen!r} is neither a file nor one of"
+            f" {', '.join(built_in_names())}"
         ) from None
     except OSError as error:
         raise ConfigurationError(
@@ -187,14 +189,14 @@ def _format(template: ModelTemplate, card: ModelCard, name: str, *, is_guess: bo
 
 def _check_last(message: Message) -> None:
     if message["role"] != "assistant" or "tool_calls" in message or message["content"] is None:
-        raise InvalidRequest("messages: only an assistant's text at the end can be continued")
+        raise InvalidRequest("messages: only a text of the assistant at the end can be continued")
 
 
 def _checked_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
     check_texts("the template's variables", variables)
     for name in variables:
         if name in _OURS:
-            sentence = f"the template's variable {name} is not a request's to set"
+            sentence = f"a request cannot set the template's variable {name}"
             raise InvalidRequest(sentence, "chat_template_kwargs")
     return dict(variables)
 
@@ -217,7 +219,7 @@ def _with_text(function: Message) -> Message:
 
 
 def _marked_message(message: Message, change: Callable[[str], str]) -> Message:
-    """Marked, but for what templates compare with and clients cannot choose."""
+    """The message with marks, but not in values that clients cannot choose freely."""
     marked = {**changed(message, change), "role": message["role"]}
     if "tool_calls" in message:
         marked["tool_calls"] = [_marked_typed(call, change) for call in message["tool_calls"]]

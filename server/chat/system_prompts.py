@@ -1,4 +1,4 @@
-"""System prompts that have names: a TOML file of texts, chosen by --system or by a request.
+"""Named system prompts: a TOML file of texts, which --system or a request selects by name.
 
 general = "You are a helpful assistant."
 sql = '''
@@ -23,16 +23,16 @@ _NAME = re.compile(r"[\w.-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class SystemPrompts:
-    """The texts by their names, and the one for chats that bring none."""
+    """The texts by name, and the default for chats without a system prompt."""
 
     texts: Mapping[str, str] = field(default_factory=dict)
     default: str | None = None
-    """A text, not a name; None: such chats have no system prompt."""
+    """The text, not a name. None: there is no default."""
 
     def resolve(self, system: str | None) -> str | None:
-        """The text that a request's `system` means: a name's, or itself; None: the default.
+        """The system prompt of a request; None: it has none.
 
-        An empty text is no system prompt, so a request can do without the default.
+        `system`: a name or a text; empty: no system prompt; None: the default.
         """
         if system is None:
             return self.default
@@ -40,9 +40,10 @@ class SystemPrompts:
 
 
 def system_prompts(file: Path | None, system: str | None) -> SystemPrompts:
-    """What --prompts FILE and --system NAME|TEXT say. Raises ConfigurationError.
+    """The prompts of --prompts FILE and --system NAME|TEXT. Raises ConfigurationError.
 
-    With a file, a single word must be one of its names: a slip of the pen is no system prompt.
+    With a file, a single word must be one of its names, so that a typing error is not used as a
+    system prompt.
     """
     texts = {} if file is None else _read(file)
     if file is not None and system is not None and _NAME.fullmatch(system) and system not in texts:

@@ -1,7 +1,7 @@
-"""Functions for models whose chat template knows none: described in the system prompt.
+"""Describes functions in the system prompt, for models whose chat template does not support them.
 
-The model is asked to write its calls as server.chat.calls.json_call reads them, and finds earlier
-calls and their results in the same form.
+The prompt asks the model to write calls in the form that server.chat.calls.json_call reads. Earlier
+calls and their results are written in the same form.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from server.chat.conversation import Message
 
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Message]) -> list[Message]:
-    """The messages, and before them a system's that describes the functions."""
+    """The messages, with a system message that describes the functions."""
     functions = "\n".join(_json(tool["function"]) for tool in tools)
     system = (
         "You can call these functions, each described by a line of JSON:\n"
@@ -26,9 +26,9 @@ def with_tools(messages: Sequence[Message], tools: Sequence[Message]) -> list[Me
 
 
 def with_written_calls(messages: Sequence[Message]) -> list[Message]:
-    """The messages, with calls and results as texts of the assistant and of the user.
+    """The messages, with calls as texts of the assistant and results as texts of the user.
 
-    Results that follow each other are one message, as many templates want the roles in turns.
+    Consecutive results become one message, because many templates require alternating roles.
     """
     result: list[Message] = []
     for message in messages:

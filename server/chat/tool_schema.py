@@ -1,7 +1,6 @@
-"""What forces an answer to be a call: a JSON Schema of {"name": …, "parameters": …}.
+"""The JSON Schema that forces an answer to be a call: {"name": …, "parameters": …}.
 
-It has no marks around it, in no model's format: such an answer is read by a parser of
-`ToolFormat.bare()`.
+Such an answer has no marks, whatever the model's format; a parser for `ToolFormat.bare()` reads it.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from shared.errors import InvalidRequest
 
 
 def forced_call(tools: Sequence[Mapping[str, Any]], name: str | None = None) -> dict[str, Any]:
-    """The schema of a call of any of `tools`, or of the one with this name.
+    """The schema of a call of any of `tools`, or of the function with this name.
 
-    Raises InvalidRequest if there is none.
+    Raises InvalidRequest if no function has the name.
     """
     functions = [tool["function"] for tool in tools if name in (None, tool["function"]["name"])]
     if not functions:
@@ -29,12 +28,12 @@ def forced_call(tools: Sequence[Mapping[str, Any]], name: str | None = None) -> 
 
 
 def _home(place: int) -> str:
-    """Where the parameters of a function are; llama.cpp follows no reference into a list."""
+    """The reference to a function's parameters; llama.cpp follows no reference into a list."""
     return f"#/$defs/{place}"
 
 
 def _call(name: str, place: int) -> dict[str, Any]:
-    """The name comes before the parameters, also where a grammar sorts them."""
+    """The name comes before the parameters, also if a grammar sorts them."""
     return {
         "type": "object",
         "properties": {"name": {"const": name}, "parameters": {"$ref": _home(place)}},
@@ -44,7 +43,7 @@ def _call(name: str, place: int) -> dict[str, Any]:
 
 
 def _moved(schema: Any, place: str) -> Any:
-    """A schema at another place of a document, its references to itself with it."""
+    """A copy of the schema for another place of a document, with its own references adapted."""
     if isinstance(schema, Mapping):
         return {
             key: place + value[1:]

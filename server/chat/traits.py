@@ -1,7 +1,7 @@
-"""What a chat template can do, found out by rendering small chats with it.
+"""Finds out what a chat template supports, by rendering small chats with it.
 
-Templates do not say whether they take a system prompt, functions or a content of null, and how they
-end a turn. Most that do not take something leave it out, some refuse, some fail.
+A template does not declare whether it supports a system prompt, functions or a content of null, nor
+how it ends a turn. Most templates leave out what they do not support; some refuse it, some fail.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from server.chat.template import Compile, Template
 
 @dataclass(frozen=True, slots=True)
 class ModelTemplate:
-    """A template with what it is given of the model."""
+    """A template with the model's values for it."""
 
     template: Template
     bos: str
     eos: str
     no_tools: Sequence[Message] | None = None
-    """What it is given where there are no functions."""
+    """The template's `tools` in a chat without functions."""
 
     def text(
         self,
@@ -36,7 +36,7 @@ class ModelTemplate:
         variables: Mapping[str, Any] | None = None,
         rewritten: Remark | None = None,
     ) -> str:
-        """The chat as a text; `is_open`: up to where the assistant begins to write."""
+        """The rendered chat. `is_open`: it ends where the assistant begins to write."""
         given = {
             **(variables or {}),
             "messages": messages,
@@ -51,29 +51,30 @@ class ModelTemplate:
 
 @dataclass(frozen=True, slots=True)
 class CallTraits:
-    """How a template wants the calls of an assistant's message."""
+    """How a template expects an assistant's message with calls."""
 
     content: str | None
-    """What it wants for a content of null."""
+    """What replaces a content of null."""
     is_text: bool
-    """It wants the arguments as a JSON text, not as an object."""
+    """The arguments are JSON text, not an object."""
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What a template takes."""
+    """What a template supports."""
 
     system: bool
-    """A system's message in front."""
+    """A system message at the beginning."""
     later_system: bool
-    """One in the middle."""
+    """System messages after others."""
     tools: bool
+    """Definitions of functions."""
     calls: CallTraits | None
-    """None: it shows no calls, or no results of them."""
+    """None: it does not render calls, or not their results."""
 
 
 def traits(template: ModelTemplate) -> Traits:
-    """Try it all."""
+    """What the template supports."""
     has_system = _shows(template, [_SYSTEM, _USER], "Gerund", "Umlaut")
     first = [_SYSTEM, _USER] if has_system else [_USER]
     has_tools = _shows(template, [_USER], "Umlaut", "find_ablative", tools=[_TOOL])
@@ -86,9 +87,9 @@ def traits(template: ModelTemplate) -> Traits:
 
 
 def working_template(compiled: Compile, source: str, bos: str, eos: str) -> ModelTemplate:
-    """One that renders a user's message. Raises TemplateFailed.
+    """The template, if it renders a user's message. Raises TemplateFailed.
 
-    Most templates expect no functions to be None, as transformers has it; some a list.
+    Without functions most templates expect None, as from transformers; some expect a list.
     """
     template = ModelTemplate(compiled(source), bos, eos)
     try:
@@ -99,14 +100,15 @@ def working_template(compiled: Compile, source: str, bos: str, eos: str) -> Mode
             raise failure from None
         return template
     if "Umlaut" not in text:
-        raise TemplateFailed("it leaves out what a user writes")
+        raise TemplateFailed("it leaves out the user's messages")
     return template
 
 
 def turn_end(template: ModelTemplate, control: Collection[str]) -> tuple[str, ...]:
-    """The text with which an answer ends, if no control token ends it; at most one.
+    """The text that ends an answer, in a tuple; empty: a control token ends it, or nothing is
+    known.
 
-    It is what the template puts first between an answer and the next message.
+    It is the first mark or line that the template writes after an answer.
     """
     try:
         text = template.text([_USER, _ASSISTANT, _LAST], is_open=False)
@@ -124,7 +126,7 @@ def turn_end(template: ModelTemplate, control: Collection[str]) -> tuple[str, ..
 _FIRST_MARK = re.compile(r"<[^<>\n]+>|\[[^\[\]\n]+\]|[^\n]*\S")
 """A name in brackets, or a line."""
 
-# Words that stand in no template.
+# Chats of words that are in no template.
 _SYSTEM = {"role": "system", "content": "Gerund"}
 _USER = {"role": "user", "content": "Umlaut"}
 _ASSISTANT = {"role": "assistant", "content": "Aorist"}
@@ -179,5 +181,5 @@ def _shows(
         text = template.text(messages, tools=tools)
     except TemplateFailed:
         return False
-    after = text[max(text.find("Umlaut"), 0) :]  # what describes functions is mostly before
+    after = text[max(text.find("Umlaut"), 0) :]  # descriptions of functions are mostly before it
     return all(word in text for word in words) and not any(word in after for word in without)

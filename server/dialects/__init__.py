@@ -1,4 +1,4 @@
-"""The table of dialects. A new one is a file beside this one and a row here."""
+"""The table of dialects. To add one, write a module or package beside this file and add a row."""
 
 from server.dialects import newline, ollama, openai
 from server.dialects.base import Dialect

@@ -1,11 +1,13 @@
-"""POST /stream: a token a line, as escaped plain text or as JSON objects. POST /token_stream: a
-question to a chat model, and the raw text of the answer.
+"""Our own API: POST /stream continues a prompt, POST /token_stream asks a chat model.
 
-text/plain (default)   each token on its own line; inside a token `\\` is
-                       written `\\\\`, a newline `\\n`, a carriage return `\\r`
-application/x-ndjson   {"token", "index", "id"} for each token, and
-                       {"logprob", "top_logprobs"} where asked for; the last
-                       line has "done" or "error"
+/stream sends one token in each line:
+
+    text/plain (default)    the token's text; `\\` is written `\\\\`, a newline `\\n`, a carriage
+                            return `\\r`
+    application/x-ndjson    {"token", "index", "id"}, with {"logprob", "top_logprobs"} if they were
+                            requested; the last line has "done" or "error"
+
+/token_stream sends the text of the answer as it comes.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 
 
 SYSTEM = or_none(TEXT).saying(
-    "A system prompt's name, or its text: the prompt is then a question to a chat model."
+    "Name or text of a system prompt. With it, the prompt is a question to a chat model."
 )
 COMMON = {"model": MODEL, "system": SYSTEM, "cache": CACHE, "timeout_s": TIMEOUT, **SAMPLING}
 STREAM = Form({"prompt": TEXT, **COMMON}, needed=("prompt",), is_null_absent=False)
@@ -55,10 +57,10 @@ TOKEN_STREAM = Form({"query": TEXT, **COMMON}, needed=("query",), is_null_absent
 
 
 def parse_stream(body: bytes, headers: Mapping[str, str]) -> Call:
-    """A /stream body. Raises InvalidRequest, naming the field."""
+    """Parse a body of /stream. Raises InvalidRequest, which names the field."""
     given = STREAM.read(body)
     prompt, prompt_id, system = given["prompt"], given.get("cache", 0), given.get("system")
-    fields = sampling_of(given)  # what is wrong in any case is said before a model loads
+    fields = sampling_of(given)  # checked here, before a model is loaded
     renderer = renderer_for(headers.get("accept", ""))
 
     def answer(served: ServedModel) -> Answer:
@@ -73,7 +75,7 @@ def parse_stream(body: bytes, headers: Mapping[str, str]) -> Call:
 
 
 def parse_token_stream(body: bytes, headers: Mapping[str, str]) -> Call:
-    """A /token_stream body. Raises InvalidRequest, naming the field."""
+    """Parse a body of /token_stream. Raises InvalidRequest, which names the field."""
     given = TOKEN_STREAM.read(body)
     query, prompt_id, system = given["query"], given.get("cache", 0), given.get("system")
     fields = sampling_of(given)
@@ -91,24 +93,24 @@ def parse_token_stream(body: bytes, headers: Mapping[str, str]) -> Call:
 def _chat(
     served: ServedModel, system: str | None, query: str, sampling: SamplingParams, prompt_id: int
 ) -> Generation:
-    """A single question, in the model's own format, behind the system prompt."""
+    """The task of answering one question, with a system prompt, in the model's chat format."""
     messages = served.with_system([{"role": "user", "content": query}], system)
     return replace(served.reply(messages, sampling), prompt_id=prompt_id)
 
 
 def renderer_for(accept: str) -> Renderer:
-    """NDJSON for a client that names it, plain text for all others."""
+    """NDJSON if the Accept header names it, otherwise plain text."""
     names = (part.split(";")[0].strip().lower() for part in accept.split(","))
     return NdjsonRenderer() if NDJSON in names else PlainTextRenderer()
 
 
 def escape(token: str) -> str:
-    """The token on one line; see the module's docstring."""
+    """The token's text without line breaks; see the module's docstring."""
     return token.translate(ESCAPES)
 
 
 class PlainTextRenderer(Renderer):
-    """A line a token, and nothing else: how it ended is told by the connection."""
+    """One token in each line. The format has no errors: a failed stream is cut."""
 
     media_type = "text/plain; charset=utf-8"
 
@@ -117,7 +119,7 @@ class PlainTextRenderer(Renderer):
 
 
 class RawTextRenderer(Renderer):
-    """The text as it comes, and nothing between."""
+    """The text as it comes. The format has no errors: a failed stream is cut."""
 
     media_type = "text/plain; charset=utf-8"
 
@@ -126,7 +128,7 @@ class RawTextRenderer(Renderer):
 
 
 class NdjsonRenderer(Renderer):
-    """A JSON object a line."""
+    """One JSON object in each line."""
 
     media_type = NDJSON
 
@@ -174,7 +176,7 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
 
 
 def _logprob(value: float) -> float | None:
-    """JSON has no -Infinity."""
+    """The value; None for -infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
@@ -195,13 +197,13 @@ TOKEN_LINE = record(
 LAST_LINE = record(done={"const": True}, finish_reason=STRING, usage=OBJECT, timings=OBJECT)
 OPERATIONS: Operations = {
     ("POST", "/stream"): Operation(
-        "Continue a prompt: a token a line.",
+        "Continue a prompt, with one token in each line.",
         {
             "text/plain": lines(
-                "A token a line; within it \\\\, \\n and \\r stand for themselves."
+                "One token in each line; \\\\, \\n and \\r stand for a backslash and line breaks."
             ),
             NDJSON: lines(
-                "An object a line; the last one has done or error.",
+                "One object in each line; the last one has done or error.",
                 {"anyOf": [TOKEN_LINE, LAST_LINE, ERROR]},
             ),
         },
@@ -209,8 +211,8 @@ OPERATIONS: Operations = {
         GENERATION,
     ),
     ("POST", "/token_stream"): Operation(
-        "Ask a chat model a question: the text of its answer.",
-        {"text/plain": lines("The text as it comes.")},
+        "Ask a chat model a question.",
+        {"text/plain": lines("The text of the answer, as it comes.")},
         TOKEN_STREAM,
         GENERATION,
     ),

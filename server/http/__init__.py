@@ -1,1 +1,1 @@
-"""HTTP: the listener, the protocol's strictness, bodies, keys, errors."""
+"""HTTP without models: listener, protocol limits, access control, bodies, errors, OpenAPI."""

@@ -1,4 +1,4 @@
-"""A ServingError as HTTP, in the shape of our own endpoints."""
+"""The HTTP response of an error, in the form of our own endpoints."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from server.http.errors import (
 from shared.errors import ServingError
 
 UNREAD = (BodyTooLarge, ForeignHost, ForeignOrigin, MethodNotAllowed, NotFound, Unauthorized)
-"""Errors of requests whose body has not been read."""
+"""Errors that are raised before the request's body has been read."""
 LINGER_S = 2.0
-"""For the rest of such a body to come."""
+"""Seconds in which the rest of such a body is read."""
 
 
 class EarlyResponse(Response):
-    """An answer to a request that may not have come to its end.
+    """A response to a request whose body may not have arrived completely.
 
-    The connection is kept until it has, for LINGER_S seconds: if it were closed with bytes that
-    nobody has read, the kernel would reset it, and the client might never see the answer.
+    The rest of the body is read and dropped, for at most LINGER_S seconds: if the connection were
+    closed with unread bytes, the kernel would reset it and the client might not get the response.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,13 +44,13 @@ class EarlyResponse(Response):
 
 
 def error_body(error: ServingError) -> bytes:
-    """{"error": {"code", "message"}}, on a line."""
+    """{"error": {"code", "message"}} and a newline."""
     value = {"error": {"code": error.code, "message": error.message}}
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
 def error_response(error: ServingError, body: bytes) -> Response:
-    """The error's status, with `body` in the dialect's own shape."""
+    """The response with the error's status and headers, and `body` in the dialect's form."""
     headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"

@@ -1,4 +1,4 @@
-"""A body's fields as a table: what is checked is what /openapi.json says of them."""
+"""The fields of a body as a table, which is both checked and published in /openapi.json."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The fields that an object may have, by their names."""
+    """The fields that an object may have."""
 
     checks: Mapping[str, Check[Any]]
+    """By the fields' names."""
     needed: tuple[str, ...] = ()
+    """Fields that must be present."""
     one_needed: tuple[str, ...] = ()
-    """Names of one thing, of which exactly one must be there."""
+    """Fields of which exactly one must be present."""
     is_null_absent: bool = True
-    """A field that is null is as one that is not there; else its check decides."""
+    """A field that is null counts as absent. False: its check decides."""
 
     def read(self, body: bytes) -> dict[str, Any]:
-        """What the fields of a body mean. Raises InvalidRequest, naming the field."""
+        """The values of a body's fields. Raises InvalidRequest, which names the field."""
         return self._read(parse_object(body))
 
     def check(self) -> Check[dict[str, Any]]:
-        """Of a field that is such an object."""
+        """The check of a field that is such an object."""
         return Check(self.schema(), lambda name, value: self._read(json_object(name, value), name))
 
     def schema(self) -> Schema:
-        """Of the objects that are taken."""
+        """The JSON Schema of such objects."""
         docs = sampling_docs() if self.checks.keys() & SAMPLING.keys() else {}
         properties = {}
         for name, check in self.checks.items():
@@ -84,7 +86,7 @@ class Form:
 
 @contextlib.contextmanager
 def about(name: str) -> Iterator[None]:
-    """Within, what is wrong is wrong with the field `name`."""
+    """Within, an InvalidRequest that names no field names this one."""
     try:
         yield
     except InvalidRequest as error:
@@ -92,7 +94,7 @@ def about(name: str) -> Iterator[None]:
 
 
 def json_object(name: str, value: Any) -> Mapping[str, Any]:
-    """The value, if it is an object."""
+    """The value, if it is an object. Raises InvalidRequest."""
     if not isinstance(value, dict):
         raise InvalidRequest(f"{name} must be an object")
     return value
@@ -102,7 +104,7 @@ def json_object(name: str, value: Any) -> Mapping[str, Any]:
 
 
 def as_given(check: Check[Any]) -> Check[Any]:
-    """The same, but what it gives is the value as the client sent it."""
+    """The same check, but the result is the value as the client sent it."""
 
     def read(name: str, value: Any) -> Any:
         check(name, value)
@@ -112,7 +114,7 @@ def as_given(check: Check[Any]) -> Check[Any]:
 
 
 def empty_or(check: Check[T], empty: T) -> Check[T]:
-    """The same, and `empty`, as many clients send what they do not set."""
+    """The same check, which also accepts `empty`: many clients send it for unset fields."""
     return Check(
         {"anyOf": [{"const": empty}, check.schema]},
         lambda name, value: (
@@ -122,7 +124,7 @@ def empty_or(check: Check[T], empty: T) -> Check[T]:
 
 
 def one_of(*values: str) -> Check[str]:
-    """One of these texts."""
+    """A check that accepts these texts."""
 
     def read(name: str, value: Any) -> str:
         if not isinstance(value, str) or value not in values:
@@ -133,22 +135,22 @@ def one_of(*values: str) -> Check[str]:
 
 
 PLAIN_TEXT = empty_or(TEXT, "")
-MODEL = or_none(TEXT).saying("A model's name; without it the server's default.")
+MODEL = or_none(TEXT).saying("The model's name; without it, the server's default model.")
 TIMEOUT = or_none(numbers(above=0, high=86_400)).saying(
-    "Seconds from the request's arrival in which it is to be answered; null: no matter when."
+    "Seconds from the request's arrival to its deadline; null: no deadline."
 )
 CACHE = integers(0, MAX_CACHE_ID).saying(
-    "The client's name for the prompt, to save its state under; 0: none."
+    "Id under which the state of the processed prompt is saved; 0: it is not saved."
 )
 SAMPLING: Mapping[str, Check[Any]] = {
     name: as_given(check)
     for name, check in {**sampling.CHECKS, "temperature": sampling.CHECKS["temp"]}.items()
 }
-"""Fields for SamplingParams.from_fields, as they are."""
+"""The sampling fields. Their values stay as they are, for SamplingParams.from_fields."""
 
 
 def sampling_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that SamplingParams takes. Raises InvalidRequest for those that exclude others."""
+    """The sampling fields in `given`. Raises InvalidRequest if some exclude each other."""
     found = {name: value for name, value in given.items() if name in SAMPLING}
     with about("temp" if "temp" in found and "temperature" in found else "grammar"):
         SamplingParams().from_fields(found)
@@ -156,7 +158,7 @@ def sampling_of(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sampling_docs() -> dict[str, str]:
-    """What the docstrings of SamplingParams say of its fields."""
+    """The docstrings of SamplingParams's fields, by field."""
     body = ast.parse(inspect.getsource(SamplingParams)).body[0]
     statements = body.body if isinstance(body, ast.ClassDef) else []
     docs: dict[str, str] = {}
@@ -164,4 +166,4 @@ def sampling_docs() -> dict[str, str]:
         match field, doc:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(ast.Constant(str(said))):
                 docs[name] = inspect.cleandoc(said)
-    return docs | {"temperature": "Another name of temp."}
+    return docs | {"temperature": "Same as temp."}

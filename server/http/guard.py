@@ -1,6 +1,8 @@
-"""Pure ASGI middleware before everything else: who may ask at all.
+"""The outermost check of every request: its host, its origin and its API key.
 
-Host ─▶ Origin ─▶ key ─▶ the application, whose answers get the headers of SECURITY
+    Host ─▶ Origin ─▶ key ─▶ the application
+
+Every response gets the headers SECURITY.
 """
 
 from __future__ import annotations
@@ -17,19 +19,22 @@ from server.http.keys import ApiKeys
 from shared.errors import ServingError
 
 OPEN_PATHS = ("/", "/health")
-"""Without a key: a load balancer asks for health; the page must load to ask for the key, and has
-nothing in it but what everybody can read in the sources."""
+"""Paths that need no key: load balancers check the health, and the page must load before it can
+ask for the key. The page contains only what the sources contain."""
 OPEN_PREFIX = "/ui/"
 SECURITY = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
 class Guard:
-    """`hosts`: names, besides addresses and localhost, that the server answers to; "*": to all.
+    """ASGI middleware that refuses requests.
 
-    A page of somebody else's can make a browser ask a server in its own network: under a name
-    that it has pointed there, which the Host shows, or from another origin, which the Origin
-    shows. `origins`: those that may; "*": all. `keys`: None where none are needed. `refuse` makes
-    the answer of an error to a request.
+    `hosts`: accepted host names, besides localhost and IP addresses; "*": all. `origins`: origins
+    whose pages may send requests; "*": all. `keys`: None: no key is needed. `refuse` makes the
+    response to a refused request.
+
+    A foreign page can make a browser send requests to a server in the browser's network: under a
+    name that resolves to the server's address (DNS rebinding), which the Host header shows, or
+    from another origin, which the Origin header shows.
     """
 
     def __init__(
@@ -67,10 +72,12 @@ class Guard:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not self._is_ours(host_name(host)):
-            raise ForeignHost(f"this server is not {host!r:.100}; --allowed-host names others")
+            raise ForeignHost(f"this server is not {host!r:.100}; --allowed-host adds names")
         origin = headers.get("origin")
         if origin is not None and not self._may_ask(origin, host):
-            raise ForeignOrigin(f"pages of {origin!r:.100} may not ask; --cors-origin allows it")
+            raise ForeignOrigin(
+                f"pages of {origin!r:.100} are not allowed; --cors-origin allows an origin"
+            )
         path, is_preflight = scope["path"], scope["method"] == "OPTIONS" and origin is not None
         if self._keys and not is_preflight and not is_open(path):
             owner = self._keys.owner(key_in(headers))
@@ -87,18 +94,18 @@ class Guard:
 
 
 def is_open(path: str) -> bool:
-    """Whether it is answered without a key."""
+    """Whether the path needs no key."""
     return path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
 
 
 def key_in(headers: Headers) -> str:
-    """The key of a request; empty if it has none."""
+    """The API key of a request; empty: it has none."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
 
 
 def host_name(host: str) -> str:
-    """A Host header without its port, in lower case."""
+    """The name in a Host header, without the port, in lower case."""
     if host.startswith("["):
         name, is_closed, _ = host[1:].partition("]")
         return name.lower() if is_closed else ""
@@ -106,7 +113,7 @@ def host_name(host: str) -> str:
 
 
 def is_address(name: str) -> bool:
-    """Whether it is a number: nobody can point one elsewhere."""
+    """Whether the name is an IP address, which needs no DNS."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

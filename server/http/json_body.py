@@ -1,4 +1,4 @@
-"""A request's body as a JSON object, strictly: what is ambiguous is refused with a sentence."""
+"""Parses a request's body as a JSON object, strictly: ambiguous JSON is an error."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, NoReturn
 from shared.errors import InvalidRequest
 
 MAX_NUMBER_LENGTH = 400
-"""Characters; the longest float64 in full has 325 digits."""
+"""Characters of an integer. The longest float64, written in full, has 325 digits."""
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The object that `body` holds. Raises InvalidRequest, never anything else."""
+    """The object in `body`. Raises InvalidRequest and no other exception."""
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
@@ -42,12 +42,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise InvalidRequest(f"the field {twice!r:.80} is there twice", field=twice)
+        raise InvalidRequest(f"the field {twice!r:.80} appears twice", field=twice)
     return result
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise InvalidRequest(f"the body is not JSON: {name} is no JSON number")
+    raise InvalidRequest(f"the body is not JSON: {name} is not a JSON number")
 
 
 def _parse_integer(digits: str) -> int:

@@ -1,4 +1,4 @@
-"""API keys: a file of them, by name, which may be read again while the server runs.
+"""API keys: a file of names and keys, which can be read again while the server runs.
 
 # who may use the server
 alice  3f9c0d…
@@ -16,12 +16,12 @@ from pathlib import Path
 from shared.errors import ConfigurationError
 
 SHORTEST = 16
-"""Characters of a key: shorter ones can be guessed."""
+"""Minimum characters of a key: shorter keys can be guessed."""
 NAME = re.compile(r"[\w.@-]{1,64}")
 
 
 class ApiKeys:
-    """The keys of a file. Only their digests are kept."""
+    """The keys of a file. Only their digests stay in memory."""
 
     def __init__(self, path: Path) -> None:
         """Raises ConfigurationError."""
@@ -29,11 +29,11 @@ class ApiKeys:
         self._names = read_keys(path)
 
     def reload(self) -> None:
-        """Read the file again. Raises ConfigurationError, and the keys stay as they were."""
+        """Read the file again. Raises ConfigurationError; the keys do not change then."""
         self._names = read_keys(self._path)
 
     def owner(self, key: str) -> str | None:
-        """Whose key it is; None: nobody's. Takes the same time for every key of the same length."""
+        """The key's name; None: unknown. Takes equal time for all keys of the same length."""
         digest, owner = _digest(key), None
         for known, name in self._names.items():
             if hmac.compare_digest(known, digest):
@@ -42,7 +42,7 @@ class ApiKeys:
 
 
 def read_keys(path: Path) -> Mapping[bytes, str]:
-    """Names by their keys' digests. Raises ConfigurationError; it never says a key."""
+    """The names by their keys' digests. Raises ConfigurationError; no message contains a key."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except OSError as error:
@@ -64,10 +64,10 @@ def read_keys(path: Path) -> Mapping[bytes, str]:
                 f"{where}: a key must have at least {SHORTEST} characters, all of them ASCII"
             )
         if _digest(words[1]) in names or words[0] in names.values():
-            raise ConfigurationError(f"{where}: its name or its key is there twice")
+            raise ConfigurationError(f"{where}: the name or the key appears twice")
         names[_digest(words[1])] = words[0]
     if not names:
-        raise ConfigurationError(f"--api-key-file: {path} has no key in it")
+        raise ConfigurationError(f"--api-key-file: {path} contains no key")
     return names
 
 

@@ -1,4 +1,4 @@
-"""Pure ASGI middleware."""
+"""ASGI middleware that adds headers: for the page's security, and each request's id."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE_HEADERS = {
 
 
 class PageSecurity:
-    """Adds the headers that let a page load nothing but its own files."""
+    """Adds headers with which the page can load only its own files."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -34,11 +34,11 @@ class PageSecurity:
 
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-"""What a client may call its request."""
+"""The ids that a client may give its request."""
 
 
 class RequestIds:
-    """Gives every request a name, or keeps its client's, and says it in `x-request-id`."""
+    """Gives every request an id, or takes the client's, and returns it as `x-request-id`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,8 +1,8 @@
-"""The OpenAPI 3.1 description of all that is answered, and GET /openapi.json.
+"""The OpenAPI 3.1 description of all operations, and GET /openapi.json.
 
-Forms say what is taken, as they are what checks it; classes of errors say their own status.
+    OPERATIONS beside each endpoint ─▶ Part ─▶ document
 
-OPERATIONS beside each endpoint ─▶ Part ─▶ document
+Request bodies are described by the forms that check them, errors by their classes.
 """
 
 from __future__ import annotations
@@ -44,21 +44,25 @@ from shared.validation import Schema
 Error = type[ServingError]
 Errors = tuple[Error, ...]
 ALWAYS: Errors = (ForeignHost, ForeignOrigin, ServingError)
-"""What any request may be refused for; the last where the server has made a mistake."""
+"""The errors of every operation; ServingError is a defect of the server."""
 BODY: Errors = (InvalidRequest, BodyTooLarge)
 MODEL: Errors = (ModelNotFound, ModelUnavailable, NotReady, WorkerDied)
-"""Of what needs a model that is loaded."""
+"""The errors of operations that need a loaded model."""
 QUESTION: Errors = (*BODY, *MODEL, QueueFull, EngineFailed)
-"""Of what a worker is asked besides its generations."""
+"""The errors of questions to a worker that are not generations."""
 GENERATION: Errors = (*QUESTION, ContextTooShort, Unsupported, DeadlineExceeded)
 
 INFO = """\
-Requests that are no valid HTTP, or do not arrive in time, get 400, 408 or 431 with
-{"error": {"code": "bad_http", "message"}} at all paths. A stream that fails after its first byte
-ends as its format can say it, or is cut. All answers have the header x-request-id."""
+A request that is not valid HTTP or does not arrive in time gets 400, 408 or 431 with
+{"error": {"code": "bad_http", "message"}}, on every path. A stream that fails after its first byte
+ends with the error if its format has errors; otherwise the connection is cut. Every response has
+the header x-request-id."""
 HEADERS = {
-    "x-request-id": {"description": "The request's name.", "schema": {"type": "string"}},
-    "retry-after": {"description": "Seconds.", "schema": {"type": "integer"}},
+    "x-request-id": {"description": "The request's id.", "schema": {"type": "string"}},
+    "retry-after": {
+        "description": "Seconds after which the client may try again.",
+        "schema": {"type": "integer"},
+    },
 }
 SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -68,18 +72,18 @@ SCHEMES = {
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What can be done at a path with a method."""
+    """A method of a path."""
 
     summary: str
     answers: Mapping[str, Schema]
-    """Of a success: schemas by media type."""
+    """The schemas of successful responses, by media type."""
     form: Form | None = None
-    """Of the JSON body; None: there is none."""
+    """The form of the JSON body; None: it has no body."""
     errors: Errors = ()
-    """Besides ALWAYS."""
+    """The errors besides ALWAYS."""
     parameters: Sequence[Mapping[str, Any]] = ()
     is_open: bool = False
-    """No key is needed."""
+    """It needs no API key."""
 
 
 Operations = Mapping[tuple[str, str], Operation]
@@ -88,17 +92,17 @@ Operations = Mapping[tuple[str, str], Operation]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Operations whose errors look alike: an API."""
+    """The operations of one API, whose errors have the same form."""
 
     name: str
     operations: Operations
     error: Schema
     statuses: Mapping[int, int] = field(default_factory=dict)
-    """As Dialect.statuses."""
+    """The HTTP statuses that replace ours, by ours; see Dialect."""
 
 
 def record(optional: Mapping[str, Schema] | None = None, **fields: Schema) -> Schema:
-    """An object that has all of `fields`, and may have others."""
+    """The schema of an object that has all of `fields`, and may have others."""
     return {
         "type": "object",
         "properties": {**fields, **(optional or {})},
@@ -107,12 +111,12 @@ def record(optional: Mapping[str, Schema] | None = None, **fields: Schema) -> Sc
 
 
 def array(items: Schema) -> Schema:
-    """A list of such."""
+    """The schema of a list."""
     return {"type": "array", "items": items}
 
 
 def lines(description: str, line: Schema | None = None) -> Schema:
-    """A stream of text; `line` is the JSON of each line or event."""
+    """The schema of a text stream. `line`: the schema of each line's or event's JSON."""
     content = {"contentMediaType": "application/json", "contentSchema": line} if line else {}
     return {"type": "string", "description": description, **content}
 
@@ -123,17 +127,17 @@ NUMBER: Schema = {"type": "number"}
 FLAG: Schema = {"type": "boolean"}
 OBJECT: Schema = {"type": "object"}
 ERROR: Schema = record(error=record(code=STRING, message=STRING))
-"""As server.http.error_response has it."""
+"""The schema of error_response.error_body."""
 MODEL_QUERY = {
     "name": "model",
     "in": "query",
-    "description": "A model's name; without it the server's default.",
+    "description": "The model's name; without it, the server's default model.",
     "schema": STRING,
 }
 
 
 def routes(describe: Callable[[], Mapping[str, Any]]) -> list[Route]:
-    """GET /openapi.json. `describe` is called once, when it is first asked for."""
+    """GET /openapi.json. `describe` is called once, at the first request."""
     made: list[bytes] = []
 
     async def openapi(_: Request) -> Response:
@@ -150,7 +154,7 @@ OPERATIONS: Operations = {
 
 
 def document(parts: Sequence[Part], *, needs_key: bool) -> dict[str, Any]:
-    """The whole description."""
+    """The complete description."""
     paths: defaultdict[str, dict[str, Any]] = defaultdict(dict)
     for part in parts:
         for (method, path), operation in part.operations.items():
@@ -180,7 +184,7 @@ def _operation(part: Part, operation: Operation, *, needs_key: bool) -> dict[str
         value["requestBody"] = {"required": True, "content": content}
     key: Errors = () if operation.is_open or not needs_key else (Unauthorized,)
     value["responses"] = {
-        "200": _response("It is done.", operation.answers),
+        "200": _response("Success.", operation.answers),
         **_failures(part, (*ALWAYS, *key, *operation.errors)),
     }
     if operation.is_open and needs_key:
@@ -189,7 +193,7 @@ def _operation(part: Part, operation: Operation, *, needs_key: bool) -> dict[str
 
 
 def _failures(part: Part, errors: Errors) -> dict[str, Any]:
-    """A response for each status."""
+    """The error responses, by status."""
     by_status: defaultdict[int, list[Error]] = defaultdict(list)
     for error in errors:
         by_status[part.statuses.get(error.status, error.status)].append(error)
@@ -205,7 +209,7 @@ def _failures(part: Part, errors: Errors) -> dict[str, Any]:
 
 
 def _meaning(error: Error) -> str:
-    """Its code, and its docstring without the status that it begins with."""
+    """The error's code, and its docstring without the status at the beginning."""
     return f"{error.code}: {(inspect.getdoc(error) or '').removeprefix(f'{error.status}: ')}"
 
 

@@ -1,10 +1,10 @@
-"""uvicorn's HTTP protocol, made strict: heads are bounded, and a request has a time to arrive in.
+"""uvicorn's HTTP protocol, with limits for a request's head and for the time until it has arrived.
 
-    connection ─▶ head, within HEAD_S and MAX_HEAD ─▶ body, within the request's time ─▶ the app
+    connection ─▶ head, within HEAD_S and MAX_HEAD_BYTES ─▶ body, within `request_s` ─▶ the app
 
-httptools refuses what could smuggle a request past a proxy (two lengths, a length with chunks, a
-line feed alone). It neither bounds a head nor wants a Host; uvicorn has no clock for a request that
-comes too slowly.
+httptools rejects requests that could be smuggled past a proxy (two lengths, a length with chunked
+encoding, a bare line feed). It limits no head and requires no Host header, and uvicorn has no
+timeout for slow requests.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from server.http.send_deadline import SendDeadline
 
-MAX_HEAD = 64 * 1024
-"""Bytes of a request line and its headers."""
+MAX_HEAD_BYTES = 64 * 1024
+"""Maximum bytes of a request line with its headers."""
 MAX_HEADERS = 128
-LARGE_HEAD = f"the request's headers are over {MAX_HEAD} bytes"
+LARGE_HEAD = f"the request's headers are over {MAX_HEAD_BYTES} bytes"
 HEAD_S = 10.0
-"""Seconds from a request's first byte, or from the connection, to the end of its headers."""
+"""Seconds from the connection, or from a request's first byte, to the end of its headers."""
 
 logger = logging.getLogger("tokenflume.http")
 
 
 class Refused(Exception):
-    """A request that is not to be looked at any further."""
+    """The request is refused; the connection is closed."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -39,7 +39,8 @@ class Refused(Exception):
 
 
 class StrictProtocol(SendDeadline):
-    """`request_s`: seconds from a request's first byte to its last. The rest: see SendDeadline."""
+    """`request_s`: seconds from the end of a request's headers to its last byte. For the rest, see
+    SendDeadline."""
 
     def __init__(self, *args: Any, request_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,7 +48,7 @@ class StrictProtocol(SendDeadline):
         self._timer: asyncio.TimerHandle | None = None
         self._is_in_head = True
         self._head_bytes = 0
-        self._unparsed_bytes = 0  # of a head that is not yet whole, whatever the parser has of it
+        self._unparsed_bytes = 0  # received of a head that is not complete, parsed or not
         self._refusal: Refused | None = None
         self._cycles: list[RequestResponseCycle] = []
 
@@ -55,7 +56,7 @@ class StrictProtocol(SendDeadline):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._within(HEAD_S)
+        self._start_timer(HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -63,19 +64,19 @@ class StrictProtocol(SendDeadline):
         super().connection_lost(exc)
 
     def eof_received(self) -> None:
-        self._end_answers()  # the loop closes the connection now
+        self._end_answers()  # the event loop closes the connection now
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         if self._timer is None and self._is_in_head:
-            self._within(HEAD_S)
+            self._start_timer(HEAD_S)
         try:
             self._unparsed_bytes += len(data)
             self.parser.feed_data(data)
-            if self._unparsed_bytes > MAX_HEAD and self._is_in_head:
+            if self._unparsed_bytes > MAX_HEAD_BYTES and self._is_in_head:
                 raise Refused(431, LARGE_HEAD)
         except httptools.HttpParserUpgrade:
-            self._refuse(Refused(400, "this server does not change protocols"))
+            self._refuse(Refused(400, "this server does not support protocol upgrades"))
         except httptools.HttpParserCallbackError:
             self._refuse(self._refusal or Refused(400, "the request is not valid HTTP"))
         except httptools.HttpParserError:
@@ -83,7 +84,7 @@ class StrictProtocol(SendDeadline):
         except Refused as refusal:
             self._refuse(refusal)
 
-    # ------------------------------------------------------------ what the parser finds
+    # ------------------------------------------------------------ callbacks of the parser
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -101,7 +102,7 @@ class StrictProtocol(SendDeadline):
         self._checked(self._check_host)
         self._is_in_head = False
         self._unparsed_bytes = 0
-        self._within(self._request_s)
+        self._start_timer(self._request_s)
         super().on_headers_complete()
         self._cycles = [*self._unanswered(), self.cycle]
 
@@ -114,7 +115,7 @@ class StrictProtocol(SendDeadline):
     # ------------------------------------------------------------ limits
 
     def _checked(self, check: Any) -> None:
-        """Run a check within the parser, which does not pass errors on as they are."""
+        """Run a check in a callback of the parser, which replaces exceptions by its own."""
         try:
             check()
         except Refused as refusal:
@@ -123,7 +124,7 @@ class StrictProtocol(SendDeadline):
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
-        if self._head_bytes > MAX_HEAD:
+        if self._head_bytes > MAX_HEAD_BYTES:
             raise Refused(431, LARGE_HEAD)
 
     def _check_header(self, size: int) -> None:
@@ -138,7 +139,7 @@ class StrictProtocol(SendDeadline):
 
     # ------------------------------------------------------------ time
 
-    def _within(self, seconds: float) -> None:
+    def _start_timer(self, seconds: float) -> None:
         self._stop_timer()
         self._timer = self.loop.call_later(seconds, self._on_timeout, seconds)
 
@@ -151,7 +152,7 @@ class StrictProtocol(SendDeadline):
         self._refuse(Refused(408, f"the request did not arrive within {seconds:g} s"))
 
     def _refuse(self, refusal: Refused) -> None:
-        """Say so, unless an answer is underway, and close."""
+        """Send the refusal, unless an answer has begun, and close the connection."""
         self._stop_timer()
         if self.transport.is_closing():
             return
@@ -164,12 +165,12 @@ class StrictProtocol(SendDeadline):
     # ------------------------------------------------------------ answers
 
     def _unanswered(self) -> list[RequestResponseCycle]:
-        """Of requests that came before others were answered there are several; uvicorn tells only
-        the last of them when the connection ends."""
+        """The requests without a complete answer: several with pipelining. uvicorn informs only
+        the last one that the connection has ended."""
         return [cycle for cycle in self._cycles if not cycle.response_complete]
 
     def _end_answers(self) -> None:
-        """Nobody reads them any more."""
+        """Cancel the requests: nobody reads their answers."""
         for cycle in self._unanswered():
             cycle.disconnected = True
             cycle.message_event.set()

@@ -1,9 +1,9 @@
-"""A client that takes nothing of its answer is let go.
+"""Disconnects clients that do not read their answers.
 
-    answer ─▶ the transport's buffer ─▶ the kernel's ─▶ a client that does not read
+    answer ─▶ send buffer of the transport ─▶ send buffer of the kernel ─▶ client
 
-uvicorn stops the answer while the transport's buffer is over its high-water mark, and would wait
-there for ever, with the answer's slot.
+uvicorn pauses the answer while the transport's buffer is above its high-water mark. Without a limit
+it would wait for ever, and the request would keep its slot.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ logger = logging.getLogger("tokenflume.http")
 
 
 class SendDeadline(HttpToolsProtocol):
-    """`send_timeout_s`: seconds that the buffer may stay over its mark (64 KiB) before it has
-    fallen under the low one (16 KiB). Then the connection is aborted, which is to the answer as
-    if the client had left."""
+    """`send_timeout_s`: seconds in which a send buffer that has exceeded the high-water mark (64
+    KiB) must fall below the low-water mark (16 KiB). Otherwise the connection is aborted and the
+    request is cancelled."""
 
     def __init__(self, *args: Any, send_timeout_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -45,5 +45,5 @@ class SendDeadline(HttpToolsProtocol):
             self._deadline = None
 
     def _give_up(self) -> None:
-        logger.info("a client took too little for %g s: disconnected", self._send_timeout_s)
+        logger.info("disconnected a client that read too little for %g s", self._send_timeout_s)
         self.transport.abort()

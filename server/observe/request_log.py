@@ -1,4 +1,4 @@
-"""A line in the log for each request, when it is over."""
+"""A log line for each request, when it has ended."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from server.generation.record import RequestRecord
 from server.generation.task import Task
 
 LONGEST_PATH = 200
+"""Characters of a path that are logged."""
 
 logger = logging.getLogger("tokenflume.request")
 
 
 class RequestLog:
-    """`prompts`: what clients asked is in the log, too; else no word of it."""
+    """Logs requests. `prompts`: with the text of their prompts (--log-prompts)."""
 
     def __init__(self, *, prompts: bool) -> None:
         self._prompts = prompts
@@ -30,7 +31,7 @@ class RequestLog:
 
 
 def fields_of(record: RequestRecord) -> dict[str, Any]:
-    """What the line says, by names. Seconds; None: not known, or there was none."""
+    """The fields of the log line; times in seconds. None: unknown, or it did not happen."""
     usage = record.usage
     has_ended = bool(record.ends)
     return {
@@ -53,10 +54,10 @@ def fields_of(record: RequestRecord) -> dict[str, Any]:
 
 
 def sentence(fields: dict[str, Any]) -> str:
-    """The same for people; what is not known is left out."""
+    """The fields as a text for people, without those that are unknown."""
     owner, workers = fields["key_owner"], fields["workers"]
     asked = f"of {owner} at {fields['client']}" if owner else f"of {fields['client']}"
-    # A path may hold anything, also what would look like another line.
+    # Quoted, because a path may contain anything, such as a line break.
     where = quote(fields["path"])[:LONGEST_PATH]
     if fields["model"] is not None:
         where += f" on {fields['model']}"
@@ -68,7 +69,7 @@ def sentence(fields: dict[str, Any]) -> str:
 
 
 def prompt_of(task: Task) -> str | list[int]:
-    """The prompt's text; its tokens if it was given as such."""
+    """The prompt's text, or its tokens if the client sent tokens."""
     prompt = task.prompt
     return prompt.text if prompt.tokens is None else list(prompt.tokens)
 

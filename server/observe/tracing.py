@@ -1,9 +1,10 @@
-"""Traces for OpenTelemetry: a span a request, made when it is over.
+"""Traces for OpenTelemetry: one span for each request, made when the request has ended.
 
     OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 tokenflume
 
-Configured by OpenTelemetry's own variables alone, and imported only where one of CONFIGURING is
-set. The SDK sends spans in a thread of its own; no request waits for a collector.
+Only OpenTelemetry's own environment variables configure it, and it is imported only if one of
+CONFIGURING is set. The SDK sends spans in a thread of its own; requests do not wait for a
+collector.
 """
 
 from __future__ import annotations
@@ -26,21 +27,22 @@ CONFIGURING = (
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_TRACES_EXPORTER",
 )
-"""Without any of these variables there are no traces."""
+"""Without one of these variables there are no traces."""
 PROTOCOL_NAMES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 PROTOCOL = "http/protobuf"
-"""The one that is spoken."""
+"""The supported protocol."""
 CLOSE_S = 3.0
-"""For the last spans, when the server ends; a collector that is gone gets no more."""
+"""Seconds for sending the last spans when the server stops."""
 
 logger = logging.getLogger("tokenflume")
 
 
 @contextmanager
 def traced(environment: Mapping[str, str]) -> Iterator[list[Observer]]:
-    """Gives what is to be told of requests: nothing where traces are not wanted, or cannot be.
+    """Yields the observers that make traces; none if traces are not configured or not possible.
 
-    Such variables are often set for all programs of a machine, so this is no reason not to serve.
+    That they are not possible is only a warning: such variables are often set for all programs of
+    a machine.
     """
     why_not = why_no_traces(environment)
     if why_not is None:
@@ -60,23 +62,23 @@ def traced(environment: Mapping[str, str]) -> Iterator[list[Observer]]:
 
 
 def why_no_traces(environment: Mapping[str, str]) -> str | None:
-    """In a sentence, empty where nobody wants any; None where there are to be traces."""
+    """Why there are no traces; empty if none are configured. None: there are traces."""
     if not any(environment.get(name) for name in CONFIGURING):
         return ""
     exporter = environment.get("OTEL_TRACES_EXPORTER") or "otlp"
     if exporter == "none" or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return ""
     if exporter != "otlp":
-        return f"OTEL_TRACES_EXPORTER is {exporter!r}; otlp is the one that there is"
+        return f"OTEL_TRACES_EXPORTER is {exporter!r}; only otlp is supported"
     given = (environment[name] for name in PROTOCOL_NAMES if environment.get(name))
     protocol = next(given, PROTOCOL)
     if protocol != PROTOCOL:
-        return f"the protocol {protocol!r} is not spoken, only {PROTOCOL}"
+        return f"the protocol is {protocol!r}; only {PROTOCOL} is supported"
     return None
 
 
 def make_provider(environment: Mapping[str, str]) -> TracerProvider | None:
-    """OpenTelemetry's SDK, as its variables say; None: it is not installed."""
+    """OpenTelemetry's SDK, configured by its variables; None: it is not installed."""
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -94,7 +96,7 @@ def make_provider(environment: Mapping[str, str]) -> TracerProvider | None:
 
 
 class Tracing:
-    """Makes the spans. A client's `traceparent` is their parent, and decides on their sampling."""
+    """Makes spans. The client's `traceparent` is a span's parent, and decides if it is sampled."""
 
     def __init__(self, provider: TracerProvider) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode
@@ -130,7 +132,7 @@ class Tracing:
 
 
 def attributes_of(record: RequestRecord) -> dict[str, str | int | list[int] | list[str]]:
-    """By OpenTelemetry's names for generative models where it has some."""
+    """The span's attributes, with OpenTelemetry's names for generative AI where they exist."""
     usage = record.usage
     attributes: dict[str, str | int | list[int] | list[str]] = {
         "http.request.method": "POST",

@@ -1,4 +1,4 @@
-"""GET /cache: the prompts that clients saved under ids. DELETE /cache/{id}: forget one."""
+"""GET /cache: the prompts that clients saved under ids. DELETE /cache/{id}: delete one."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ PROMPT = record(
 )
 OPERATIONS: Operations = {
     ("GET", "/cache"): Operation(
-        "The prompts that are saved under ids.",
+        "List the prompts that are saved under ids.",
         {"application/json": record(prompts=array(PROMPT), saves_states=nullable(FLAG))},
         errors=MODEL,
         parameters=(MODEL_QUERY,),
     ),
     ("DELETE", "/cache/{id}"): Operation(
-        "Forget a prompt.",
+        "Delete a saved prompt.",
         {"application/json": record(id=INTEGER, deleted={"const": True})},
         errors=(NotFound, *MODEL),
         parameters=(
@@ -55,7 +55,7 @@ OPERATIONS: Operations = {
 
 
 def routes(catalog: Catalog) -> list[Route]:
-    """The two routes. `?model=NAME` where there are several."""
+    """The two routes. `?model=NAME` selects a model; without it, the default model."""
 
     async def listing(request: Request) -> Response:
         async with catalog.use(request.query_params.get("model")) as (_, pool):
@@ -76,7 +76,7 @@ def routes(catalog: Catalog) -> list[Route]:
 
     async def delete(request: Request) -> Response:
         text = request.path_params["id"]
-        # Only a plain number is an id: nothing else ever becomes a file's name.
+        # Only a decimal number is an id: nothing else becomes part of a file's name.
         is_id = text.isascii() and text.isdecimal() and len(text) < 20
         if is_id and 1 <= int(text) <= MAX_CACHE_ID:
             async with catalog.use(request.query_params.get("model")) as (_, pool):

@@ -1,4 +1,4 @@
-"""GET /health: the process lives. GET /ready: it can serve now, or why not."""
+"""GET /health: the process runs. GET /ready: it can serve requests, or why not."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ STATE = record(
 )
 OPERATIONS: Operations = {
     ("GET", "/health"): Operation(
-        "The process lives.",
+        "Whether the process runs.",
         {"application/json": record(status={"const": "ok"})},
         is_open=True,
     ),
     ("GET", "/ready"): Operation(
-        "It can serve now, or why not.",
+        "Whether the server can serve requests, and its load.",
         {"application/json": record(status={"const": "ready"}, models=array(STATE), **COUNTS)},
         errors=(NotReady,),
     ),
@@ -58,7 +58,7 @@ def routes(catalog: Catalog) -> list[Route]:
 
 
 def describe(status: ModelStatus) -> dict[str, Any]:
-    """A model, its state and its load."""
+    """The model, its state and its load."""
     info = status.info
     known = {}
     if info is not None:

@@ -1,6 +1,6 @@
-"""What a model reads: POST /tokenize, /detokenize and /apply-template.
+"""POST /tokenize, /detokenize and /apply-template: what a model makes of a text or a chat.
 
-They take no slot, so they are answered between two steps while all are busy.
+They need no slot, so they are answered while all slots are busy.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from shared.validation import BOOLEAN, Check, integer, integers, or_none
 
 
 def _list_of_tokens(name: str, value: Any) -> list[Any]:
-    """Which ids there are only the model knows."""
+    """The list as it is; the ids are checked when the model's vocabulary is known."""
     if not isinstance(value, list):
         raise InvalidRequest(f"{name} must be a list of token ids")
     return value
 
 
 TEXT_NAMES = ("content", "text", "prompt")
-"""What clients of other servers call it."""
+"""The names that clients of other servers use."""
 TOKENIZE = Form(
     {
-        **dict.fromkeys(TEXT_NAMES, PLAIN_TEXT.saying("The text, under one of its three names.")),
+        **dict.fromkeys(TEXT_NAMES, PLAIN_TEXT.saying("The text; send one of the three fields.")),
         "model": MODEL,
-        "add_special": BOOLEAN.saying("The text begins a prompt."),
-        "with_pieces": BOOLEAN.saying("Show the tokens' texts, too."),
+        "add_special": BOOLEAN.saying("Add the tokens that begin a prompt."),
+        "with_pieces": BOOLEAN.saying("Return the tokens' texts, too."),
     },
     one_needed=TEXT_NAMES,
     is_null_absent=False,
@@ -55,7 +55,7 @@ TEMPLATE = Form(
         "messages": as_given(MESSAGES),
         "tools": or_none(as_given(TOOL_LIST)),
         "model": MODEL,
-        "add_generation_prompt": BOOLEAN.saying("The assistant's message comes next."),
+        "add_generation_prompt": BOOLEAN.saying("End with the beginning of the assistant's turn."),
     },
     needed=("messages",),
     is_null_absent=False,
@@ -64,7 +64,7 @@ TEMPLATE = Form(
 WITH_PIECE = record(id=INTEGER, piece={"anyOf": [STRING, array(INTEGER)]})
 OPERATIONS: Operations = {
     ("POST", "/tokenize"): Operation(
-        "The tokens of a text.",
+        "Tokenize a text.",
         {
             "application/json": record(
                 tokens=array(
@@ -81,13 +81,13 @@ OPERATIONS: Operations = {
         QUESTION,
     ),
     ("POST", "/detokenize"): Operation(
-        "The text of tokens.",
+        "Convert tokens to text.",
         {"application/json": record(content=STRING)},
         DETOKENIZE,
         QUESTION,
     ),
     ("POST", "/apply-template"): Operation(
-        "A chat as the prompt that the model reads.",
+        "Render a chat as the model's prompt.",
         {"application/json": record(prompt=STRING)},
         TEMPLATE,
         QUESTION,
@@ -143,7 +143,7 @@ def routes(models: Models) -> list[Route]:
 
 
 def shown(piece: bytes) -> str | list[int]:
-    """The piece as a text; one that begins or ends within a character as its bytes."""
+    """The piece as text, or as bytes if it begins or ends within a character."""
     try:
         return piece.decode()
     except UnicodeDecodeError:
@@ -151,7 +151,7 @@ def shown(piece: bytes) -> str | list[int]:
 
 
 def tokens_response(found: Tokenized, *, has_pieces: bool) -> Response:
-    """The tokens of a text, as numbers or with their texts."""
+    """The response with the tokens, as ids or together with their texts."""
     if not has_pieces:
         return JSONResponse({"tokens": found.tokens})
     pairs = zip(found.tokens, found.pieces, strict=True)
@@ -159,7 +159,7 @@ def tokens_response(found: Tokenized, *, has_pieces: bool) -> Response:
 
 
 def checked_ids(tokens: Sequence[Any], vocabulary: int) -> tuple[int, ...]:
-    """The tokens, if the model has all of them. Raises InvalidRequest."""
+    """The ids, if all are in the vocabulary. Raises InvalidRequest."""
     return tuple(
         integer(f"tokens[{place}]", token, 0, vocabulary - 1) for place, token in enumerate(tokens)
     )

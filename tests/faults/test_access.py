@@ -223,12 +223,12 @@ def test_fault_41_keys_are_never_in_the_log_nor_in_an_answer(guarded: RunningSer
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "has no key in it"),
-        ("# nobody\n", "has no key in it"),
+        ("", "contains no key"),
+        ("# nobody\n", "contains no key"),
         ("alice\n", "line 1 must be a name and a key"),
         ("alice short\n", "at least 16 characters"),
-        (f"alice {ALICE}\nalice {BOB}\n", "line 2: its name or its key is there twice"),
-        (f"alice {ALICE}\nbob {ALICE}\n", "line 2: its name or its key is there twice"),
+        (f"alice {ALICE}\nalice {BOB}\n", "line 2: the name or the key appears twice"),
+        (f"alice {ALICE}\nbob {ALICE}\n", "line 2: the name or the key appears twice"),
         (f"a/b {ALICE}\n", "line 1 must be a name and a key"),
     ],
 )

@@ -1,9 +1,9 @@
-"""Ollama's endpoints, as its clients use them.
+"""Ollama's API.
 
-POST /api/generate, /api/chat       a text, as lines of JSON or one object
-POST /api/embed, /api/embeddings    vectors
-GET /api/tags, /api/ps              the models, and those that are loaded
-POST /api/show, GET /api/version    what a model's file says, and which server this is
+POST /api/generate, /api/chat       generate text, as JSON lines or one object
+POST /api/embed, /api/embeddings    embed texts
+GET /api/tags, /api/ps              list the models, or the loaded ones
+POST /api/show, GET /api/version    describe a model, or the server
 """
 
 from server.dialects.base import Dialect

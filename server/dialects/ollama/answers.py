@@ -1,6 +1,6 @@
-"""What Ollama's clients read: an object a line while a text is written, or one for all of it.
+"""Ollama's answers: a JSON object for each piece of an answer, one in a line, or one for all of it.
 
-tokens ─▶ TextReader ─▶ Part ─▶ a line, or a share of the one object
+tokens ─▶ TextReader ─▶ Part ─▶ a line, or a part of the one object
 """
 
 from __future__ import annotations
@@ -22,24 +22,27 @@ from shared.values import Logprobs
 
 NDJSON = "application/x-ndjson"
 IMPOSSIBLE = -9999.0
-"""The log probability of what cannot be: clients want a number, and JSON has no -Infinity."""
+"""The log probability of impossible tokens: JSON has no -Infinity, and clients expect a number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Of which model an answer is, and when it was asked for; times of time.monotonic."""
+    """What all objects of an answer have in common. Times are seconds of time.monotonic."""
 
     model: str
+    """The model's name."""
     asked: float
+    """When the request had been read."""
     ready: float
-    """When the model was there."""
+    """When the model was loaded."""
 
     def line(self, **fields: Any) -> dict[str, Any]:
-        """An object with what all of them have."""
+        """An object with the common fields and these."""
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         return {"model": self.model, "created_at": now, **fields}
 
     def durations(self) -> dict[str, int]:
+        """The total and the load time in nanoseconds, as fields."""
         return {
             "total_duration": nanoseconds(time.monotonic() - self.asked),
             "load_duration": nanoseconds(self.ready - self.asked),
@@ -47,16 +50,16 @@ class Head:
 
 
 Shape = Callable[[Part], dict[str, Any]]
-"""How a part looks."""
+"""Converts a part to the fields of an endpoint."""
 
 
 def generated(part: Part) -> dict[str, Any]:
-    """In an answer of /api/generate."""
+    """The fields of a part in /api/generate."""
     return {"response": part.text, **_thinking(part)}
 
 
 def message(part: Part) -> dict[str, Any]:
-    """In an answer of /api/chat."""
+    """The fields of a part in /api/chat."""
     calls = {"tool_calls": part.calls} if part.calls else {}
     return {"message": {"role": "assistant", "content": part.text, **_thinking(part), **calls}}
 
@@ -66,7 +69,7 @@ def _thinking(part: Part) -> dict[str, str]:
 
 
 class TextRenderer(Renderer):
-    """One generation's answer."""
+    """The answer of one generation."""
 
     def __init__(self, head: Head, shape: Shape, reader: TextReader, *, is_stream: bool) -> None:
         self.is_stream = is_stream
@@ -106,7 +109,7 @@ class TextRenderer(Renderer):
         if not self.is_stream:
             self._held.append(part)
             return b""
-        if part.is_empty():  # a token that ends within a character
+        if part.is_empty():  # the token ends within a character
             return b""
         return as_line(self._head.line(**self._look(part), done=False))
 
@@ -116,7 +119,7 @@ class TextRenderer(Renderer):
 
 
 class ObjectRenderer(Renderer):
-    """An answer without a text."""
+    """An answer that is one object, without text."""
 
     is_stream = False
 
@@ -125,7 +128,7 @@ class ObjectRenderer(Renderer):
 
 
 class LoadedRenderer(ObjectRenderer):
-    """The model is there, and nothing else was asked for."""
+    """The answer to a request that only loads the model."""
 
     def __init__(self, head: Head, shape: Shape, *, is_stream: bool) -> None:
         super().__init__(head)
@@ -138,7 +141,7 @@ class LoadedRenderer(ObjectRenderer):
 
 
 class VectorsRenderer(ObjectRenderer):
-    """/api/embed. `dimensions`: numbers of each vector; None: all."""
+    """The answer of /api/embed. `dimensions`: the length of each vector; None: the model's."""
 
     def __init__(self, head: Head, dimensions: int | None) -> None:
         super().__init__(head)
@@ -166,7 +169,7 @@ class VectorsRenderer(ObjectRenderer):
 
 
 class VectorRenderer(ObjectRenderer):
-    """/api/embeddings, the older endpoint."""
+    """The answer of /api/embeddings, the older endpoint."""
 
     def __init__(self, head: Head) -> None:
         super().__init__(head)
@@ -181,27 +184,27 @@ class VectorRenderer(ObjectRenderer):
 
 
 def error_body(error: ServingError) -> bytes:
-    """{"error": text}, on a line."""
+    """{"error": text} and a newline."""
     return as_line({"error": error.message})
 
 
 def as_line(value: dict[str, Any]) -> bytes:
-    """JSON and a line end."""
+    """The JSON and a newline."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
 def nanoseconds(seconds: float) -> int:
-    """Rounded."""
+    """The time in whole nanoseconds."""
     return round(seconds * 1e9)
 
 
 def numbers_of(vector: bytes) -> list[float]:
-    """Of little-endian float32 numbers."""
+    """The numbers of a vector: little-endian float32."""
     return list(struct.unpack(f"<{len(vector) // 4}f", vector))
 
 
 def shortened(vector: list[float], dimensions: int | None) -> list[float]:
-    """The first numbers, of length 1 together again."""
+    """The first numbers of the vector, normalized."""
     if dimensions is None or dimensions >= len(vector):
         return vector
     length = math.hypot(*vector[:dimensions])

@@ -1,4 +1,4 @@
-"""Ollama's messages in the shape that server.chat takes."""
+"""Ollama's messages, in the form of server.chat.conversation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from shared.validation import TEXT, Check, Schema, nullable
 
 KNOWN = ("role", "content", "thinking", "images", "tool_calls", "tool_name", "tool_call_id")
 RENAMED = {"tool_name": "name", "thinking": "reasoning_content"}
-"""Ours, and chat templates'."""
+"""The fields that have other names in chat templates."""
 
 
 def read_messages(name: str, value: Any) -> list[dict[str, Any]]:
-    """The messages; a content that is missing is empty. Raises InvalidRequest, naming the field."""
+    """The messages; a missing content is empty. Raises InvalidRequest, which names the field."""
     if not isinstance(value, list):
         raise InvalidRequest(f"{name} must be a list")
     messages = [_message(f"{name}[{place}]", message) for place, message in enumerate(value)]
@@ -28,7 +28,7 @@ def _message(name: str, value: Any) -> dict[str, Any]:
         if key not in KNOWN:
             raise InvalidRequest(f"{name} has an unknown field: {key!r:.80}")
     if value.get("images"):
-        raise InvalidRequest(f"{name}.images is not supported: the models here read text only")
+        raise InvalidRequest(f"{name}.images is not supported: the models read only text")
     fields = {
         str(RENAMED.get(key, key)): given
         for key, given in value.items()
@@ -53,4 +53,4 @@ _MESSAGE: Schema = {
 }
 MESSAGES: Check[list[dict[str, Any]]] = Check(
     {"type": "array", "items": _MESSAGE}, read_messages
-).saying("The conversation. If the last message is the assistant's, it is continued.")
+).saying("The conversation. A last message of the assistant is continued.")

@@ -1,4 +1,4 @@
-"""What /openapi.json says of Ollama's endpoints."""
+"""The OpenAPI description of Ollama's endpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from shared.errors import ModelNotFound, ModelUnavailable
 from shared.validation import Schema
 
 ERROR: Schema = record(error=STRING)
-STREAM = "An object a line; the last one is done, or has an error."
+STREAM = "One object in each line; in the last one done is true, or it has an error."
 COUNTS = dict.fromkeys(
     (
         *("total_duration", "load_duration", "prompt_eval_count", "prompt_eval_duration"),
@@ -60,27 +60,27 @@ OPERATIONS: Operations = {
         *_answer("Continue a text.", response=STRING), GENERATE, GENERATION
     ),
     ("POST", "/api/chat"): Operation(
-        *_answer("The next message.", message=MESSAGE), CHAT, GENERATION
+        *_answer("Write the next message of a chat.", message=MESSAGE), CHAT, GENERATION
     ),
     ("POST", "/api/embed"): Operation(
-        "Texts as vectors.",
+        "Embed texts.",
         {"application/json": record(COUNTS, model=STRING, embeddings=array(VECTOR))},
         EMBED,
         GENERATION,
     ),
     ("POST", "/api/embeddings"): Operation(
-        "A text as a vector.",
+        "Embed a text.",
         {"application/json": record(embedding=VECTOR)},
         EMBEDDINGS,
         GENERATION,
     ),
-    ("GET", "/api/tags"): Operation("The models.", {"application/json": MODELS}),
-    ("GET", "/api/ps"): Operation("The models that are loaded.", {"application/json": MODELS}),
+    ("GET", "/api/tags"): Operation("List the models.", {"application/json": MODELS}),
+    ("GET", "/api/ps"): Operation("List the loaded models.", {"application/json": MODELS}),
     ("GET", "/api/version"): Operation(
-        "Which server this is.", {"application/json": record(version=STRING)}
+        "The server's version.", {"application/json": record(version=STRING)}
     ),
     ("POST", "/api/show"): Operation(
-        "What a model's file says.",
+        "Describe a model.",
         {
             "application/json": record(
                 {"modified_at": STRING},

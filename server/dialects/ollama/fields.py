@@ -1,4 +1,4 @@
-"""The fields of Ollama's requests, checked, in our own names."""
+"""The fields of Ollama's requests: their checks, and their meaning in our own fields."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from shared.sampling import MAX_GRAMMAR, SamplingParams
 from shared.validation import BOOLEAN, MAX_INTEGER, Check, Schema, integers, numbers
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
-"""What `"format": "json"` asks for."""
+"""The schema of `"format": "json"`."""
 MAX_TOP_LOGPROBS = 20
 THINKING = "enable_thinking"
-"""The variable of chat templates."""
+"""The variable of chat templates that turns thoughts on."""
 THINK_LEVELS = ("low", "medium", "high")
 DURATION = re.compile(r"[-+]?(?:0|(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+)", re.ASCII)
-"""As Go writes them: 5m, 1h30m, -1s."""
+"""Durations in Go's syntax: 5m, 1h30m, -1s."""
 SAME_OPTIONS = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "frequency_penalty",
     "presence_penalty", "mirostat", "mirostat_tau", "mirostat_eta", "stop",
 )  # fmt: skip
-"""Options that have our own fields' names and ranges."""
+"""Options with the same names and ranges as our own fields."""
 RUNTIME_OPTIONS = (
     "numa", "num_thread", "num_gpu", "main_gpu", "low_vram", "f16_kv", "use_mmap", "use_mlock",
     "vocab_only", "embedding_only", "logits_all",
 )  # fmt: skip
-"""What Ollama decides anew with each loading of a model."""
+"""Options that Ollama applies when it loads a model; here they are fixed at the server's start."""
 
 
 def empty(why: str) -> Check[None]:
-    """Of a field that may only be empty or false. `why`: it is not supported."""
+    """The check of an unsupported field that may be empty or false. `why`: the reason."""
 
     def check(name: str, value: Any) -> None:
         if value:
@@ -46,7 +46,7 @@ def empty(why: str) -> Check[None]:
 
 
 def _never(why: str) -> Check[None]:
-    """Of a field that may only be null. `why`: it is not supported."""
+    """The check of an unsupported field that may only be null. `why`: the reason."""
 
     def check(name: str, value: Any) -> None:
         raise InvalidRequest(f"{name} is not supported: {why}")
@@ -56,19 +56,19 @@ def _never(why: str) -> Check[None]:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `options`, `format` and their like ask of a generation."""
+    """What `options`, `format`, `logprobs` and `top_logprobs` mean for a generation."""
 
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Fields of SamplingParams."""
     num_ctx: int = 0
-    """Tokens that the context must have at the least."""
+    """Minimum tokens of the context."""
     penalizes_all: bool = False
-    """All tokens of the context count as recent."""
+    """Penalties cover all tokens of the context (repeat_last_n -1)."""
 
     def of(self, served: ServedModel) -> SamplingParams:
-        """The model's sampling. Where nothing bounds an answer, the context does.
+        """The sampling parameters. Without num_predict, an answer ends when the context is full.
 
-        Raises InvalidRequest for a context that the model has not.
+        Raises InvalidRequest if num_ctx is larger than the model's context.
         """
         self.check(served)
         defaults = replace(served.defaults, num_predict=MAX_INTEGER)
@@ -77,14 +77,14 @@ class Options:
         return defaults.from_fields(self.sampling)
 
     def check(self, served: ServedModel) -> None:
-        """Raises InvalidRequest for a context that the model has not."""
+        """Raises InvalidRequest if num_ctx is larger than the model's context."""
         context = served.info.context
         if self.num_ctx > context:
             raise InvalidRequest(f"options.num_ctx must be at most {context}, the server's context")
 
 
 def read_options(given: Mapping[str, Any]) -> Options:
-    """The options of a generation, by what a form has read. Raises InvalidRequest."""
+    """The options of a generation, from a body's checked fields. Raises InvalidRequest."""
     options = given.get("options", {})
     sampling = {name: options[name] for name in SAME_OPTIONS if name in options}
     renamed = {"num_batch": "n_batch"} | {name: name for name in ("num_predict", "repeat_last_n")}
@@ -100,12 +100,12 @@ def read_options(given: Mapping[str, Any]) -> Options:
 
 
 def read_embedding_options(given: Mapping[str, Any]) -> Options:
-    """The options of an embedding, which nothing else can change."""
+    """The options of an embedding, from a body's checked fields."""
     return Options(num_ctx=given.get("options", {}).get("num_ctx", 0))
 
 
 def _or_unlimited(low: int, unlimited: tuple[int, ...]) -> Check[int | None]:
-    """None for one of the numbers that stand for the whole context."""
+    """The check of an integer. It returns None for the numbers that mean the whole context."""
 
     def check(name: str, value: Any) -> int | None:
         if type(value) is int and value in unlimited:
@@ -147,7 +147,7 @@ def _logprobs(given: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _keep_alive(name: str, value: Any) -> None:
-    """Any duration is taken: how long a model stays is the server's rule. Raises InvalidRequest."""
+    """Check a duration, which has no effect. Raises InvalidRequest."""
     if not isinstance(value, str):
         _SECONDS(name, value)
     elif not DURATION.fullmatch(value):
@@ -155,7 +155,7 @@ def _keep_alive(name: str, value: Any) -> None:
 
 
 def _think(name: str, think: Any) -> dict[str, Any]:
-    """The chat template's variables for true, false or a level. Raises InvalidRequest."""
+    """The template variables for true, false or a level. Raises InvalidRequest."""
     if isinstance(think, bool):
         return {THINKING: think}
     if isinstance(think, str) and think in THINK_LEVELS:
@@ -165,19 +165,21 @@ def _think(name: str, think: Any) -> dict[str, Any]:
 
 _SECONDS = numbers(low=-(2.0**63), high=2.0**63)
 _DURATION: Schema = {"type": "string", "pattern": f"^{DURATION.pattern}$"}
-_NUM_CTX = integers(1).saying("Tokens that the context must have at the least.")
+_NUM_CTX = integers(1).saying("Minimum tokens of the context.")
 _FIXED = dict.fromkeys(RUNTIME_OPTIONS, _never("it is decided when the server starts"))
 _OPTIONS = Form(
     {
         **{name: SAMPLING[name] for name in SAME_OPTIONS},
-        "num_predict": _or_unlimited(1, (-1, -2)).saying("Tokens to generate at the most."),
-        "num_batch": SAMPLING["n_batch"].saying("As n_batch of /stream."),
+        "num_predict": _or_unlimited(1, (-1, -2)).saying("Maximum number of generated tokens."),
+        "num_batch": SAMPLING["n_batch"].saying("Same as n_batch of /stream."),
         "num_ctx": _NUM_CTX,
-        "repeat_last_n": _or_unlimited(0, (-1,)).saying("How many of the last tokens are recent."),
+        "repeat_last_n": _or_unlimited(0, (-1,)).saying(
+            "Number of last tokens that penalties cover."
+        ),
         "seed": Check(
             {"anyOf": [SAMPLING["seed"].schema, {"const": -1}]},
             lambda name, value: -1 if value == -1 else SAMPLING["seed"](name, value),
-        ).saying("-1: a fresh one."),
+        ).saying("-1: a random seed."),
         **_FIXED,
     }
 )
@@ -185,26 +187,28 @@ COMMON: Mapping[str, Check[Any]] = {
     "model": MODEL,
     "options": _OPTIONS.check(),
     "keep_alive": Check({"anyOf": [_SECONDS.schema, _DURATION]}, _keep_alive).saying(
-        "Taken, and without effect: how long a model stays is the server's rule."
+        "Has no effect: the server decides how long a model stays loaded."
     ),
 }
 EMBEDDING: Mapping[str, Check[Any]] = {
     **COMMON,
     "options": Form({"num_ctx": _NUM_CTX, **_FIXED}).check(),
 }
-"""What both endpoints for vectors take."""
+"""The common fields of both endpoints for vectors."""
 TEXT_FIELDS: Mapping[str, Check[Any]] = {
     **COMMON,
-    "stream": BOOLEAN.saying("Lines of JSON, which is the default, or one object."),
+    "stream": BOOLEAN.saying("True, the default: a stream of JSON lines; false: one object."),
     "format": Check({"anyOf": [{"enum": ["", "json"]}, {"type": "object"}]}, _format).saying(
-        "A JSON Schema that the answer obeys, or any JSON."
+        "A JSON Schema that the answer obeys; json: any JSON object."
     ),
     "think": Check({"enum": [True, False, *THINK_LEVELS]}, _think).saying(
-        "Tell the model's thoughts from its answer."
+        "Let the model think, and return its thoughts apart from its answer."
     ),
     "logprobs": BOOLEAN.saying("Report each token's log probability."),
-    "top_logprobs": integers(0, MAX_TOP_LOGPROBS).saying("And so many of the likeliest."),
+    "top_logprobs": integers(0, MAX_TOP_LOGPROBS).saying(
+        "Number of most likely tokens whose log probabilities are reported, too."
+    ),
     "truncate": empty("messages that do not fit into the context are an error"),
-    "shift": empty("an answer ends with the context"),
+    "shift": empty("an answer ends when the context is full"),
 }
-"""What chats and other texts take."""
+"""The common fields of /api/generate and /api/chat."""

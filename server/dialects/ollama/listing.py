@@ -1,4 +1,4 @@
-"""Which models there are, which are loaded, and what their files say: no work for a slot."""
+"""Lists and describes models: GET /api/tags, /api/ps and /api/version, POST /api/show."""
 
 from __future__ import annotations
 
@@ -34,13 +34,15 @@ from workers.pool.catalog import ModelStatus, find
 
 CHAT_TEMPLATE = "tokenizer.chat_template"
 TEMPLATE_WORDS = {"tools": ("tools",), "thinking": (THINKING, THOUGHT)}
-"""What a model was trained for, by a word that its chat template has then."""
+"""The capabilities of models, with words that show them if they are in the chat template."""
 SHOW = Form(
     {
         "model": PLAIN_TEXT,
-        "name": PLAIN_TEXT.saying("What older clients call it."),
+        "name": PLAIN_TEXT.saying("Same as model, for older clients."),
         "verbose": BOOLEAN,
-        **dict.fromkeys(("system", "template", "options"), empty("a model is shown as it is")),
+        **dict.fromkeys(
+            ("system", "template", "options"), empty("the model is described as it is served")
+        ),
     }
 )
 
@@ -48,7 +50,7 @@ logger = logging.getLogger("tokenflume")
 
 
 def routes(models: Models) -> Sequence[BaseRoute]:
-    """GET /api/tags, /api/ps and /api/version, POST /api/show."""
+    """The four routes."""
     cache = DetailsCache()
 
     async def tags(_: Request) -> Response:
@@ -81,21 +83,22 @@ def routes(models: Models) -> Sequence[BaseRoute]:
 
 
 def shown_name(body: bytes) -> str:
-    """The model that a body of /api/show names. Raises InvalidRequest."""
+    """The model's name in a body of /api/show. Raises InvalidRequest."""
     fields = SHOW.read(body)
-    name = fields.get("model") or fields.get("name")  # older clients say the latter
+    name = fields.get("model") or fields.get("name")
     if not name:
         raise InvalidRequest("model is missing")
     return str(name)
 
 
 Describe = Callable[[ModelStatus, DetailsCache], dict[str, Any]]
+"""Makes a model's entry in a list. Raises ModelUnavailable."""
 
 
 def listed(
     statuses: Sequence[ModelStatus], describe: Describe, cache: DetailsCache
 ) -> list[dict[str, Any]]:
-    """Those whose files can still be read: one that is gone is no reason to hide the others."""
+    """The entries of models whose files can be read. The others are logged and left out."""
     found = []
     for status in statuses:
         try:
@@ -106,7 +109,7 @@ def listed(
 
 
 def describe(status: ModelStatus, cache: DetailsCache) -> dict[str, Any]:
-    """A model in a list. Reads its file's header. Raises ModelUnavailable."""
+    """A model's entry in /api/tags. Reads the file's header. Raises ModelUnavailable."""
     name = status.spec.name
     file = file_of(status.spec)
     details = details_of(status, file, cache)
@@ -131,10 +134,7 @@ def describe(status: ModelStatus, cache: DetailsCache) -> dict[str, Any]:
 
 
 def running(status: ModelStatus, cache: DetailsCache) -> dict[str, Any]:
-    """A loaded model in a list: without an end, as its stay has none that is known.
-
-    Raises ModelUnavailable.
-    """
+    """A model's entry in /api/ps. It has no expiry, which is not known. Raises ModelUnavailable."""
     value = describe(status, cache)
     value.pop("modified_at", None)
     context = {} if status.info is None else {"context_length": status.info.context}
@@ -142,7 +142,7 @@ def running(status: ModelStatus, cache: DetailsCache) -> dict[str, Any]:
 
 
 def shown(status: ModelStatus, cache: DetailsCache) -> dict[str, Any]:
-    """All that is known of a model. Reads its file's header. Raises ModelUnavailable."""
+    """The description of a model in /api/show. Reads the file's header. Raises ModelUnavailable."""
     described = describe(status, cache)
     metadata = metadata_of(status.spec)
     template = str(metadata.pop(CHAT_TEMPLATE, ""))
@@ -163,7 +163,8 @@ def shown(status: ModelStatus, cache: DetailsCache) -> dict[str, Any]:
 
 
 def file_of(spec: ModelSpec) -> ModelFile | None:
-    """The model's file, or files, as they are now; None: it has none. Raises ModelUnavailable."""
+    """The current state of the model's file or files; None: it has none. Raises
+    ModelUnavailable."""
     path = spec.model.path
     if path is None or spec.model.engine == "echo":
         return None
@@ -177,7 +178,7 @@ def file_of(spec: ModelSpec) -> ModelFile | None:
 
 
 def details_of(status: ModelStatus, file: ModelFile | None, cache: DetailsCache) -> ModelDetails:
-    """What the file says, and of its family what the engine does. Raises ModelUnavailable."""
+    """The file's details; a missing family is the engine's. Raises ModelUnavailable."""
     family = "" if status.info is None else status.info.architecture
     if file is None:
         return ModelDetails("", family, "", UNKNOWN, None, files_identity(()))
@@ -189,7 +190,7 @@ def details_of(status: ModelStatus, file: ModelFile | None, cache: DetailsCache)
 
 
 def metadata_of(spec: ModelSpec) -> dict[str, Any]:
-    """The simple values of a GGUF's header; empty of others. Raises ModelUnavailable."""
+    """The simple values in a GGUF header; empty for other files. Raises ModelUnavailable."""
     path = spec.model.path
     try:
         if path is None or read_magic(path) != GGUF_MAGIC:
@@ -202,7 +203,7 @@ def metadata_of(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _json_value(value: Any) -> Any:
-    """JSON has neither infinity nor what is no number."""
+    """The value; None instead of infinity and NaN, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,4 +1,4 @@
-"""Bodies of POST /api/generate, /api/chat, /api/embed and /api/embeddings to calls."""
+"""Parses the bodies of POST /api/generate, /api/chat, /api/embed and /api/embeddings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from shared.validation import BOOLEAN, TEXT, Check, integers, text
 
 
 def _texts(name: str, value: Any) -> list[str]:
-    """One, several, or none."""
+    """The texts: one, several or none."""
     texts = [value] if isinstance(value, str) and value else value or []
     if not isinstance(texts, list):
         raise InvalidRequest(f"{name} must be a string or a list of strings")
@@ -48,17 +48,17 @@ def _texts(name: str, value: Any) -> list[str]:
 
 TEXTS = Check(
     {"anyOf": [PLAIN_TEXT.schema, {"type": "array", "items": TEXT.schema}]}, _texts
-).saying("A text, or several.")
+).saying("A text or a list of texts.")
 GENERATE = Form(
     {
         **TEXT_FIELDS,
         "prompt": PLAIN_TEXT,
         "system": PLAIN_TEXT.saying("A system prompt's name or its text."),
-        "raw": BOOLEAN.saying("The prompt is taken as it is, without a chat template."),
-        "template": empty("a chat template is chosen when the server starts"),
-        "suffix": empty("no text is written between two others here"),
+        "raw": BOOLEAN.saying("Use the prompt as it is, without the chat template."),
+        "template": empty("the chat template is chosen when the server starts"),
+        "suffix": empty("text cannot be inserted between two texts"),
         "context": empty("send the conversation to /api/chat"),
-        "images": empty("the models here read text only"),
+        "images": empty("the models read only text"),
     }
 )
 CHAT = Form({**TEXT_FIELDS, "messages": MESSAGES, "tools": TOOL_LIST})
@@ -67,7 +67,7 @@ EMBED = Form(
         **EMBEDDING,
         "input": TEXTS,
         "truncate": BOOLEAN,
-        "dimensions": integers(1).saying("Numbers of each vector."),
+        "dimensions": integers(1).saying("Length of each vector."),
     }
 )
 EMBEDDINGS = Form({**EMBEDDING, "prompt": PLAIN_TEXT})
@@ -76,12 +76,12 @@ MakeTask = Callable[[ServedModel, SamplingParams], Generation]
 
 
 def parse_generate(body: bytes, headers: Mapping[str, str]) -> Call:
-    """A body of /api/generate. Raises InvalidRequest, naming the field."""
+    """Parse a body of /api/generate. Raises InvalidRequest, which names the field."""
     fields = GENERATE.read(body)
     prompt, system = fields.get("prompt", ""), fields.get("system") or None
     is_raw, think = fields.get("raw", False), fields.get("think", {})
     if is_raw and (system or think):
-        raise InvalidRequest("raw: a prompt without a template has no place for system or think")
+        raise InvalidRequest("raw: system and think need the chat template")
 
     def task(served: ServedModel, sampling: SamplingParams) -> Generation:
         if is_raw:
@@ -93,7 +93,7 @@ def parse_generate(body: bytes, headers: Mapping[str, str]) -> Call:
 
 
 def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
-    """A body of /api/chat. Raises InvalidRequest, naming the field."""
+    """Parse a body of /api/chat. Raises InvalidRequest, which names the field."""
     fields = CHAT.read(body)
     messages, think = fields.get("messages", []), fields.get("think", {})
     tools = fields.get("tools")
@@ -114,7 +114,7 @@ def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
 
 
 def parse_embed(body: bytes, headers: Mapping[str, str]) -> Call:
-    """A body of /api/embed. Raises InvalidRequest, naming the field."""
+    """Parse a body of /api/embed. Raises InvalidRequest, which names the field."""
     fields = EMBED.read(body)
     dimensions = fields.get("dimensions")
     return _vector_call(
@@ -123,7 +123,7 @@ def parse_embed(body: bytes, headers: Mapping[str, str]) -> Call:
 
 
 def parse_embeddings(body: bytes, headers: Mapping[str, str]) -> Call:
-    """A body of /api/embeddings. Raises InvalidRequest, naming the field."""
+    """Parse a body of /api/embeddings. Raises InvalidRequest, which names the field."""
     fields = EMBEDDINGS.read(body)
     prompt = fields.get("prompt", "")
     return _vector_call(fields, [prompt] if prompt else [], VectorRenderer)
@@ -138,7 +138,7 @@ def _text_call(
     *,
     is_chat: bool = True,
 ) -> Call:
-    """`make` is None where nothing is to be written: the model is only to be loaded."""
+    """The call of a generation. `make` is None if the request only loads the model."""
     asked = time.monotonic()
     is_stream, options = fields.get("stream", True), read_options(fields)
 
@@ -158,7 +158,8 @@ def _text_call(
 def _thinking(
     served: ServedModel, task: Generation, answer: TextReader
 ) -> tuple[Generation, TextReader]:
-    """The same, with thoughts told from the answer. Some templates begin them in the prompt."""
+    """The task and a reader that separate thoughts from the answer. Some templates begin the
+    thoughts in the prompt."""
     is_thinking = task.prompt.text.rstrip().endswith(THINK)
     has_control_marks = not {THINK, THOUGHT}.isdisjoint(served.info.card.control)
     task = replace(task, shows_control=task.shows_control or has_control_marks)

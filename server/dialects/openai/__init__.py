@@ -1,7 +1,7 @@
 """OpenAI's API: completions, chats, embeddings and models, under /v1/.
 
-Errors are {"error": {"message", "type", "param", "code"}}. A field that is not known or not
-supported is a 400 that names it in `param`; a value that asks for nothing is accepted.
+Errors are {"error": {"message", "type", "param", "code"}}. A field that is unknown or not supported
+is a 400 with its name in `param`; a value that has no effect is accepted.
 """
 
 from server.dialects.base import Dialect

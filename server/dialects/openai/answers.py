@@ -1,4 +1,4 @@
-"""What answers look like from outside: events of a stream, or one object; errors; counts."""
+"""The form of answers: events of a stream, or one object; errors; token counts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shared.sampling import MAX_SEED
 Json = dict[str, Any]
 DONE = b"data: [DONE]\n\n"
 IMPOSSIBLE = -9999.0
-"""The log probability of what cannot be: JSON has no -Infinity, and clients want a number."""
+"""The log probability of impossible tokens: JSON has no -Infinity, and clients expect a number."""
 
 ERROR_TYPES = {
     401: "authentication_error",
@@ -30,9 +30,9 @@ ERROR_TYPES = {
     429: "rate_limit_error",
     503: "unavailable_error",
 }
-"""By status; of the others, those below 500 are the request's own fault."""
+"""Error types by status; other statuses below 500 are invalid_request_error."""
 CODES = {ContextTooShort: "context_length_exceeded", Unauthorized: "invalid_api_key"}
-"""Where clients look for OpenAI's own."""
+"""OpenAI's codes for errors that clients handle by code."""
 
 
 def error_object(error: ServingError) -> Json:
@@ -49,21 +49,21 @@ def error_object(error: ServingError) -> Json:
 
 
 _LEADING = re.compile(r"(?:prompt|grammar|json_schema|logit_bias)\b")
-"""How sentences begin that come from a worker, which does not say the field apart."""
+"""Matches the field at the beginning of a worker's message; a worker does not send it apart."""
 
 
 def error_body(error: ServingError) -> bytes:
-    """The error's JSON, on a line."""
+    """The error's JSON and a newline."""
     return json.dumps(error_object(error), separators=(",", ":")).encode() + b"\n"
 
 
 def to_json(value: Json) -> bytes:
-    """Without spaces."""
+    """Compact JSON."""
     return _ENCODER.encode(value).encode()
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-"""Made once: a stream has a chunk a token."""
+"""Made once, because a stream encodes a chunk for each token."""
 
 
 def sse(value: Json) -> bytes:
@@ -72,12 +72,12 @@ def sse(value: Json) -> bytes:
 
 
 def finite(logprob: float) -> float:
-    """A number that JSON has."""
+    """The value; IMPOSSIBLE for -infinity."""
     return logprob if math.isfinite(logprob) else IMPOSSIBLE
 
 
 def repeated(task: Generation, times: int) -> tuple[Generation, ...]:
-    """The task so often, each with a seed of its own. The first one saves the prompt."""
+    """`times` copies of the task, with different seeds. Only the first one saves the prompt."""
     tasks = [task]
     seed = task.sampling.seed
     for index in range(1, times):
@@ -88,16 +88,16 @@ def repeated(task: Generation, times: int) -> tuple[Generation, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What all objects of an answer begin with."""
+    """The fields that all objects of an answer begin with."""
 
     id: str
     created: int
-    """Seconds since 1970."""
+    """Unix time in seconds."""
     model: str
 
     @staticmethod
     def of(model: str, prefix: str) -> Head:
-        """A new answer's."""
+        """The head of a new answer, with an id that begins with `prefix`."""
         return Head(prefix + uuid.uuid4().hex, int(time.time()), model)
 
     def object(self, kind: str, **fields: Any) -> Json:
@@ -111,7 +111,7 @@ class Head:
 
 
 class Totals:
-    """The counts and times of an answer's tasks. Each prompt has `choices` of them, in turn."""
+    """Token counts and times of an answer's tasks: `choices` tasks for each prompt, in order."""
 
     def __init__(self, choices: int) -> None:
         self._choices = choices
@@ -129,7 +129,7 @@ class Totals:
         self._times = tuple(map(max, self._times, times))  # type: ignore[assignment]
 
     def usage(self) -> Json:
-        """A prompt counts once, and as cached what the first of its choices found."""
+        """The token counts. A prompt counts once; cached are the fewest tokens of its choices."""
         prompt = sum(tokens for tokens, _ in self._prompts.values())
         return {
             "prompt_tokens": prompt,
@@ -141,7 +141,7 @@ class Totals:
         }
 
     def timings(self) -> Json:
-        """Each the longest of all tasks, in milliseconds."""
+        """The longest times of all tasks, in milliseconds."""
         names = ("queued_ms", "prefill_ms", "decode_ms")
         return {
             name: round(1000 * value, 3) for name, value in zip(names, self._times, strict=True)
@@ -149,23 +149,23 @@ class Totals:
 
 
 class Choice(Protocol):
-    """One choice of an answer: its tokens as pieces for a stream, and as a whole."""
+    """One choice of an answer: as chunks of a stream, and as a whole."""
 
     def begin(self) -> list[Json]:
-        """Pieces before the first token."""
+        """The chunks before the first token."""
 
     def token(self, token: Token) -> list[Json]:
-        """Pieces of a token."""
+        """The chunks of a token."""
 
     def finished(self, event: Finished) -> list[Json]:
-        """Pieces of the end."""
+        """The chunks of the end."""
 
     def whole(self) -> Json:
-        """All of it, once it has ended."""
+        """The complete choice, after its end."""
 
 
 class StreamRenderer(Renderer):
-    """A chunk for each piece, and [DONE]; an error is the last event, without it."""
+    """A stream of chunks, then [DONE]. A failed stream ends with an error instead of [DONE]."""
 
     media_type = "text/event-stream"
 
@@ -205,10 +205,7 @@ class StreamRenderer(Renderer):
 
 
 class WholeRenderer(Renderer):
-    """One object at the end.
-
-    `chosen`: those of the choices that are shown, in their order.
-    """
+    """One object with all choices, or with those that `chosen` returns."""
 
     is_stream = False
 

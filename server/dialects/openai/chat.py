@@ -33,13 +33,11 @@ CHUNK = "chat.completion.chunk"
 
 
 def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
-    """A /v1/chat/completions body. Raises InvalidRequest, naming the field."""
+    """Parse a body of /v1/chat/completions. Raises InvalidRequest, which names the field."""
     given = CHAT.read(body)
     messages, system = given.pop("messages"), given.pop("system", None)
     if system is not None and _has_system(messages):
-        raise InvalidRequest(
-            "system: there is a system message among messages already", field="system"
-        )
+        raise InvalidRequest("system: messages contain a system message already", field="system")
     variables = given.pop("chat_template_kwargs", {})
     variables = {**variables, **{name: given.pop(name) for name in VARIABLES if name in given}}
     known: dict[str, tuple[str, Any]] = {}
@@ -58,14 +56,14 @@ def parse_chat(body: bytes, headers: Mapping[str, str]) -> Call:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A body that has been read."""
+    """A checked body."""
 
     common: Common
     messages: Sequence[Mapping[str, Any]]
     system: str | None
-    """The name or the text of a system prompt; None: the server's, if messages have none."""
+    """Name or text of a system prompt; None: the server's, if messages have none."""
     variables: Mapping[str, Any]
-    """For the chat template."""
+    """Variables for the chat template."""
     tools: ToolUse | None
 
     def answer(self, served: ServedModel) -> Answer:
@@ -100,7 +98,7 @@ def _has_system(messages: Sequence[Mapping[str, Any]]) -> bool:
 
 
 class ChatChoice(Choice):
-    """The next message."""
+    """The next message of a chat."""
 
     def __init__(self, index: int, reader: Reader) -> None:
         self._index = index
@@ -152,8 +150,8 @@ def _shown(logprobs: Sequence[Json]) -> Json | None:
 
 
 def _logprobs(text: str, logprobs: Logprobs) -> Json:
-    """The `bytes` of all tokens together are the answer's text: those of a token that ends within
-    a character are with the token that completes it."""
+    """A token's log probabilities. The `bytes` of all tokens together are the answer's text, so the
+    bytes of a token that ends within a character belong to the token that completes it."""
     return {
         "token": text,
         "logprob": finite(logprobs.logprob),
@@ -176,21 +174,23 @@ def _variables(name: str, value: Any) -> Mapping[str, Any]:
 
 
 VARIABLES: Mapping[str, Check[Any]] = {"enable_thinking": BOOLEAN, "reasoning_effort": TEXT}
-"""Fields that are variables of chat templates."""
+"""The fields that are variables of chat templates."""
 CHAT = Form(
     {
         "messages": MESSAGES,
         **COMMON,
         **TOOLS,
         **VARIABLES,
-        "max_completion_tokens": integers(1).saying("Another name of num_predict."),
+        "max_completion_tokens": integers(1).saying("Same as num_predict."),
         "system": PLAIN_TEXT.saying(
-            "A system prompt's name or its text; empty: none, not even the server's."
+            "Name or text of a system prompt; empty: without the server's default."
         ),
         "chat_template_kwargs": Check({"type": "object"}, _variables),
         "logprobs": BOOLEAN.saying("Report each token's log probability."),
-        "top_logprobs": integers(0, MAX_LOGPROBS).saying("And so many of the likeliest."),
-        # What is not supported, with the values that ask for nothing.
+        "top_logprobs": integers(0, MAX_LOGPROBS).saying(
+            "Number of most likely tokens whose log probabilities are reported, too."
+        ),
+        # Not supported, except for values that have no effect.
         "modalities": only(["text"]),
         "verbosity": only("medium"),
         "functions": only([]),

@@ -1,4 +1,4 @@
-"""POST /v1/completions: texts, or tokens, and what comes after them."""
+"""POST /v1/completions: continuations of texts or of tokens."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ DEFAULT_TOKENS = 16
 COMPLETION = Form(
     {
         "prompt": PROMPTS,
-        "echo": BOOLEAN.saying("The answer begins with the prompt."),
+        "echo": BOOLEAN.saying("Begin the answer with the prompt."),
         "best_of": integers(1, MAX_CHOICES).saying(
-            "Choices that are made of each prompt; the n likeliest are shown."
+            "Number of choices generated for each prompt; the n most likely are returned."
         ),
         "suffix": only(""),
         **COMMON,
@@ -45,7 +45,7 @@ COMPLETION = Form(
 
 
 def parse_completion(body: bytes, headers: Mapping[str, str]) -> Call:
-    """A /v1/completions body. Raises InvalidRequest, naming the field."""
+    """Parse a body of /v1/completions. Raises InvalidRequest, which names the field."""
     given = COMPLETION.read(body)
     common = take_common(given, "max_tokens")
     tries = given.get("best_of", common.n)
@@ -56,33 +56,32 @@ def parse_completion(body: bytes, headers: Mapping[str, str]) -> Call:
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A body that has been read."""
+    """A checked body."""
 
     common: Common
     prompts: tuple[Prompt, ...]
     echoes: bool
+    """The answer begins with the prompt."""
     tries: int
-    """Choices that are made of each prompt; the likeliest are shown."""
+    """Choices that are generated for each prompt; the most likely are returned."""
 
     def check(self) -> None:
-        """Raises InvalidRequest for fields that do not go together."""
+        """Raises InvalidRequest for fields that exclude each other."""
         common = self.common
         if self.tries < common.n:
             raise InvalidRequest("best_of must be at least n", field="best_of")
         if self.tries > common.n and common.is_stream:
-            raise InvalidRequest("best_of: a stream cannot wait for the best", field="best_of")
+            raise InvalidRequest("best_of must be n in a stream", field="best_of")
         if self.tries * len(self.prompts) > MAX_CHOICES:
             raise InvalidRequest(
-                f"n: at most {MAX_CHOICES} choices of all prompts together", field="n"
+                f"n: all prompts together may have at most {MAX_CHOICES} choices", field="n"
             )
         if self.echoes and "logprobs" in common.sampling:
-            raise InvalidRequest(
-                "logprobs: a prompt that is echoed has none here", field="logprobs"
-            )
+            raise InvalidRequest("logprobs is not supported together with echo", field="logprobs")
         if self.echoes and any(prompt.tokens is not None for prompt in self.prompts):
-            raise InvalidRequest("echo: only prompts that are texts can be echoed", field="echo")
+            raise InvalidRequest("echo is not supported for prompts of tokens", field="echo")
         if common.prompt_id and len(self.prompts) > 1:
-            raise InvalidRequest("cache names one prompt, and there are several", field="cache")
+            raise InvalidRequest("cache is not supported for several prompts", field="cache")
 
     def answer(self, served: ServedModel) -> Answer:
         """Raises ServingError."""
@@ -112,7 +111,7 @@ class CompletionRequest:
 
 
 class CompletionChoice(Choice):
-    """A continuation. `echo` is the text before it."""
+    """A continuation, after the text `echo`."""
 
     def __init__(self, index: int, echo: str, *, shows_logprobs: bool) -> None:
         self._index = index
@@ -124,7 +123,7 @@ class CompletionChoice(Choice):
         self._reason = ""
 
     def begin(self) -> list[Json]:
-        """One in any case, so that choices first appear in their order."""
+        """One chunk, even without echo, so that the choices first appear in their order."""
         return [self._piece(self._echo)]
 
     def token(self, token: Token) -> list[Json]:
@@ -144,7 +143,7 @@ class CompletionChoice(Choice):
         return {**self._piece(text, shown), "finish_reason": self._reason}
 
     def likelihood(self) -> float:
-        """The mean log probability of its tokens, of none the least."""
+        """Mean log probability of its tokens; -infinity without tokens."""
         values: list[float] = self._logprobs["token_logprobs"]
         return sum(values) / len(values) if values else float("-inf")
 
@@ -152,7 +151,7 @@ class CompletionChoice(Choice):
         return {"text": text, "index": self._index, "logprobs": logprobs, "finish_reason": None}
 
     def _take_logprobs(self, token: Token) -> Json | None:
-        """The token's, which are kept too."""
+        """The log probabilities of the token, which are also kept for `whole`."""
         if token.logprobs is None:
             return None
         new: dict[str, list[Any]] = {
@@ -168,7 +167,7 @@ class CompletionChoice(Choice):
 
 @dataclass(frozen=True, slots=True)
 class BestOf:
-    """Of each `tries` choices the `n` likeliest."""
+    """The `n` most likely of each prompt's `tries` choices."""
 
     choices: Sequence[CompletionChoice]
     tries: int
@@ -193,7 +192,8 @@ def _no_logprobs() -> dict[str, list[Any]]:
 
 
 def _likeliest(top: Sequence[Candidate]) -> dict[str, float]:
-    """By their texts; of two that look alike, as parts of characters do, the likelier one."""
+    """The log probabilities by text. Of tokens with equal texts, such as parts of characters, only
+    the most likely one."""
     result: dict[str, float] = {}
     for candidate in top:
         result.setdefault(candidate.piece.decode(errors="replace"), finite(candidate.logprob))

@@ -1,4 +1,4 @@
-"""What /openapi.json says of OpenAI's endpoints."""
+"""The OpenAPI description of OpenAI's endpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from shared.validation import Schema, nullable
 ERROR: Schema = record(
     error=record(message=STRING, type=STRING, param=nullable(STRING), code=STRING)
 )
-STREAM = "Server-sent events; the last one is [DONE], or an error."
+STREAM = "Server-sent events; the last one is [DONE] or an error."
 USAGE = record(
     prompt_tokens=INTEGER,
     completion_tokens=INTEGER,
@@ -86,13 +86,13 @@ OPERATIONS: Operations = {
         GENERATION,
     ),
     ("POST", "/v1/chat/completions"): Operation(
-        "The next message.",
+        "Write the next message of a chat.",
         _answers(CHAT_KIND, _choice(message=MESSAGE), CHUNK, record(delta=OBJECT)),
         CHAT,
         GENERATION,
     ),
     ("POST", "/v1/embeddings"): Operation(
-        "Texts as vectors.",
+        "Embed texts.",
         {
             "application/json": record(
                 object={"const": "list"},
@@ -111,11 +111,11 @@ OPERATIONS: Operations = {
         GENERATION,
     ),
     ("GET", "/v1/models"): Operation(
-        "The models.",
+        "List the models.",
         {"application/json": record(object={"const": "list"}, data=array(MODEL))},
     ),
     ("GET", "/v1/models/{id}"): Operation(
-        "A model.",
+        "Describe a model.",
         {"application/json": MODEL},
         errors=(ModelNotFound,),
         parameters=({"name": "id", "in": "path", "required": True, "schema": {"type": "string"}},),

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: texts, or tokens, as vectors."""
+"""POST /v1/embeddings: vectors of texts or of tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EMBEDDING = Form(
         "model": MODEL,
         "timeout_s": TIMEOUT,
         "encoding_format": one_of("float", "base64"),
-        "dimensions": integers(1).saying("Only what the model's vectors have."),
+        "dimensions": integers(1).saying("Length of the vectors; only the model's is accepted."),
         "user": LABEL,
     },
     needed=("input",),
@@ -31,7 +31,7 @@ EMBEDDING = Form(
 
 
 def parse_embeddings(body: bytes, headers: Mapping[str, str]) -> Call:
-    """A /v1/embeddings body. Raises InvalidRequest, naming the field."""
+    """Parse a body of /v1/embeddings. Raises InvalidRequest, which names the field."""
     given = EMBEDDING.read(body)
     prompts, dimensions = given["input"], given.get("dimensions")
     form = given.get("encoding_format", "float")
@@ -53,7 +53,7 @@ def parse_embeddings(body: bytes, headers: Mapping[str, str]) -> Call:
 
 
 class EmbeddingsRenderer(Renderer):
-    """One object at the end."""
+    """One object with all vectors."""
 
     is_stream = False
 

@@ -1,4 +1,4 @@
-"""The fields that completions and chats have in common, and what they mean."""
+"""The common fields of completions and chats: their checks and their meaning."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from shared.sampling import MAX_SEED, SamplingParams
 from shared.validation import BOOLEAN, TEXT, Check, integer, integers
 
 MAX_CHOICES = 128
-"""Of one request, over all its prompts."""
+"""Maximum choices of one request, for all its prompts together."""
 
 
 def exclude(given: Mapping[str, Any], chosen: str, *others: str) -> None:
-    """Raises InvalidRequest if one of `others` is given, which cannot be beside `chosen`."""
+    """Raises InvalidRequest if one of `others` is given, which exclude `chosen`."""
     for other in others:
         if other in given:
             raise InvalidRequest(f"{chosen} and {other} exclude each other", field=other)
@@ -36,31 +36,34 @@ def exclude(given: Mapping[str, Any], chosen: str, *others: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """What completions and chats have in common."""
+    """The values of the common fields."""
 
     model: str | None
     timeout_s: float | None
-    """Seconds in which the request is to be answered."""
+    """Seconds from the request's arrival to its deadline; None: no deadline."""
     n: int
-    """Choices of each prompt."""
+    """Choices for each prompt."""
     is_stream: bool
     has_usage: bool
-    """A stream ends with its counts."""
+    """A stream ends with its token counts."""
     prompt_id: int
     sampling: Mapping[str, Any]
-    """Fields for SamplingParams.from_fields, which takes them."""
+    """Fields for SamplingParams.from_fields."""
     names: dict[str, str]
-    """Of those that the client calls otherwise: their names there."""
+    """The client's names of sampling fields, where they are not ours."""
 
     def params(self, served: ServedModel, num_predict: int) -> SamplingParams:
-        """`num_predict`: where the request does not say. Raises Unsupported."""
+        """The sampling parameters. `num_predict`: the default. Raises Unsupported."""
         defaults = served.defaults.from_fields({"num_predict": num_predict})
         params = defaults.from_fields(self.sampling)
         self.check_supported(params, served)
         return params
 
     def check_supported(self, params: SamplingParams, served: ServedModel, **names: str) -> None:
-        """Raises Unsupported. `names`: the client's, of fields that follow from others."""
+        """Raises Unsupported if the engine cannot honour a parameter.
+
+        `names`: the client's names of further fields.
+        """
         if beyond := params.beyond(served.info.sampling):
             name = (self.names | names).get(beyond[0], beyond[0])
             raise Unsupported(
@@ -69,14 +72,14 @@ class Common:
 
 
 def take_common(given: dict[str, Any], *limits: str, **known: tuple[str, Any]) -> Common:
-    """All that is left in `given`, what a form has read. Raises InvalidRequest.
+    """The common fields among a body's checked fields. Raises InvalidRequest.
 
     `limits`: names of the field that limits the tokens. `known`: sampling fields that follow from
-    others, as a name for the client and a value.
+    other fields, each with the client's name of that field and the value.
     """
     is_stream, has_usage = given.pop("stream", False), given.pop("stream_options", None)
     if has_usage is not None and not is_stream:
-        raise InvalidRequest("stream_options is for streams only", field="stream_options")
+        raise InvalidRequest("stream_options requires stream", field="stream_options")
     known |= _limit(given, (*limits, "num_predict"))
     schema = given.pop("response_format", None)
     if schema is not None:
@@ -102,7 +105,7 @@ def _limit(given: dict[str, Any], names: tuple[str, ...]) -> dict[str, tuple[str
     limits = {name: given.pop(name) for name in names if name in given}
     if len(limits) > 1:
         raise InvalidRequest(
-            f"{' and '.join(limits)} are one field: send one of them", field=[*limits][1]
+            f"{' and '.join(limits)} mean the same: send only one of them", field=[*limits][1]
         )
     return dict.fromkeys(("num_predict",), *limits.items()) if limits else {}
 
@@ -126,12 +129,14 @@ def _response_format(name: str, value: Any) -> dict[str, Any] | None:
 
 
 def only(*values: Any) -> Check[None]:
-    """Of a field that we do not support: the values that ask for nothing."""
+    """The check of an unsupported field, which accepts values that have no effect."""
 
     def check(name: str, value: Any) -> None:
         if not any(type(value) is type(neutral) and value == neutral for neutral in values):
             neutral = " or ".join(map(json.dumps, values))
-            raise InvalidRequest(f"{name} is not supported; it may be left out, null or {neutral}")
+            raise InvalidRequest(
+                f"{name} is not supported; leave it out, or send null or {neutral}"
+            )
 
     return Check({"enum": list(values)} if values else {"type": "null"}, check)
 
@@ -148,7 +153,7 @@ def _labels(name: str, value: Any) -> None:
 
 OBJECT: Check[Mapping[str, Any]] = Check({"type": "object"}, json_object)
 ANY: Check[Any] = Check({}, lambda _, value: value)
-LABEL: Check[None] = Check({"type": "string"}, _label).saying("For the client's own books.")
+LABEL: Check[None] = Check({"type": "string"}, _label).saying("Has no effect.")
 JSON_SCHEMA = Form(
     {
         "type": one_of("json_schema"),
@@ -172,15 +177,15 @@ STREAM_OPTIONS = Form({"include_usage": BOOLEAN, "include_obfuscation": only(Fal
 SEED: Check[int] = Check(
     {"type": "integer", "minimum": -(2**63), "maximum": MAX_SEED},
     lambda name, value: integer(name, value, -(2**63), MAX_SEED) % (MAX_SEED + 1),
-).saying("Of this request's own random generator.")  # OpenAI's are signed
+).saying("Seed of the request's random generator.")  # OpenAI's are signed
 COMMON: Mapping[str, Check[Any]] = {
     **SAMPLING,
     "seed": SEED,
     "model": MODEL,
     "timeout_s": TIMEOUT,
     "cache": CACHE,
-    "n": integers(1, MAX_CHOICES).saying("Choices of each prompt."),
-    "max_tokens": integers(1).saying("Another name of num_predict."),
+    "n": integers(1, MAX_CHOICES).saying("Number of choices for each prompt."),
+    "max_tokens": integers(1).saying("Same as num_predict."),
     "stream": BOOLEAN,
     "stream_options": Check(STREAM_OPTIONS.schema, _include_usage),
     "response_format": RESPONSE_FORMAT,
@@ -192,4 +197,4 @@ COMMON: Mapping[str, Check[Any]] = {
     "service_tier": only("auto", "default"),
     "prompt_cache_retention": only("in_memory", "in-memory"),
 }
-"""What completions and chats take. Fields that ask for nothing here take the values that do so."""
+"""The common fields. An unsupported field accepts values that have no effect."""

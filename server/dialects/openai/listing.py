@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}: the models that requests may name."""
+"""GET /v1/models and /v1/models/{id}: the models of the server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def routes(models: Models) -> Sequence[BaseRoute]:
 
 
 def describe(models: Models, status: ModelStatus) -> Json:
-    """OpenAI's four fields, and what we know beyond them: of a model that is not loaded, little."""
+    """The model's entry: OpenAI's four fields, and ours; few of ours before it is loaded."""
     info, file = status.info, _file_status(status.spec.model.path)
     return {
         "id": status.spec.name,
@@ -59,7 +59,7 @@ def _file_status(path: Path | None) -> os.stat_result | None:
 
 
 def _meta(info: ModelInfo) -> Json:
-    """What the worker says. Left out: what is not known."""
+    """What the worker reports, without unknown values."""
     card = info.card
     meta = {
         "engine": info.engine,

@@ -1,4 +1,4 @@
-"""Texts, tokens, and lists of either, as prompts."""
+"""Reads prompts: a text, tokens, or a list of either."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ MAX_PROMPTS = 2048
 
 
 def read_prompts(name: str, value: Any) -> tuple[Prompt, ...]:
-    """One or several. Raises InvalidRequest, naming the field."""
+    """One or several prompts. Raises InvalidRequest, which names the field."""
     if isinstance(value, str):
         return (Prompt(text(name, value)),)
     if not isinstance(value, list) or not value:
-        raise InvalidRequest(f"{name} must be a string, a list of tokens, or a list of such")
+        raise InvalidRequest(f"{name} must be a string, a list of tokens, or a list of either")
     if type(value[0]) is int:
         return (_tokens(name, value),)
     if len(value) > MAX_PROMPTS:
-        raise InvalidRequest(f"{name} must have at most {MAX_PROMPTS} texts")
+        raise InvalidRequest(f"{name} must have at most {MAX_PROMPTS} prompts")
     return tuple(_one(f"{name}[{place}]", one) for place, one in enumerate(value))
 
 
 def check_vocabulary(name: str, prompt: Prompt, served: ServedModel) -> None:
-    """Raises InvalidRequest for tokens that the model does not have."""
+    """Raises InvalidRequest for tokens that are not in the model's vocabulary."""
     vocabulary = served.info.vocabulary
     if any(token >= vocabulary for token in prompt.tokens or ()):
-        raise InvalidRequest(f"{name}: the model's tokens are 0 to {vocabulary - 1}", field=name)
+        raise InvalidRequest(f"{name}: the model's token ids are 0 to {vocabulary - 1}", field=name)
 
 
 def _one(name: str, value: Any) -> Prompt:
@@ -42,7 +42,7 @@ def _one(name: str, value: Any) -> Prompt:
 
 def _tokens(name: str, value: list[Any]) -> Prompt:
     if not value:
-        raise InvalidRequest(f"{name} must have a token at least")
+        raise InvalidRequest(f"{name} must have at least one token")
     return Prompt(tokens=tuple(integer(f"{name}: a token", token, 0) for token in value))
 
 
@@ -56,4 +56,4 @@ PROMPTS: Check[tuple[Prompt, ...]] = Check(
         ]
     },
     read_prompts,
-).saying("A text, the ids of a text's tokens, or a list of such.")
+).saying("A text, a list of token ids, or a list of either.")

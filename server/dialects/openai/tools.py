@@ -1,4 +1,4 @@
-"""Functions that a chat's model may call: what a request says of them, and calls in its answer."""
+"""Function calling in chats: the request's functions, and the calls in an answer."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from shared.validation import BOOLEAN, TEXT, Check
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """The functions of a request that may be called."""
+    """The functions that the model may call."""
 
     tools: Sequence[Mapping[str, Any]]
     schema: Mapping[str, Any] | None
-    """Of an answer that must be a call; None: it need not."""
+    """The JSON Schema of an answer that must be a call; None: it may be text."""
     is_parallel: bool
-    """An answer may have several calls; else those after the first are left out."""
+    """An answer may have several calls. False: calls after the first are dropped."""
 
     def format(self, form: ToolFormat) -> ToolFormat:
-        """How calls are found in the answer of a model that writes them so."""
+        """The format of calls in the answer of a model with this format."""
         return form if self.schema is None else form.bare()
 
     def reader(self, form: ToolFormat) -> Reader:
-        """One for each choice."""
+        """A new reader; each choice needs its own."""
         parser = ToolCallParser(self.format(form), self.tools)
         return CallReader(parser, is_parallel=self.is_parallel)
 
 
 def take_tools(given: dict[str, Any]) -> ToolUse | None:
-    """None where none may be called. Raises InvalidRequest."""
+    """The functions of a request; None: the model may call none. Raises InvalidRequest."""
     tools = given.pop("tools", None) or []
     choice = given.pop("tool_choice", "auto")
     is_parallel = given.pop("parallel_tool_calls", True)
@@ -58,7 +58,7 @@ def take_tools(given: dict[str, Any]) -> ToolUse | None:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """The one function that must be called."""
+    """The name of the function that must be called."""
 
     name: str
 
@@ -84,12 +84,12 @@ NAMED = Form(
 TOOLS: Mapping[str, Check[Any]] = {
     "tools": TOOL_LIST,
     "tool_choice": Check({"anyOf": [{"enum": list(CHOICES)}, NAMED.schema]}, _choice),
-    "parallel_tool_calls": BOOLEAN.saying("An answer may have several calls."),
+    "parallel_tool_calls": BOOLEAN.saying("Whether an answer may have several calls."),
 }
 
 
 class Reader:
-    """An answer's text as deltas: all of it is content."""
+    """Converts an answer's text to deltas: all of it is content."""
 
     has_calls = False
 
@@ -98,12 +98,12 @@ class Reader:
         return [{"content": piece}] if piece else []
 
     def finish(self) -> list[Json]:
-        """Those of the end."""
+        """The deltas of the end."""
         return []
 
 
 class CallReader(Reader):
-    """Content, and calls of functions."""
+    """Converts an answer's text to deltas of content and of calls."""
 
     def __init__(self, parser: ToolCallParser, *, is_parallel: bool) -> None:
         self._parser = parser

@@ -145,7 +145,7 @@ def test_json_that_is_no_object_is_refused(body: bytes) -> None:
 @pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
 @pytest.mark.parametrize("where", ['{"temp": %s}', '{"a": [{"b": %s}]}', "%s"])
 def test_what_python_alone_calls_a_number_is_refused(name: str, where: str) -> None:
-    assert refusal((where % name).encode()) == f"the body is not JSON: {name} is no JSON number"
+    assert refusal((where % name).encode()) == f"the body is not JSON: {name} is not a JSON number"
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_number_too_great_for_a_float_is_left_to_its_fields_range() -> None:
     ids=repr,
 )
 def test_a_field_that_is_there_twice_is_refused_by_its_name(body: bytes) -> None:
-    assert refusal(body) == "the field 'temp' is there twice"
+    assert refusal(body) == "the field 'temp' appears twice"
 
 
 def test_the_same_field_in_two_objects_is_none_that_is_there_twice() -> None:
@@ -235,7 +235,7 @@ def test_one_field_among_a_hundred_thousand_that_is_there_twice_is_found_quickly
     body = ("{" + ",".join(f'"field{name}":0' for name in names) + "}").encode()
     started = time.perf_counter()
 
-    assert refusal(body) == f"the field 'field{twice}' is there twice"
+    assert refusal(body) == f"the field 'field{twice}' appears twice"
 
     assert time.perf_counter() - started < QUICK_S
 
@@ -244,6 +244,6 @@ def test_a_hundred_thousand_fields_that_are_all_there_twice_are_refused_quickly(
     body = ("{" + ",".join(f'"field{name // 2}":0' for name in range(200_000)) + "}").encode()
     started = time.perf_counter()
 
-    assert "is there twice" in refusal(body)
+    assert "appears twice" in refusal(body)
 
     assert time.perf_counter() - started < QUICK_S
