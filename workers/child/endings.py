@@ -17,8 +17,11 @@ def failed(request_id: int, error: Exception) -> Failed:
     """Return the message for an error that belongs to one request.
 
     The client sees the message of a ServingError. Any other error is a defect: it is logged with
-    its traceback, and the client sees `internal_error`.
+    its traceback, and the client sees `internal_error`. A MemoryError is raised again: it is the
+    whole worker that is out of memory, and only its end gives memory back.
     """
+    if isinstance(error, MemoryError):
+        raise error
     if isinstance(error, ServingError):
         return Failed(request_id, error.code, error.message)
     logger.error("request %d failed unexpectedly: %r", request_id, error, exc_info=error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -12,6 +13,11 @@ from shared.errors import QueueFull
 from shared.messages import Tokenize
 from workers.child.preparer import Request
 
+SYSTEM_DEFAULT = 0
+"""As a stack size: what the system gives to threads, usually 8 MiB."""
+
+logger = logging.getLogger("tokenflume.worker")
+
 
 @dataclass(frozen=True, slots=True)
 class LaneLimits:
@@ -20,7 +26,8 @@ class LaneLimits:
     questions: int
     """Tokenize requests that may wait, ≥ 1."""
     stack_bytes: int
-    """Size of the thread's stack. The kernel only provides the pages that are touched."""
+    """Size of the thread's stack, of which the kernel only provides the pages that are touched.
+    A thread that the system refuses, as by a limit of address space, gets the default size."""
     idle_s: float | None = None
     """Seconds without a request after which the thread ends; None: it stays."""
 
@@ -46,7 +53,7 @@ class Lane:
         self._began_at: float | None = None
 
     def put(self, request: Request) -> None:
-        """Add a request. Raises QueueFull when as many questions wait as may."""
+        """Add a request. Raises QueueFull when as many questions wait as may, and MemoryError."""
         is_question = isinstance(request, Tokenize)
         with self._change:
             if is_question and len(self._questions) >= self._limits.questions:
@@ -70,14 +77,29 @@ class Lane:
             self._change.notify()
 
     def _start_thread(self) -> None:
-        """Raises RuntimeError when the system has no resources for a thread."""
-        thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-        default = threading.stack_size(self._limits.stack_bytes)
+        """Raises MemoryError when the system refuses a thread: that is nearly always the reason."""
         try:
-            thread.start()
-        finally:
-            threading.stack_size(default)
+            self._start_with_stack(self._limits.stack_bytes)
+        except RuntimeError:
+            self._start_with_default_stack()
+            logger.warning(
+                "a stack of %d MiB was refused: the tokenizer may crash with very long words",
+                self._limits.stack_bytes // 2**20,
+            )
         self._has_thread = True
+
+    def _start_with_default_stack(self) -> None:
+        try:
+            self._start_with_stack(SYSTEM_DEFAULT)
+        except RuntimeError as error:
+            raise MemoryError(str(error)) from None
+
+    def _start_with_stack(self, stack_bytes: int) -> None:
+        before = threading.stack_size(stack_bytes)
+        try:
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        finally:
+            threading.stack_size(before)
 
     def _work(self) -> None:
         while (request := self._next()) is not None:

@@ -48,13 +48,13 @@ class Preparation:
         self._long = Lane("prepare-long", LONG, self._prepare)
 
     def submit(self, request: Request) -> None:
-        """Have the request prepared. Its outcome comes into the inbox."""
+        """Have the request prepared. Its outcome comes into the inbox. Raises MemoryError."""
         self._open.add(request.id)
         self._unprepared.add(request.id)
         lane = self._short if self._preparer.is_short(request) else self._long
         try:
             lane.put(request)
-        except (QueueFull, RuntimeError) as error:  # RuntimeError: no thread could be started
+        except QueueFull as error:
             self._unprepared.discard(request.id)
             self._inbox.put(failed(request.id, error))
 
@@ -90,10 +90,13 @@ class Preparation:
         return is_open
 
     def _prepare(self, request: Request) -> None:
-        """Runs in a lane's thread."""
-        if request.id in self._open:
-            outcome = self._preparer.prepare(request)
-            # In this order: what `is_preparing` comes behind a Cancel that is in the inbox.
+        """Runs in a lane's thread. An error ends the loop, which must not go on without it."""
+        try:
+            outcome = self._preparer.prepare(request) if request.id in self._open else None
+            # Discarded first: while `is_preparing`, the outcome comes behind a Cancel that is in
+            # the inbox.
             self._unprepared.discard(request.id)
-            self._inbox.put(outcome)
-        self._unprepared.discard(request.id)
+            if outcome is not None:
+                self._inbox.put(outcome)
+        except Exception as error:
+            self._inbox.fail(error)

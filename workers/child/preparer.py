@@ -57,7 +57,10 @@ class Preparer:
         return size <= SHORT_CHARACTERS
 
     def prepare(self, request: Request) -> Outcome:
-        """Return the prepared request or the answer; Failed for whatever goes wrong with it."""
+        """Return the prepared request or the answer; Failed if there was an error.
+
+        Raises MemoryError.
+        """
         try:
             match request:
                 case Generate():

@@ -194,7 +194,10 @@ class Scheduler:
         return events + self._run("prefill", sequences, feeds, interruptible=interruptible)
 
     def _has_begun(self, sequence: Sequence, events: list[Message]) -> bool:
-        """Let the sequence begin, if it can. An error fails only its request."""
+        """Let the sequence begin, if it can.
+
+        An error, but a MemoryError, fails only its request.
+        """
         if sequence.has_begun:
             return True
         try:
@@ -257,7 +260,7 @@ class Scheduler:
     def _sample(self, sequences: Iterable[Sequence], now: float) -> list[Message]:
         """Sample the next token of each sequence; end those that are finished.
 
-        An error fails only its request.
+        An error, but a MemoryError, fails only its request.
         """
         tokens: list[Token] = []
         ends: list[Message] = []

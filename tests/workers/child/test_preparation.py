@@ -402,8 +402,7 @@ class FaultyEngine(SlowEngine):
         return super().embed(tokens, position, is_last=is_last)
 
 
-@pytest.mark.parametrize("error", [RuntimeError, MemoryError, AssertionError])
-@pytest.mark.parametrize(
+each_place = pytest.mark.parametrize(
     ("method", "request_"),
     [
         ("tokenize", generate(2, "faulty")),
@@ -416,6 +415,10 @@ class FaultyEngine(SlowEngine):
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
+
+
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError])
+@each_place
 def test_an_unexpected_error_fails_its_request_alone(
     method: str, request_: Request, error: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -435,6 +438,17 @@ def test_an_unexpected_error_fails_its_request_alone(
     assert "request 2 failed unexpectedly" in record.getMessage()
     assert record.exc_info is not None
     assert record.exc_info[0] is error
+
+
+@each_place
+def test_a_worker_that_is_out_of_memory_ends(method: str, request_: Request) -> None:
+    """Only its end gives the memory back, and other requests would fail the same way."""
+    engine = FaultyEngine(method, MemoryError)
+    with pytest.raises(MemoryError), serving(engine) as served:
+        served.stream(1)
+        engine.is_faulty = True
+        served.send(request_)
+        served.until(served.running.done)
 
 
 def test_an_error_that_was_foreseen_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -542,20 +556,36 @@ def test_a_long_word_does_not_overflow_the_stack(tmp_path: Path) -> None:
     ]
 
 
-def test_a_lane_without_a_thread_refuses_only_its_request(
+def test_a_lane_whose_large_stack_is_refused_works_with_the_default_one() -> None:
+    """A limit of address space would otherwise refuse all long prompts."""
+    code = """if True:
+        import resource
+        from shared.messages import Tokenize
+        from shared.prompt import Prompt
+        from workers.child.lane import Lane
+        from workers.child.preparation import LONG
+
+        resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))
+        lane = Lane("lane", LONG, lambda request: print("prepared", request.id, flush=True))
+        lane.put(Tokenize(7, Prompt("x"), is_start=True))
+        while lane._has_thread:
+            pass
+    """
+    process = ended(code)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "prepared 7\n"
+    assert "a stack of 512 MiB was refused" in process.stderr
+
+
+def test_a_worker_that_gets_no_thread_at_all_is_out_of_memory(
     engine: SlowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A system may have no memory for the stack, or no process left."""
-
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    with serving(engine) as served:
+    with pytest.raises(MemoryError), serving(engine) as served:
         served.stream(1)
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", start)
             served.send(tokenize(2, "x" * (SHORT_CHARACTERS + 1)))
-            assert served.end(2) == Failed(2, "internal_error", UNEXPECTED)
-        served.send(tokenize(3, "x" * (SHORT_CHARACTERS + 1)))
-        assert isinstance(served.end(3), Tokenized)
-        served.flows(1)
+            served.until(served.running.done)
