@@ -65,7 +65,8 @@ must end properly, with exactly as many tokens as were asked for. Only the strea
 In comparisons with llama-server, prompts are random words, each one token of the made models, so
 that no cache of prompts can help. The compute threads of llama-server are pinned to the CPUs of
 tokenflume's worker, and its in-memory cache of prompts is off. Both servers run while either is
-measured; an idle one takes no CPU time. All other settings, such as batch sizes, are each server's defaults.
+measured; an idle one takes no CPU time. All other settings, such as batch sizes, are each server's
+defaults.
 
 The models are made once, by scripts.modelling.make_model, with random weights. They stay in
 --models.
