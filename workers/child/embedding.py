@@ -78,7 +78,7 @@ class Embeddings:
         try:
             chunk = current.tokens[current.position : end]
             vector = self._engine.embed(chunk, current.position, is_last=is_last)
-        except Exception as error:  # of any kind: it belongs to this request alone
+        except Exception as error:  # of any kind: it belongs to this request only
             self._current = None
             return [failed(current.id, error)]
         current.position = end

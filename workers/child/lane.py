@@ -35,9 +35,8 @@ class LaneLimits:
 class Lane:
     """Calls `prepare` for each request, in a thread that is started when it is needed.
 
-    Questions (Tokenize) wait until no Generate and no Embed is left. Those are bounded by the
-    worker's slots, so questions are delayed, but not for ever.
-    `prepare` must not raise.
+    Questions (Tokenize) wait until no Generate and no Embed waits. The worker's slots bound those,
+    so questions are delayed, but not forever. `prepare` must not raise.
     """
 
     def __init__(self, name: str, limits: LaneLimits, prepare: Callable[[Request], None]) -> None:
@@ -64,12 +63,12 @@ class Lane:
                 self._start_thread()
 
     def busy_s(self) -> float:
-        """Return for how many seconds the current request is being prepared; 0: there is none."""
+        """Return for how many seconds a request has been prepared; 0 if none is prepared."""
         began_at = self._began_at
         return 0.0 if began_at is None else time.monotonic() - began_at
 
     def close(self) -> None:
-        """Drop what waits, and let the thread end. Does not wait for it."""
+        """Drop the requests that wait, and let the thread end, without waiting for it."""
         with self._change:
             self._is_closed = True
             self._requests.clear()

@@ -17,7 +17,7 @@ FIRST_TRIAL, LAST_GAP = 8, 256
 """Steps before the first trial; and the most steps between two trials. Each gap is twice the one
 before it."""
 RECENT = 3
-"""The fastest of so many last steps is compared with a trial: disturbances only slow a step."""
+"""Steps whose fastest is compared with a trial: disturbances only slow a step."""
 TRUST = 1.25
 """Largest ratio that the first measurement is trusted with: it may have been disturbed."""
 LEARNING_RATE = 0.5

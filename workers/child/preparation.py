@@ -3,9 +3,10 @@
     RequestReader ─▶ submit ─▶ a lane's thread: Preparer.prepare ─▶ Inbox ─▶ the loop: accept
                                                                             the loop: cancel
 
-There are two lanes, each first come first served. A long prompt cannot be tokenized in slices
-without changing its tokens, so a request of more than SHORT_CHARACTERS goes to a lane of its own:
-short ones never wait for it, and may overtake it.
+There are two lanes, each first come first served. A prompt cannot be tokenized in slices without
+changing its tokens, so requests of more than SHORT_CHARACTERS have their own lane: short requests
+do not wait for them, and may overtake them. (The ctransformers engine has a lock, so there a short
+prompt may wait for one long one.)
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SHORT = LaneLimits(questions=1000, stack_bytes=32 * 2**20)
 
 
 class PreparationStuck(Exception):
-    """A request takes so long to prepare that the engine must be stuck in it."""
+    """A request takes longer to prepare than any should: the engine is stuck."""
 
 
 class Preparation:
@@ -80,7 +81,7 @@ class Preparation:
             raise PreparationStuck(f"a request has been prepared for {busy_s:.0f} s")
 
     def close(self) -> None:
-        """Drop what waits. A request that is being prepared goes on, and comes to nothing."""
+        """Drop the requests that wait. The outcome of one that is being prepared is not used."""
         self._short.close()
         self._long.close()
 
@@ -90,7 +91,7 @@ class Preparation:
         return is_open
 
     def _prepare(self, request: Request) -> None:
-        """Runs in a lane's thread. An error ends the loop, which must not go on without it."""
+        """Runs in a lane's thread. An error ends the loop, which needs the lane."""
         try:
             outcome = self._preparer.prepare(request) if request.id in self._open else None
             # Discarded first: while `is_preparing`, the outcome comes behind a Cancel that is in

@@ -1,8 +1,7 @@
-"""Turns requests into what the scheduler runs: all that is long and needs no decode step.
+"""Turns requests into what the scheduler runs: all work on a request that needs no decode step.
 
-Tokenizing takes a second for a prompt of 1 MiB (llama.cpp takes 80 s for one of characters that
-the vocabulary lacks), checking a large grammar a second, reading a saved prompt as long as its
-file is large.
+Tokenizing a prompt of 1 MiB takes a second (in llama.cpp 80 s if its characters are not in the
+vocabulary), checking a large grammar another, and a saved prompt's file may have gigabytes.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ Outcome = PreparedGenerate | PreparedEmbed | Tokenized | Failed
 SHORT_CHARACTERS = 16 * 1024
 """Largest size of a short request. Its prompt takes 20 ms to tokenize, 0.25 s at worst."""
 GRAMMAR_WEIGHT = 16
-"""A grammar's character takes about as long as so many of a prompt: 10 to 30 µs."""
+"""How many characters of a prompt take as long as one of a grammar, which takes 10 to 30 µs."""
 
 
 class Preparer:
-    """Prepares requests, without any state of its own: several threads may use it at once.
+    """Prepares requests. It has no state, so several threads may use it at once.
 
     `root`: tokens that stand before the prompts that continue the restored prompt.
     `store`: where clients' saved prompts are read; None: they are in memory only.
@@ -46,7 +45,7 @@ class Preparer:
         return len(self._root)
 
     def is_short(self, request: Request) -> bool:
-        """Return whether the request is prepared so fast that others may wait for it."""
+        """Return whether the request is prepared so quickly that others may wait for it."""
         prompt = request.prompt
         size = len(prompt.text) if prompt.tokens is None else len(prompt.tokens)
         if isinstance(request, Generate):
@@ -69,7 +68,7 @@ class Preparer:
                     return PreparedEmbed(request.id, self._embed_tokens(request))
                 case Tokenize():
                     return answer(request, self._engine)
-        except Exception as error:  # of any kind: it belongs to this request alone
+        except Exception as error:  # of any kind: it belongs to this request only
             return failed(request.id, error)
 
     def _generate(self, request: Generate) -> PreparedGenerate:

@@ -21,7 +21,7 @@ class RequestReader:
     Requests go to `submit`, all other messages into the inbox. `on_cancel` is called with the
     request's id when a Cancel is in the inbox. Both functions run in this thread.
     The inbox fails with EOFError when the front is gone, with FrameError when it sends bytes that
-    are no frame, and with any other error that ends the thread: the loop must not go on without it.
+    are not a frame, and with any other error that ends the thread: the loop needs the thread.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ SHORTEST_S = 1e-9
 LEARNING_RATE = 0.2
 """Weight of the newest step in the correction, which so follows within some ten steps."""
 LARGEST_SURPRISE = 4.0
-"""A step that took more than so many times what was expected counts as this."""
+"""Largest ratio of measured to expected seconds that counts; a larger one counts as this."""
 
 
 class Curve:

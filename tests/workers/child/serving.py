@@ -73,7 +73,7 @@ class Served:
         self.flows(request_id)
 
     def flows(self, request_id: int, tokens: int = 20) -> None:
-        """Wait for so many more tokens of a stream."""
+        """Wait for this many more tokens of a stream."""
         target = self.count(request_id) + tokens
         self.until(lambda: self.count(request_id) >= target)
 

@@ -34,7 +34,7 @@ TOKEN_S = 0.01
 
 
 class Recorder(EchoEngine):
-    """Notes its steps; each token of a prompt takes it so long, and a decode step as one token."""
+    """Records its steps. Each token of a prompt takes TOKEN_S, and so does a decode step."""
 
     max_batch = 64
 
@@ -126,7 +126,7 @@ def test_a_stream_goes_on_between_the_chunks() -> None:
     assert all({one, other} == {"decode", "embed"} for one, other in itertools.pairwise(kinds))
 
 
-def test_its_chunks_keep_within_the_stall_that_streams_may_have_once_their_time_is_known() -> None:
+def test_its_chunks_keep_within_the_stall_limit_once_their_cost_is_known() -> None:
     bench = Bench(max_stall_s=0.8)
     bench.generate(1, "ab" * 200)
     bench.step(12)
@@ -137,7 +137,7 @@ def test_its_chunks_keep_within_the_stall_that_streams_may_have_once_their_time_
     assert 2 * TOKEN_S * last + TOKEN_S <= 0.8 * 1.1
 
 
-def test_alone_it_takes_as_much_at_once_as_the_engine_can() -> None:
+def test_alone_it_is_fed_the_engines_largest_chunks() -> None:
     bench = Bench()
     bench.embed(1, "c" * 200)
     bench.run()
@@ -154,7 +154,7 @@ def test_it_takes_turns_with_prompts() -> None:
     assert kinds[:8] in (["prefill", "embed"] * 4, ["embed", "prefill"] * 4)
 
 
-def test_one_that_waits_is_cancelled_without_a_trace() -> None:
+def test_a_waiting_prompt_is_cancelled_without_being_processed() -> None:
     bench = Bench()
     bench.embed(1, "a" * 300)
     bench.embed(2, "b")
@@ -167,7 +167,7 @@ def test_one_that_waits_is_cancelled_without_a_trace() -> None:
     assert len(bench.of(1)) == 2
 
 
-def test_one_that_is_underway_is_cancelled_between_two_chunks() -> None:
+def test_a_prompt_being_embedded_is_cancelled_between_two_chunks() -> None:
     bench = Bench()
     bench.embed(1, "a" * 300)
     bench.step(2)
@@ -210,7 +210,7 @@ def test_an_engine_that_fails_costs_only_that_prompt() -> None:
     assert text == "ab"
 
 
-def test_a_prompt_to_continue_from_is_no_part_of_a_vector() -> None:
+def test_the_restored_prompt_is_not_part_of_a_vector() -> None:
     engine = Recorder()
     scheduler = Scheduler(engine, lambda: engine.now, None, 1.0)
     preparer = Preparer(engine, engine.tokenize("root"))

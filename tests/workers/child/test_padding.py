@@ -32,7 +32,7 @@ def test_fewer_sequences_than_a_tile_are_computed_as_a_whole_one_where_that_is_f
     assert found == [1, 2, 4, 4, 5, 6, 7, 8, 9, 10, 11, 16, 16, 16, 16, 16]
 
 
-def test_beyond_what_was_measured_nothing_is_computed_along() -> None:
+def test_beyond_the_measured_sizes_nothing_is_padded() -> None:
     assert [BatchPadding({}).width(n) for n in (1, 7)] == [1, 7]
     assert [BatchPadding({1: 0.04, 2: 0.01}).width(n) for n in (1, 2, 3)] == [2, 2, 3]
 
@@ -46,7 +46,7 @@ def test_a_measurement_that_was_disturbed_is_overcome() -> None:
 
 
 @pytest.mark.parametrize("sequences", [1, 3, 7, 15])
-def test_what_was_measured_well_is_kept_and_seldom_questioned(sequences: int) -> None:
+def test_a_correct_measurement_is_kept_and_seldom_tried_again(sequences: int) -> None:
     padding = BatchPadding(TIMES)
     first = padding.width(sequences)
     chosen = steps(padding, sequences, lambda width, _: TIMES[width], 2000)
@@ -56,7 +56,7 @@ def test_what_was_measured_well_is_kept_and_seldom_questioned(sequences: int) ->
     assert others[-1] - others[-2] == LAST_GAP + 1
 
 
-def test_what_becomes_slower_is_given_up() -> None:
+def test_a_size_that_becomes_slower_is_not_used_any_more() -> None:
     """Idle sequences with long contexts are no longer worth their tile."""
     padding = BatchPadding(TIMES)
     chosen = steps(padding, 15, lambda width, _: 182.0 if width == 16 else 229.0, 300)
@@ -75,7 +75,7 @@ MEASURED = st.dictionaries(st.integers(1, 64), st.floats(1e-6, 10.0), min_size=1
 
 
 @given(MEASURED, MEASURED)
-def test_a_width_is_the_sequences_own_or_one_that_was_measured_and_a_faster_one_wins(
+def test_a_size_is_the_own_one_or_a_measured_one_and_the_faster_one_wins(
     measured: Mapping[int, float], real: Mapping[int, float]
 ) -> None:
     for sequences in range(1, max(measured) + 2):

@@ -1,4 +1,4 @@
-"""Requests are prepared beside the loop: whatever it takes, streams go on and cancels work."""
+"""Requests are prepared beside the loop: streams go on, and cancels work."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SOON_S = 5.0
 
 
 class SlowEngine(EchoEngine):
-    """Tokenizes and checks some requests only when it is told to."""
+    """Tokenizes and checks slow requests only when `may_go_on` is set."""
 
     def __init__(self, slots: int = 4) -> None:
         super().__init__(EchoOptions(slots=slots, step_s=0.001), 2**20, 4096)
@@ -123,7 +123,7 @@ def test_streams_go_on_while_a_request_is_prepared(engine: SlowEngine, request_:
 
 
 def test_an_idle_loop_sends_heartbeats_while_a_request_is_prepared(engine: SlowEngine) -> None:
-    """The preparation has a time limit of its own: see Preparation.check."""
+    """The preparation has another time limit: see Preparation.check."""
     with serving(engine) as served:
         served.send(generate(1, SLOW))
         served.beats()
@@ -134,8 +134,8 @@ def test_an_idle_loop_sends_heartbeats_while_a_request_is_prepared(engine: SlowE
 def test_a_cancel_does_not_wait_for_a_saved_prompts_file(
     tmp_path: Path, engine: SlowEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The thread that receives messages read and hashed the file: gigabytes take seconds. Here the
-    file is a pipe, which nobody writes to yet."""
+    """The thread that receives messages read and hashed the file, and gigabytes take seconds. Here
+    the file is a pipe that has no writer yet."""
     path = path_of(tmp_path, 7)
     os.mkfifo(path)
     store = PromptStore(tmp_path, 10**9, Identity("a model", "an engine"))
@@ -172,7 +172,7 @@ def test_a_request_that_is_cancelled_while_it_is_prepared_ends_once_and_is_never
         assert served.count(2) == 0
 
 
-def test_a_request_that_is_cancelled_behind_another_is_not_even_prepared(
+def test_a_request_that_is_cancelled_while_it_waits_is_not_prepared(
     engine: SlowEngine,
 ) -> None:
     with serving(engine) as served:
@@ -186,7 +186,7 @@ def test_a_request_that_is_cancelled_behind_another_is_not_even_prepared(
 
 
 def test_a_cancel_of_a_request_that_is_prepared_interrupts_no_step(engine: SlowEngine) -> None:
-    """Its prompt is not in the step. Others would be interrupted for nothing."""
+    """Its prompt is not in the step, so only others would be interrupted."""
     with serving(engine) as served:
         served.send(tokenize(1, SLOW))
         assert engine.begun.wait(TIMEOUT_S)
@@ -256,7 +256,7 @@ def test_questions_are_answered_after_the_requests_that_wait(engine: SlowEngine,
     preparation.close()
 
 
-def test_what_is_short(tmp_path: Path, engine: SlowEngine) -> None:
+def test_which_requests_are_short(tmp_path: Path, engine: SlowEngine) -> None:
     store = PromptStore(tmp_path, 10**9, Identity("a model", "an engine"))
     preparer = Preparer(engine, (), store)
     most = SHORT_CHARACTERS
@@ -276,8 +276,10 @@ def test_what_is_short(tmp_path: Path, engine: SlowEngine) -> None:
 
 
 @pytest.mark.parametrize(("limits", "size"), [(SHORT, 5), (LONG, SHORT_CHARACTERS + 1)])
-def test_only_so_many_questions_may_wait(engine: SlowEngine, limits: LaneLimits, size: int) -> None:
-    """They were neither bounded nor counted: each may have 1 MiB."""
+def test_the_questions_that_may_wait_are_bounded(
+    engine: SlowEngine, limits: LaneLimits, size: int
+) -> None:
+    """They were not bounded, and each may have 1 MiB."""
     inbox = Inbox()
     preparation = Preparation(Preparer(engine), inbox)
     text = SLOW * (size // len(SLOW) + 1)
@@ -303,7 +305,7 @@ def test_only_so_many_questions_may_wait(engine: SlowEngine, limits: LaneLimits,
 def test_a_preparation_that_does_not_end_ends_the_worker(
     engine: SlowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loop goes round, so the front would see progress for ever."""
+    """The loop keeps sending heartbeats, so the front would see progress forever."""
     monkeypatch.setattr("workers.child.preparation.STUCK_S", 0.3)
     with pytest.raises(PreparationStuck), serving(engine) as served:
         served.stream(1)
@@ -368,14 +370,14 @@ def test_a_closed_lane_drops_what_waits_and_its_thread_ends() -> None:
 
 
 class FaultyEngine(SlowEngine):
-    """Fails with an error that nobody foresaw, where a text says so."""
+    """Fails once in the given method, with an error that no engine should raise."""
 
     def __init__(self, method: str, error: type[Exception]) -> None:
         super().__init__()
         self._method, self._error = method, error
         self.is_faulty = False
 
-    def _fail_in(self, method: str, slot: int | None = None) -> None:
+    def _fail_in(self, method: str) -> None:
         if self.is_faulty and method == self._method:
             self.is_faulty = False
             raise self._error("as told")

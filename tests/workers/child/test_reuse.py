@@ -28,7 +28,7 @@ SYSTEM = "You are a helpful assistant who tells tales. "
 
 
 class HashEngine:
-    """Its next letter is a hash of all that its memory holds: whatever is wrong in it shows."""
+    """Its next letter is a hash of all that its slot holds, so any error in a slot shows."""
 
     max_batch = 64
 
@@ -37,7 +37,7 @@ class HashEngine:
         self.state_format = "hash" if saves else ""
         self.memory: list[list[int]] = [[] for _ in range(slots)]
         self.prefilled = 0
-        """Prompt tokens that were processed, in steps of prompts."""
+        """Prompt tokens that were processed in prefill steps."""
         self.saves = self.loads = 0
         self.refuses_to_load = False
 
@@ -63,7 +63,7 @@ class HashEngine:
         return next_token(self.memory[slot])
 
     def logprobs(self, slot: int, token: int, top: int) -> Logprobs:
-        raise AssertionError("nobody asked")
+        raise AssertionError("no test asks for log probabilities")
 
     def truncate(self, slot: int, length: int) -> int:
         del self.memory[slot][length:]
@@ -97,7 +97,7 @@ def next_token(memory: list[int]) -> int:
 
 
 def true_answer(prompt: str, count: int = ALL.num_predict) -> str:
-    """What the engine says after the prompt, without any reuse."""
+    """Return the answer of the engine without any reuse."""
     memory = [1, *prompt.encode()]
     start = len(memory)
     for _ in range(count):
@@ -113,7 +113,7 @@ class Answer:
 
 
 class Bench:
-    """A scheduler on a HashEngine, and what came out of it."""
+    """A scheduler on a HashEngine, and its events."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Bench:
         )
 
     def ask(self, prompt: str, cache: int = 0) -> Answer:
-        """One request, to its end, whose text is right."""
+        """Run one request to its end, and check its text."""
         request_id = self.submit(prompt, cache)
         self.run()
         answer = self.answer(request_id)
@@ -168,7 +168,7 @@ class Bench:
 # ---------------------------------------------------------------- slots
 
 
-def test_the_same_prompt_again_is_processed_but_for_its_last_token() -> None:
+def test_of_a_repeated_prompt_only_the_last_token_is_processed() -> None:
     bench = Bench()
     bench.ask(SYSTEM)
     assert bench.ask(SYSTEM).cached == len(SYSTEM)  # of one more, with the start token
@@ -210,7 +210,7 @@ def test_prompts_that_arrive_together_process_what_they_share_once() -> None:
     assert bench.engine.prefilled <= 1 + len(long) + 4 * rest + 3 * WORTH
 
 
-def test_one_that_waits_for_another_does_without_when_that_is_cancelled() -> None:
+def test_a_prompt_that_waits_for_another_begins_when_that_is_cancelled() -> None:
     bench = Bench(slots=2)
     first = bench.submit(SYSTEM * 10)
     second = bench.submit(SYSTEM * 10 + "Two")
@@ -230,7 +230,7 @@ def test_prompts_that_share_little_do_not_wait_for_each_other() -> None:
     bench.run()
 
 
-def test_what_a_slot_must_give_up_is_found_again_in_the_cache() -> None:
+def test_a_state_that_a_slot_evicts_is_found_again_in_the_cache() -> None:
     bench = Bench(slots=1)
     for i in range(5):
         bench.ask(f"{i} begins here, and so it goes on.")
@@ -253,7 +253,7 @@ def test_prompts_that_share_nothing_cost_no_copies_while_there_are_empty_slots()
     assert bench.engine.saves == bench.engine.loads == 0
 
 
-def test_a_slot_that_holds_much_more_is_copied_and_not_cut() -> None:
+def test_a_slot_that_holds_much_more_is_copied_and_not_truncated() -> None:
     bench = Bench(slots=2)
     chat = SYSTEM + "A long chat. " * 20
     bench.ask(chat)
@@ -333,7 +333,7 @@ class StiffEngine(HashEngine):
         return len(self.memory[slot])
 
 
-def test_what_could_not_be_gone_on_from_is_neither_copied_nor_waited_for() -> None:
+def test_a_state_that_cannot_be_continued_is_neither_copied_nor_waited_for() -> None:
     bench = Bench(slots=2)
     bench.scheduler = Scheduler(
         engine := StiffEngine(2), lambda: 0.0, None, 1.0, PromptCache(10**6)
@@ -370,7 +370,7 @@ def test_the_same_prompt_under_its_id_is_not_saved_again_and_a_longer_one_is() -
     assert [len(saved.tokens) for saved in bench.scheduler.take_saved()] == [len(SYSTEM) + 5]
 
 
-def test_a_prompt_that_comes_from_a_file_is_begun_from() -> None:
+def test_a_prompt_from_a_file_is_continued() -> None:
     first, second = Bench(), Bench()
     first.ask(SYSTEM, cache=7)
     (saved,) = first.scheduler.take_saved()
@@ -378,7 +378,7 @@ def test_a_prompt_that_comes_from_a_file_is_begun_from() -> None:
     assert second.ask(SYSTEM + "More", cache=7).cached == len(SYSTEM) + 1
 
 
-def test_a_dropped_prompt_is_forgotten_and_told() -> None:
+def test_a_dropped_prompt_is_removed_and_reported() -> None:
     bench = Bench(slots=1)
     bench.ask(SYSTEM, cache=7)
     bench.scheduler.drop(7)
@@ -388,7 +388,7 @@ def test_a_dropped_prompt_is_forgotten_and_told() -> None:
     assert len(list(bench.news())) == 2
 
 
-def test_a_prompt_that_is_too_large_is_not_saved_and_pushes_nothing_out() -> None:
+def test_a_prompt_that_is_too_large_is_not_saved_and_evicts_nothing() -> None:
     bench = Bench(memory=400)
     bench.ask("x" * 30, cache=8)
     bench.ask(SYSTEM * 3, cache=7)
@@ -396,7 +396,7 @@ def test_a_prompt_that_is_too_large_is_not_saved_and_pushes_nothing_out() -> Non
     assert [event.prompt_id for event in bench.news()] == [8]  # type: ignore[union-attr]
 
 
-def test_an_id_that_must_go_for_others_is_told() -> None:
+def test_an_id_that_is_evicted_for_others_is_reported() -> None:
     bench = Bench(memory=500)
     bench.ask(SYSTEM, cache=7)
     bench.ask("x" * 60, cache=8)
@@ -506,7 +506,7 @@ def test_eight_chats_that_share_a_system_prompt_process_each_token_once(slots: i
             assert answer.text == true_answer(chats[i])
             chats[i] += f"{answer.text} Turn {turn}. "
     new = len("Chat 0. ") + 4 * len(" Turn 0. ")
-    # Of each answer the last token was never fed, and of each prompt one is fed for its logits.
+    # The last token of each answer was never fed; one token of each prompt is fed for its logits.
     once = 1 + len(system) + 8 * (new + 4 * 1) + 8
     # With fewer slots than chats they take turns, and a few tokens are not worth being saved.
     assert bench.engine.prefilled <= once + (5 * 8 * WORTH if slots < 8 else 0)

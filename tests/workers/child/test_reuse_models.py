@@ -36,7 +36,7 @@ TURNS = st.lists(
     min_size=1,
     max_size=8,
 )
-"""(chat, what is said, characters that are kept of what was said before, id)."""
+"""(chat, text to add, characters of the chat to keep, prompt id)."""
 
 
 @dataclass(frozen=True)

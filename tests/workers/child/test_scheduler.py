@@ -319,7 +319,7 @@ def test_a_request_cancelled_while_it_waits_is_never_run() -> None:
     assert bench.text(2) == ""
 
 
-def test_cancelling_what_has_ended_is_no_news() -> None:
+def test_cancelling_a_finished_request_returns_nothing() -> None:
     bench = Bench()
     bench.submit(1, "a")
     bench.run()
@@ -401,7 +401,7 @@ def linear(seconds_a_token: float) -> StepCost:
 
 
 def timed(seconds_a_token: float = 0.1, **options: float) -> Bench:
-    """A bench whose engine takes so long for each token, and whose scheduler knows."""
+    """A bench whose engine takes `seconds_a_token` for each token, as its scheduler expects."""
     bench = Bench(linear(seconds_a_token), **options)  # type: ignore[arg-type]
     bench.engine.step_s = lambda tokens: tokens * seconds_a_token
     return bench
@@ -417,7 +417,7 @@ def test_a_prompt_gets_what_a_running_stream_leaves_of_the_stall_limit() -> None
     assert sizes(bench, 0, since=2) == [1, 1]
 
 
-def test_a_prompt_goes_on_even_where_the_limit_is_too_short_for_any() -> None:
+def test_a_prompt_goes_on_even_if_the_limit_is_too_short_for_a_chunk() -> None:
     bench = timed(max_stall_s=0.001, batch=32)
     bench.submit(1, "a")
     bench.step(2)
@@ -434,7 +434,7 @@ def test_a_prompt_alone_is_fed_as_much_as_is_fastest() -> None:
     assert sizes(bench, 0) == [32, 8]
 
 
-def test_no_step_takes_long_even_when_it_stalls_nobody() -> None:
+def test_no_step_takes_long_even_if_no_stream_runs() -> None:
     bench = timed(LONGEST_STEP_S / 20, batch=32)
     bench.submit(1, "a" * 42, replace(ALL, num_predict=1))
     bench.run()
@@ -567,7 +567,7 @@ def test_only_steps_of_prompts_may_be_interrupted() -> None:
     assert bench.engine.may_be_interrupted == [True, False, True, False]
 
 
-def test_a_decode_step_is_as_wide_as_is_fastest() -> None:
+def test_a_decode_step_has_the_fastest_batch_size() -> None:
     measured = {1: 0.04, 2: 0.06, 3: 0.09, 4: 0.07}
     curve = decode_cost(measured)
     bench = Bench(StepCost(curve, curve, BatchPadding(measured)), slots=4)
@@ -579,7 +579,7 @@ def test_a_decode_step_is_as_wide_as_is_fastest() -> None:
     assert bench.engine.widths == [0, 4, 4, 2]
 
 
-def test_a_width_that_turns_out_to_be_slower_is_given_up() -> None:
+def test_a_batch_size_that_turns_out_slower_is_not_used_any_more() -> None:
     measured = {1: 0.2, 4: 0.06}
     bench = Bench(StepCost(Curve(measured), Curve(measured), BatchPadding(measured)), slots=4)
     bench.engine.step_s = lambda _: 0.06 if bench.engine.widths[-1] == 4 else 0.04
@@ -588,7 +588,7 @@ def test_a_width_that_turns_out_to_be_slower_is_given_up() -> None:
     assert bench.engine.widths == [0, *[4] * 8, *[1] * 6]
 
 
-def test_it_tells_which_streams_have_begun() -> None:
+def test_decoding_has_the_streams_that_have_begun() -> None:
     bench = Bench(slots=2, batch=4)
     bench.submit(1, "a" * 4, replace(ALL, num_predict=2))
     bench.submit(2, "a" * 9)

@@ -24,7 +24,7 @@ PROMPTS = st.text(st.sampled_from("ab é語🙂\n"), min_size=1, max_size=15)
 
 @dataclass
 class Run:
-    """A generation to its end, by hand; a step is a second on its clock."""
+    """Runs a generation without a scheduler. A step takes a second of its clock."""
 
     prompt: str
     params: SamplingParams
@@ -33,7 +33,7 @@ class Run:
     feeds: list[Feed] = field(default_factory=list)
     sampled: list[int] = field(default_factory=list)
     sent: list[list[Token]] = field(default_factory=list)
-    """What each sampled token brought."""
+    """The tokens that could be sent after each sample."""
 
     def __post_init__(self) -> None:
         tokens = self.engine.tokenize(self.prompt)
@@ -208,7 +208,7 @@ def test_the_end_token_ends_it_and_is_neither_sent_nor_counted() -> None:
     assert run.finished().usage == Usage(3, 0, 3)
 
 
-def test_the_end_token_lets_go_what_was_held_back() -> None:
+def test_at_the_end_token_what_was_held_back_is_sent() -> None:
     run = generated("abE", stop=("END",))
 
     assert run.sent[-1] == [Token(5, ord("E"), 2, "E")]
@@ -217,7 +217,7 @@ def test_the_end_token_lets_go_what_was_held_back() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_it_ends_after_so_many_tokens_as_were_asked_for(count: int) -> None:
+def test_it_ends_after_num_predict_tokens(count: int) -> None:
     run = generated("abcdefgh", num_predict=count)
 
     assert run.text == "abcdefgh"[:count]
@@ -226,13 +226,13 @@ def test_it_ends_after_so_many_tokens_as_were_asked_for(count: int) -> None:
     assert run.finished().usage == Usage(8, 0, count)
 
 
-def test_it_ends_by_its_length_also_where_the_text_would_end_just_then() -> None:
+def test_its_reason_is_length_also_if_the_next_token_would_be_the_end() -> None:
     run = generated("abc", num_predict=3)
 
     assert (run.text, run.finished().reason) == ("abc", "length")
 
 
-def test_its_length_lets_go_what_was_held_back_after_what_was_certain() -> None:
+def test_at_its_length_what_was_held_back_is_sent_after_what_was_certain() -> None:
     run = generated("abEEND", stop=("END",), num_predict=4)
 
     assert run.finished().reason == "length"
@@ -258,7 +258,7 @@ def test_a_stop_string_ends_it_and_is_not_sent() -> None:
     assert run.finished().usage == Usage(11, 0, 7)
 
 
-def test_a_stop_string_with_the_last_token_is_a_stop_and_no_length() -> None:
+def test_a_stop_string_in_the_last_token_is_a_stop_and_not_a_length() -> None:
     run = generated("oEND", stop=("END",), num_predict=4)
 
     assert (run.text, run.finished().reason) == ("o", "stop")
@@ -314,7 +314,7 @@ def test_the_end_token_as_the_first_one_has_a_time_too() -> None:
     assert run.finished() == Finished(5, "stop", Usage(3, 0, 0), Timings(1.0, 0.0))
 
 
-def test_one_that_is_cancelled_within_its_prompt_has_no_time_of_decoding() -> None:
+def test_a_request_cancelled_during_its_prompt_has_no_decode_time() -> None:
     run = started("abcdefgh", n_batch=4)
     run.step()
 
@@ -323,7 +323,7 @@ def test_one_that_is_cancelled_within_its_prompt_has_no_time_of_decoding() -> No
     assert finished == Finished(5, "cancelled", Usage(8, 0, 0), Timings(1.5, 0.0))
 
 
-def test_one_that_is_cancelled_later_tells_what_it_did_until_then() -> None:
+def test_a_request_cancelled_later_reports_its_usage_until_then() -> None:
     run = started("abcdefgh")
     for _ in range(3):
         run.step()

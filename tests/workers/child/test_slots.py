@@ -1,4 +1,4 @@
-"""What slots hold, and which one a prompt takes."""
+"""What slots hold, and which slot a prompt takes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from workers.child.slots import WORTH, Slots
 from workers.prompts.prefix import common_prefix
 
 OTHER = [-1, -2, -3]
-"""Begins no prompt here."""
+"""Tokens that begin no prompt of these tests."""
 
 
 def prompt(length: int, start: int = 0) -> list[int]:
-    """Tokens, none of them twice."""
+    """Return tokens, none of them twice."""
     return list(range(start, start + length))
 
 
 def slots_that_hold(count: int, held: Mapping[int, list[int]]) -> Slots:
-    """All free. Those of `held` were released after the others, in its order."""
+    """Return free slots. Those in `held` were released after the others, in its order."""
     slots = Slots(count)
     for _ in range(count):
         slots.take([])
@@ -34,12 +34,12 @@ def slots_that_hold(count: int, held: Mapping[int, list[int]]) -> Slots:
 
 
 def with_running(slots: Slots, slot: int) -> Slots:
-    """The same slots; this one runs what it holds."""
+    """Return the same slots, of which this one runs what it holds."""
     assert slots.take(slots.held(slot)) == slot
     return slots
 
 
-# ---------------------------------------------------------------- common beginnings
+# ---------------------------------------------------------------- common prefixes
 
 FEW = st.lists(st.integers(0, 1), max_size=6)
 LISTS = st.lists(st.integers(0, 2), max_size=300)
@@ -47,20 +47,20 @@ TEXTS = st.text(st.sampled_from("aé語🙂"), max_size=300)
 
 
 def counted(one: Sequence[object], other: Sequence[object]) -> int:
-    """Element by element."""
+    """Count the common prefix element by element."""
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 @given(FEW, FEW)
-def test_of_short_lists_the_common_beginning_is_what_counting_finds(
+def test_the_common_prefix_of_short_lists_is_what_counting_finds(
     one: list[int], other: list[int]
 ) -> None:
     assert common_prefix(one, other) == counted(one, other)
 
 
 @given(LISTS, FEW, FEW)
-def test_of_long_lists_the_common_beginning_is_what_counting_finds(
+def test_the_common_prefix_of_long_lists_is_what_counting_finds(
     common: list[int], one: list[int], other: list[int]
 ) -> None:
     assert common_prefix(common + one, common + other) == counted(common + one, common + other)
@@ -79,7 +79,7 @@ def test_the_first_difference_is_found_wherever_it_is(length: int, data: st.Data
     assert common_prefix(prompt(length), changed) == place
 
 
-def test_of_a_list_and_its_beginning_all_of_the_shorter_is_common() -> None:
+def test_a_list_and_its_prefix_have_the_whole_prefix_in_common() -> None:
     assert common_prefix(prompt(100), prompt(37)) == common_prefix(prompt(37), prompt(100)) == 37
 
 
@@ -133,7 +133,7 @@ def test_what_a_slot_holds_behind_the_common_beginning_does_not_count() -> None:
     assert slots.take(prompt(60)) == 1
 
 
-def test_of_slots_that_hold_the_same_the_one_not_used_for_longest_is_taken() -> None:
+def test_of_slots_that_hold_the_same_the_least_recently_used_is_taken() -> None:
     slots = slots_that_hold(3, {1: prompt(30), 2: prompt(30), 0: prompt(30)})
     assert [slots.take(prompt(30)) for _ in range(3)] == [1, 2, 0]
 
@@ -145,22 +145,22 @@ def test_a_common_beginning_counts_only_where_it_is_worth_it(common: int, slot: 
 
 
 @pytest.mark.parametrize(("common", "slot"), [(49, 0), (50, 1)])
-def test_a_slot_that_holds_more_of_something_else_is_left_to_others(common: int, slot: int) -> None:
+def test_a_slot_that_holds_much_of_another_prompt_is_left_to_that(common: int, slot: int) -> None:
     slots = slots_that_hold(2, {1: prompt(100)})
     assert slots.take(prompt(common) + OTHER) == slot
 
 
-def test_a_prompt_that_nothing_begins_takes_an_empty_slot_however_lately_it_was_used() -> None:
+def test_a_prompt_without_a_known_prefix_takes_an_empty_slot_however_recently_used() -> None:
     slots = slots_that_hold(3, {0: OTHER, 1: OTHER, 2: []})
     assert slots.take(prompt(60)) == 2
 
 
-def test_where_none_is_empty_it_takes_what_has_not_been_used_for_longest() -> None:
+def test_if_no_slot_is_empty_the_least_recently_used_is_taken() -> None:
     slots = slots_that_hold(3, {1: OTHER, 2: OTHER * 30, 0: OTHER})
     assert [slots.take(prompt(60)) for _ in range(3)] == [1, 2, 0]
 
 
-def test_use_makes_a_slot_the_last_to_be_given_up() -> None:
+def test_use_makes_a_slot_the_last_to_be_taken() -> None:
     slots = slots_that_hold(3, {0: OTHER, 1: OTHER, 2: OTHER})
     slots.release(slots.take([]), OTHER)
     assert [slots.take(prompt(60)) for _ in range(3)] == [1, 2, 0]
@@ -186,7 +186,7 @@ def test_a_slot_between_running_ones_comes_first_whatever_it_holds() -> None:
     assert {slots.take([]) for _ in between} == between
 
 
-def test_one_running_slot_that_is_near_is_enough() -> None:
+def test_a_slot_next_to_one_running_slot_is_near() -> None:
     held = {0: OTHER * 10, 9: OTHER * 20, 10: prompt(60)}
     slots = slots_that_hold(11, held)
     slots.take(held[9])

@@ -1,4 +1,4 @@
-"""What steps are expected to take: the measured curves, their correction, and their measuring."""
+"""Expected durations of steps: the measured curves, their correction, and the measuring."""
 
 from __future__ import annotations
 
@@ -128,13 +128,13 @@ def test_fewer_sequences_than_a_tile_take_no_longer_than_the_whole_one() -> None
     assert curve.expected(8) == 137
 
 
-def test_the_two_kinds_of_steps_are_told_apart_in_the_log() -> None:
+def test_the_log_names_both_kinds_of_steps() -> None:
     cost = StepCost(decode=Curve({1: 0.04}), prefill=Curve({8: 0.11, 16: 0.15}))
     assert str(cost) == "decode 1: 40.0 ms; prefill 8: 110.0 ms, 16: 150.0 ms"
 
 
 class TimedEngine:
-    """Takes 10 ms a token and 5 ms a sequence on its own clock; every first time 7 ms more."""
+    """Takes 10 ms a token and 5 ms a sequence of its own clock; each first time 7 ms more."""
 
     max_batch = 64
 
@@ -142,7 +142,7 @@ class TimedEngine:
         self.info = ModelInfo("timed", "timed", context, 10, slots, 64, ())
         self.now = 0.0
         self.steps: list[tuple[int, int]] = []
-        """(sequences, tokens) of each."""
+        """(sequences, tokens) of each step."""
         self.held: set[int] = set()
 
     @property

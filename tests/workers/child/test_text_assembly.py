@@ -1,4 +1,4 @@
-"""Text from token bytes: whole characters, a piece a token, and nothing of a stop string."""
+"""Text from token bytes: whole characters, a piece a token, and no part of a stop string."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saved prompts in memory: what is kept, what goes, and which one is of most use."""
+"""Saved prompts in memory: which are kept, which are evicted, and which one is found."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ ROOM = 10**6
 
 
 def saved(tokens: list[int] | int, prompt_id: int = 0, state: int = 10) -> SavedPrompt:
-    """Of these tokens, or of so many, with so many bytes of state."""
+    """Make a saved prompt of these tokens, or of this many, with a state of `state` bytes."""
     if isinstance(tokens, int):
         tokens = list(range(tokens))
     return SavedPrompt(tokens, bytearray(state), prompt_id)
 
 
 def other(prompt_id: int = 0, state: int = 100) -> SavedPrompt:
-    """Begins, and is begun by, nothing else here."""
+    """Make a saved prompt that has no prefix in common with any other."""
     return SavedPrompt([-prompt_id - 1], bytearray(state - 4), prompt_id)
 
 
@@ -46,15 +46,15 @@ def test_a_prompt_is_found_under_its_id() -> None:
     assert cache.size == one.size + two.size
 
 
-def test_an_id_that_nobody_used_is_nothing() -> None:
+def test_an_unknown_id_is_not_found() -> None:
     assert cache_of(saved(20, 1)).get(2) is None
 
 
-def test_a_prompt_without_an_id_is_found_under_none() -> None:
+def test_a_prompt_without_an_id_is_not_found_by_id() -> None:
     assert cache_of(saved(20)).get(0) is None
 
 
-def test_what_has_the_same_id_is_replaced() -> None:
+def test_a_prompt_with_the_same_id_is_replaced() -> None:
     new = saved([7, 8, 9], 1, state=50)
     cache = cache_of(saved(20, 1), new)
     assert cache.get(1) is new
@@ -62,7 +62,7 @@ def test_what_has_the_same_id_is_replaced() -> None:
     assert cache.longest(list(range(20))) == (0, None)
 
 
-def test_to_keep_the_same_prompt_again_changes_nothing_but_its_age() -> None:
+def test_putting_the_same_prompt_again_only_makes_it_the_newest() -> None:
     one, two = other(1), other(2)
     cache = cache_of(one, two, one, limit=200)
     assert cache.size == 200
@@ -71,19 +71,19 @@ def test_to_keep_the_same_prompt_again_changes_nothing_but_its_age() -> None:
 
 
 @pytest.mark.parametrize("length", [20, 25])
-def test_a_beginning_without_an_id_is_replaced_by_what_goes_on_from_it(length: int) -> None:
+def test_a_prefix_without_an_id_is_replaced_by_what_continues_it(length: int) -> None:
     cache = cache_of(saved(20), saved(length, 1))
     assert cache.size == saved(length).size
 
 
-def test_all_beginnings_without_an_id_are_replaced() -> None:
+def test_all_prefixes_without_an_id_are_replaced() -> None:
     cache = cache_of(saved(20, state=1), saved([*range(10), -1], state=2))
     longest = saved([*range(10), -1, -2])
     cache.put(longest)
     assert cache.size == saved(20, state=1).size + longest.size  # that one has another token 10
 
 
-def test_a_beginning_with_an_id_stays() -> None:
+def test_a_prefix_with_an_id_is_kept() -> None:
     named = saved(20, 1)
     cache = cache_of(named, saved(25, 2), saved(30))
     assert cache.get(1) is named
@@ -91,13 +91,13 @@ def test_a_beginning_with_an_id_stays() -> None:
 
 
 @pytest.mark.parametrize("new", [saved(15), saved([*range(10), -1]), saved([])])
-def test_what_the_new_one_does_not_begin_with_stays(new: SavedPrompt) -> None:
+def test_a_prompt_that_is_not_a_prefix_of_the_new_one_is_kept(new: SavedPrompt) -> None:
     cache = cache_of(saved(20), new)
     assert cache.size == saved(20).size + new.size
     assert cache.holds(list(range(20)))
 
 
-def test_prompts_without_an_id_do_not_replace_each_other_for_that() -> None:
+def test_prompts_without_an_id_do_not_replace_each_other() -> None:
     cache = cache_of(saved([1, 2]), saved([3, 4]))
     assert cache.holds([1, 2])
     assert cache.holds([3, 4])
@@ -106,12 +106,12 @@ def test_prompts_without_an_id_do_not_replace_each_other_for_that() -> None:
 # ---------------------------------------------------------------- going
 
 
-def test_as_much_as_the_limit_is_kept() -> None:
+def test_prompts_of_exactly_the_limit_are_kept() -> None:
     cache = cache_of(other(1), other(2), limit=200)
     assert cache.size == 200
 
 
-def test_the_oldest_go_first_and_their_ids_are_told() -> None:
+def test_the_least_recently_used_are_evicted_first_and_their_ids_returned() -> None:
     cache = cache_of(other(1), other(2), other(3), limit=300)
     assert cache.put(other(4, state=101)) == [1, 2]
     assert [cache.get(prompt_id) is None for prompt_id in (1, 2, 3, 4)] == [
@@ -123,14 +123,14 @@ def test_the_oldest_go_first_and_their_ids_are_told() -> None:
     assert cache.size == 201
 
 
-def test_what_had_no_id_goes_without_a_word() -> None:
+def test_evicting_a_prompt_without_an_id_is_not_reported() -> None:
     cache = cache_of(other(0), other(2), limit=200)
     assert cache.put(other(3)) == []
     assert cache.size == 200
     assert not cache.holds(other(0).tokens)
 
 
-def test_use_makes_a_prompt_the_last_to_go() -> None:
+def test_use_makes_a_prompt_the_last_to_be_evicted() -> None:
     one, two, three = other(1), other(2), other(3)
     cache = cache_of(one, two, three, limit=300)
     cache.used(one)
@@ -139,7 +139,7 @@ def test_use_makes_a_prompt_the_last_to_go() -> None:
     assert cache.put(other(6)) == [1]
 
 
-def test_to_look_for_a_prompt_is_not_to_use_it() -> None:
+def test_looking_for_a_prompt_is_not_a_use() -> None:
     one, two = other(1), other(2)
     cache = cache_of(one, two, limit=200)
     cache.get(1)
@@ -147,7 +147,7 @@ def test_to_look_for_a_prompt_is_not_to_use_it() -> None:
     assert cache.put(other(3)) == [1]
 
 
-def test_use_of_one_that_has_gone_brings_nothing_back() -> None:
+def test_using_an_evicted_prompt_changes_nothing() -> None:
     one = other(1)
     cache = cache_of(one, limit=100)
     assert cache.put(other(2)) == [1]
@@ -156,13 +156,13 @@ def test_use_of_one_that_has_gone_brings_nothing_back() -> None:
     assert cache.size == 100
 
 
-def test_what_the_new_one_replaces_makes_room_before_others_go() -> None:
+def test_a_replaced_prompt_makes_room_before_others_are_evicted() -> None:
     cache = cache_of(other(1), other(2), limit=200)
     assert cache.put(other(2)) == []
     assert cache.get(1) is not None
 
 
-def test_one_that_is_larger_than_the_limit_is_not_kept_and_counts_as_gone() -> None:
+def test_a_prompt_larger_than_the_limit_is_not_kept_and_counts_as_evicted() -> None:
     cache = PromptCache(100)
     assert cache.put(other(1, state=101)) == [1]
     assert cache.get(1) is None
@@ -170,7 +170,7 @@ def test_one_that_is_larger_than_the_limit_is_not_kept_and_counts_as_gone() -> N
     assert not cache.holds(other(1).tokens)
 
 
-def test_one_that_is_larger_than_the_limit_does_not_leave_what_its_id_stood_for() -> None:
+def test_a_prompt_larger_than_the_limit_still_replaces_the_one_of_its_id() -> None:
     cache = cache_of(other(1), limit=100)
     assert cache.put(saved([5], 1, state=101)) == [1]
     assert cache.get(1) is None
@@ -185,7 +185,7 @@ def test_without_room_it_is_off(limit: int, is_off: bool) -> None:
 # ---------------------------------------------------------------- forgetting
 
 
-def test_what_is_dropped_is_gone() -> None:
+def test_a_dropped_prompt_is_removed() -> None:
     cache = cache_of(saved(20, 1), saved([5, 6], 2))
     assert cache.drop(1)
     assert cache.get(1) is None
@@ -193,7 +193,7 @@ def test_what_is_dropped_is_gone() -> None:
     assert cache.size == saved([5, 6]).size
 
 
-def test_it_tells_when_there_was_nothing_to_drop() -> None:
+def test_dropping_an_unknown_id_returns_false() -> None:
     cache = cache_of(saved(20, 1), saved([5, 6]))
     assert not cache.drop(2)
     assert not cache.drop(0)
@@ -202,7 +202,7 @@ def test_it_tells_when_there_was_nothing_to_drop() -> None:
 
 
 @pytest.mark.parametrize("prompt_id", [0, 1])
-def test_one_of_no_use_is_forgotten(prompt_id: int) -> None:
+def test_a_discarded_prompt_is_removed(prompt_id: int) -> None:
     useless, useful = saved(20, prompt_id), saved([5, 6], 2)
     cache = cache_of(useless, useful)
     cache.discard(useless)
@@ -213,7 +213,7 @@ def test_one_of_no_use_is_forgotten(prompt_id: int) -> None:
     assert cache.get(2) is useful
 
 
-def test_one_that_was_replaced_is_not_forgotten_again() -> None:
+def test_discarding_a_replaced_prompt_changes_nothing() -> None:
     old, new = saved(20, 1), saved(30, 1)
     cache = cache_of(old, new)
     cache.discard(old)
@@ -230,14 +230,14 @@ def test_the_state_that_covers_most_is_found() -> None:
     assert cache.longest([1, 2, 3, 4, 5]) == (4, best)
 
 
-def test_a_state_covers_what_it_begins_with_in_common() -> None:
+def test_a_state_covers_the_common_prefix() -> None:
     longer = saved([1, 2, 3, 9, 9], 1)
     assert cache_of(longer).longest([1, 2, 3, 4]) == (3, longer)
     assert cache_of(longer).longest([1, 2]) == (2, longer)
 
 
 @pytest.mark.parametrize("prompt", [[], [2, 1]])
-def test_a_prompt_that_begins_otherwise_has_none(prompt: list[int]) -> None:
+def test_a_prompt_with_another_first_token_has_no_state(prompt: list[int]) -> None:
     assert cache_of(saved([1, 2, 3], 1)).longest(prompt) == (0, None)
 
 
@@ -259,7 +259,7 @@ def test_it_holds_what_some_state_covers_to_the_end() -> None:
 # ---------------------------------------------------------------- the root
 
 
-def test_the_root_is_found_like_any_other_but_takes_no_room() -> None:
+def test_the_root_is_found_like_any_other_but_does_not_count() -> None:
     root = saved(20, state=ROOM)
     cache = PromptCache(0, root)
     assert cache.longest(list(range(15))) == (15, root)
@@ -276,7 +276,7 @@ def test_the_root_is_used_only_where_nothing_covers_more() -> None:
     assert cache.longest([*range(20), -1])[0] == 20
 
 
-def test_the_root_stays_whatever_goes() -> None:
+def test_the_root_is_never_evicted() -> None:
     root = saved(20)
     cache = PromptCache(100, root)
     cache.put(saved(25))  # of which the root is a beginning
@@ -300,7 +300,7 @@ LIMIT = 16 + 30  # the largest fits alone
 
 @given(st.lists(st.tuples(st.sampled_from(["put", "use", "drop"]), SAVED, TOKENS), max_size=25))
 @settings(max_examples=200)
-def test_in_any_order_of_use_it_is_what_a_list_of_the_last_used_would_be(
+def test_in_any_order_of_use_it_equals_a_simple_list_in_order_of_use(
     uses: list[tuple[str, SavedPrompt, list[int]]],
 ) -> None:
     cache, known = PromptCache(LIMIT), list[SavedPrompt]()  # that not used for longest first
@@ -337,7 +337,9 @@ def test_in_any_order_of_use_it_is_what_a_list_of_the_last_used_would_be(
         )
 
 
-def test_there_are_never_more_than_so_many_however_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_are_never_more_than_the_most_prompts_however_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("workers.prompts.cache.MOST_PROMPTS", 3)
     cache = PromptCache(10**6)
     for prompt_id in (1, 2, 3):
@@ -346,7 +348,7 @@ def test_there_are_never_more_than_so_many_however_small(monkeypatch: pytest.Mon
     assert cache.get(2) is not None
 
 
-def test_one_that_is_too_large_pushes_nothing_out_but_its_own_id() -> None:
+def test_a_prompt_that_is_too_large_evicts_only_the_one_of_its_id() -> None:
     cache = PromptCache(100)
     assert cache.put(SavedPrompt([1], bytearray(10), 1)) == []
     assert cache.put(SavedPrompt([2], bytearray(10), 2)) == []

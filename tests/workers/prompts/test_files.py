@@ -48,12 +48,12 @@ IDENTITY = Identity("a model", "an engine")
 STATE = b"the state"
 SAVED = SavedPrompt([1, 2, 31999], bytearray(STATE), 7)
 START = len(MAGIC) + 4
-"""Where the head is."""
+"""Offset of the head in a file."""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For one file after the other."""
+    """A folder for one file after the other."""
     return tmp_path_factory.mktemp("prompts") / "7.prompt"
 
 
@@ -70,12 +70,12 @@ def digest(data: bytes) -> bytes:
 
 
 def file_of(head: bytes, state: bytes = STATE) -> bytes:
-    """As the docstring of the module draws it."""
+    """Build a file as the docstring of the module shows it."""
     return MAGIC + struct.pack(">I", len(head)) + head + digest(head) + state
 
 
 def values(**changes: Any) -> list[Any]:
-    """Of a head that fits STATE, but for the changes."""
+    """Return the values of a head for STATE, with the changes."""
     right = {
         "model": IDENTITY.model,
         "state": IDENTITY.state,
@@ -87,14 +87,14 @@ def values(**changes: Any) -> list[Any]:
 
 
 def refusal(path: Path, identity: Identity = IDENTITY) -> PromptFileError:
-    """The error of a file that is refused when it is read."""
+    """Return the error with which a file is refused."""
     with pytest.raises(PromptFileError, match=r"7\.prompt") as caught:
         read_prompt(path, identity)
     return caught.value
 
 
 def assert_damaged(path: Path) -> None:
-    """Refused, and not for being another model's, which would be kept."""
+    """Check that a file is refused as damaged, not as another model's, which would be kept."""
     assert not isinstance(refusal(path), OtherModel)
 
 
@@ -160,7 +160,9 @@ def test_a_new_file_takes_the_place_of_the_old(path: Path, size: int) -> None:
         Identity("", ""),
     ],
 )
-def test_a_file_that_does_not_fit_is_whole_but_anothers(path: Path, identity: Identity) -> None:
+def test_a_file_of_another_identity_is_undamaged_but_refused(
+    path: Path, identity: Identity
+) -> None:
     assert isinstance(refusal(path, identity), OtherModel)
     assert read_head(path).identity == IDENTITY
 
@@ -264,7 +266,7 @@ OTHER_STATES: dict[str, Any] = {
     "an empty digest": values(digest=b""),
     "another digest": values(digest=digest(b"another state")),
 }
-"""They make sense, but the state is not what they say."""
+"""Valid values that do not match the state."""
 NO_VALUES: dict[str, bytes] = {
     "no bytes": b"",
     "a byte that msgpack does not use": b"\xc1",
@@ -293,14 +295,16 @@ def test_a_head_of_other_values_is_refused(path: Path, wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("other", OTHER_STATES.values(), ids=OTHER_STATES)
-def test_a_head_of_another_state_is_read_but_the_prompt_is_refused(path: Path, other: Any) -> None:
+def test_a_head_with_another_state_digest_is_read_but_the_prompt_is_refused(
+    path: Path, other: Any
+) -> None:
     path.write_bytes(file_of(msgpack.packb(other)))
     assert read_head(path).tokens == SAVED.tokens
     assert_damaged(path)
 
 
 @pytest.mark.parametrize("head", NO_VALUES.values(), ids=NO_VALUES)
-def test_a_head_that_is_no_msgpack_is_refused(path: Path, head: bytes) -> None:
+def test_a_head_that_is_not_msgpack_is_refused(path: Path, head: bytes) -> None:
     path.write_bytes(file_of(head))
     assert_damaged(path)
     with pytest.raises(PromptFileError):
@@ -365,13 +369,13 @@ def test_a_folder_is_an_os_error(tmp_path: Path) -> None:
         read_prompt(tmp_path, IDENTITY)
 
 
-def test_where_the_folder_is_missing_none_is_made(tmp_path: Path) -> None:
+def test_a_missing_folder_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_prompt(tmp_path / "missing" / "7.prompt", SAVED, IDENTITY)
     assert names_in(tmp_path) == set()
 
 
-def test_where_a_folder_has_the_name_nothing_is_left_beside(tmp_path: Path) -> None:
+def test_if_a_folder_has_the_name_no_temporary_file_is_left(tmp_path: Path) -> None:
     path = tmp_path / "7.prompt"
     path.mkdir()
     with pytest.raises(IsADirectoryError):
@@ -382,7 +386,7 @@ def test_where_a_folder_has_the_name_nothing_is_left_beside(tmp_path: Path) -> N
 
 @contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes."""
+    """Within, no file may grow beyond `size` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -392,7 +396,7 @@ def room_for(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", [0, 10, 200, 50_000])
-def test_where_there_is_no_room_the_old_file_stays_and_nothing_is_left_beside(
+def test_on_a_full_disk_the_old_file_stays_and_no_temporary_file_is_left(
     path: Path, size: int
 ) -> None:
     new = SavedPrompt([1] * 100, bytearray(100_000), 7)
@@ -406,16 +410,16 @@ def test_where_there_is_no_room_the_old_file_stays_and_nothing_is_left_beside(
 
 WRITERS = 6
 ROUNDS = 25
-"""Of each writer."""
+"""How often each writer writes."""
 
 
 def of_writer(number: int) -> SavedPrompt:
-    """Those of no two writers have the same size, or a byte of state in common."""
+    """Make a prompt whose size and state differ from those of all other writers."""
     return SavedPrompt([number] * (number + 1), bytearray([number]) * (1 + 70_000 * number), 7)
 
 
 def test_threads_that_write_the_same_prompt_leave_one_whole_file(path: Path) -> None:
-    """And whoever reads meanwhile reads a whole one too."""
+    """A reader always reads a complete file, too."""
     start, are_done = threading.Barrier(WRITERS + 1), threading.Event()
     errors: list[Exception] = []
     read: list[SavedPrompt] = []
@@ -467,7 +471,7 @@ for _ in range(200):
 
 
 def start_writer(code: str, path: Path) -> subprocess.Popen[str]:
-    """One that is ready, and begins at the first line it gets."""
+    """Start a writer that is ready, and begins when it gets a line."""
     command = [sys.executable, "-c", code, str(path)]
     writer = subprocess.Popen(
         command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -510,7 +514,7 @@ def make_older(path: Path, seconds: float) -> None:
 
 
 def left_by_a_killed_writer(path: Path) -> Path:
-    """What is in the folder after a process was killed that wrote there."""
+    """Return what is in the folder after a process that wrote there was killed."""
     before = set(path.parent.iterdir())
     writer = start_writer(WRITE_AND_DIE, path)
     writer.communicate("\n", timeout=TIMEOUT_S)
@@ -524,7 +528,7 @@ def test_every_process_writes_under_a_name_of_its_own(tmp_path: Path) -> None:
     assert left_by_a_killed_writer(path) != left_by_a_killed_writer(path)
 
 
-def test_what_a_killed_writer_has_left_is_no_prompt_and_is_deleted_when_it_is_old(
+def test_a_temporary_file_of_a_killed_writer_is_not_a_prompt_and_is_deleted_when_old(
     path: Path,
 ) -> None:
     folder = path.parent
@@ -605,7 +609,7 @@ def test_ids_are_found_by_the_names_of_their_files(place: Path, prompt_ids: set[
     ],
     ids=ascii,
 )
-def test_other_names_are_nobodys_id(tmp_path: Path, name: str) -> None:
+def test_other_names_are_not_ids(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     (tmp_path / "12.prompt").touch()
     assert list(ids_in(tmp_path)) == [12]
@@ -632,7 +636,7 @@ def test_the_prompts_of_a_folder_are_known_by_their_heads(path: Path) -> None:
     }
 
 
-def test_damaged_and_other_files_are_no_prompts_of_the_folder(path: Path) -> None:
+def test_damaged_and_other_files_are_not_prompts_of_the_folder(path: Path) -> None:
     folder, whole = path.parent, path.read_bytes()
     for name, data in {
         "8.prompt": b"",
@@ -647,7 +651,7 @@ def test_damaged_and_other_files_are_no_prompts_of_the_folder(path: Path) -> Non
     assert prompts_in(folder).keys() == {7}
 
 
-def test_a_file_with_a_head_that_is_no_msgpack_is_no_prompt_of_the_folder(path: Path) -> None:
+def test_a_file_with_a_head_that_is_not_msgpack_is_not_a_prompt_of_the_folder(path: Path) -> None:
     path_of(path.parent, 8).write_bytes(file_of(b"\xc1"))
     assert prompts_in(path.parent).keys() == {7}
 
@@ -660,7 +664,7 @@ def test_a_prompt_is_deleted_once_and_no_other_with_it(path: Path) -> None:
     assert not delete_prompt(path.parent, 7)
 
 
-def test_where_the_folder_is_missing_there_is_nothing_to_delete(tmp_path: Path) -> None:
+def test_in_a_missing_folder_there_is_nothing_to_delete(tmp_path: Path) -> None:
     assert not delete_prompt(tmp_path / "missing", 7)
 
 

@@ -1,4 +1,4 @@
-"""What a saved prompt fits to: another name for every other model, engine or setting."""
+"""The identity of saved prompts differs for every other model, engine or setting."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from workers.prompts.files import Identity
 from workers.prompts.identity import model_identity
 
 SIZE = 3 * BEGINNING + 12345
-"""Bytes of a model file here."""
+"""Size of a model file in these tests, in bytes."""
 STRETCH = SIZE // SAMPLES + SAMPLE
-"""Bytes, fewer than the weights of any model that was trained again."""
+"""Bytes that differ: fewer than in any model that was trained again."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavingEngine:
-    """All that is asked of an engine here."""
+    """The part of an engine that an identity needs."""
 
     state_format: str = "a format"
 
@@ -39,7 +39,7 @@ def identity(path: Path | None, state_format: str = "a format", **settings: Any)
 
 
 def write_model(path: Path, size: int = SIZE) -> Path:
-    """A file in which no two places are alike, as far as samples can see."""
+    """Write a file in which no two samples are equal."""
     block = bytes(range(251)) * 1000
     with path.open("wb") as file:
         for _ in range(size // len(block) + 1):
@@ -55,7 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def changed(path: Path, place: int, length: int = 1) -> Iterator[None]:
-    """The file with other bytes from that place on, as long as it lasts."""
+    """Change the bytes of the file from `place` on, within the context."""
     with path.open("r+b", buffering=0) as file:
         file.seek(place)
         before = file.read(length)
@@ -96,7 +96,7 @@ def test_other_weights_make_another_model_wherever_they_are(model: Path, place: 
 
 
 def test_a_byte_more_or_less_makes_another_model(tmp_path: Path) -> None:
-    """Also where all that is read of them is the same."""
+    """Even if all bytes that are read of them are equal."""
     found = set()
     for size in (SIZE - 1, SIZE, SIZE + 1):
         path = tmp_path / "model.gguf"
@@ -107,7 +107,7 @@ def test_a_byte_more_or_less_makes_another_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 100, SAMPLE - 1, SAMPLE, SAMPLE + 1, 3 * SAMPLE])
-def test_of_a_small_file_every_byte_counts(tmp_path: Path, size: int) -> None:
+def test_every_byte_of_a_small_file_counts(tmp_path: Path, size: int) -> None:
     path = write_model(tmp_path / "small.gguf", size)
     before = identity(path)
     assert before == identity(path)
@@ -116,20 +116,22 @@ def test_of_a_small_file_every_byte_counts(tmp_path: Path, size: int) -> None:
             assert identity(path).model != before.model
 
 
-def test_files_of_any_small_size_are_told_apart(tmp_path: Path) -> None:
+def test_files_of_different_small_sizes_have_different_identities(tmp_path: Path) -> None:
     sizes = [0, 1, 2, SAMPLE - 1, SAMPLE, SAMPLE + 1, BEGINNING - 1, BEGINNING, BEGINNING + 1]
     found = {identity(write_model(tmp_path / "x.gguf", size)).model for size in sizes}
     assert len(found) == len(sizes)
 
 
-def test_an_empty_file_is_not_the_same_as_none(tmp_path: Path) -> None:
+def test_an_empty_file_and_no_file_have_different_identities(tmp_path: Path) -> None:
     assert identity(write_model(tmp_path / "empty", 0)) != identity(None)
 
 
 # ---------------------------------------------------------------- engines and settings
 
 
-def test_another_state_format_changes_what_states_fit_to_but_not_the_model(model: Path) -> None:
+def test_another_state_format_changes_the_identity_of_states_but_not_of_the_model(
+    model: Path,
+) -> None:
     one, other = identity(model, "a format"), identity(model, "another format")
     assert one.model == other.model
     assert (one.state, other.state) == ("a format", "another format")
@@ -142,12 +144,12 @@ def test_another_model_type_is_another_model(model: Path, path_is_given: bool) -
     assert len({identity(path, model_type=kind).model for kind in kinds}) == len(kinds)
 
 
-def test_another_engine_is_another_model_to_its_tokens(model: Path) -> None:
+def test_another_engine_is_another_model(model: Path) -> None:
     engines = ["llama_cpp", "ctransformers", "echo"]
     assert len({identity(model, engine=engine).model for engine in engines}) == len(engines)
 
 
-def test_an_engine_and_a_model_type_are_not_taken_for_each_other() -> None:
+def test_an_engine_and_a_model_type_are_not_confused() -> None:
     names = [("ab", "c"), ("a", "bc"), ("abc", "")]
     found = {identity(None, engine=engine, model_type=kind).model for engine, kind in names}
     assert len(found) == len(names)
