@@ -32,8 +32,8 @@ WITH_SYSTEMD = "As a daemon"
 TWO_CORES = (
     "Against llama-server",
     "Several models",
-    "Files of options",
-    "Serve a model of your own",
+    "Configuration files",
+    "Serve your own model",
 )
 """Sections whose commands start two workers, or a worker of two threads."""
 

@@ -146,9 +146,9 @@ def test_a_damaged_model_in_a_folder_is_an_error_of_its_own(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("-m", "a=x.gguf", "-m", "a=y.gguf"), "two models are named a"),
+        (("-m", "a=x.gguf", "-m", "a=y.gguf"), "two models have the name a"),
         (("--models-dir", ".", "-m", "x.gguf"), "exclude each other"),
-        (("--memory-limit", "1G"), "is for the models of --models-dir"),
+        (("--memory-limit", "1G"), "--memory-limit needs --models-dir"),
         (("--models-dir", "/nonexistent"), "cannot be read"),
         (("--num-threads", "1", "-m", "a=x", "-m", "b=y"), "2 models need a core each"),
     ],

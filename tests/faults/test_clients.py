@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from server.config.options import BUNDLED_MODEL, read_options
+from server.config.options import BUNDLED_MODEL
 from server.http.listener import KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S
 from tests.helpers import namespaces
+from tests.helpers.options import read_options
 from tests.helpers.running import RunningServer, address_of, open_request, send_request, text_of
 from tests.helpers.streams import ENDLESS, Followed, fresh, rss
 from tests.helpers.support import echo_options
