@@ -257,4 +257,10 @@ ROWS = (
         "A 401, except for /health and the files of the page, which must load before it can ask"
         " for a key. Keys are never in the log.",
     ),
+    Row(
+        51,
+        "Weights differ under one name",
+        "one byte of a tensor altered; the second part of a split model replaced",
+        "No saved prompt of the other weights is used. The text is that of the weights.",
+    ),
 )

@@ -181,3 +181,48 @@ def until_written(server: RunningServer, path: Path) -> None:
     listed = server.client.get("/cache").json()["prompts"]
     assert [prompt["id"] for prompt in listed] == [ASK["cache"]]
     server.until(lambda _: path.exists())
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_fault_51_a_saved_prompt_is_not_used_with_an_altered_tensor(
+    llama_gguf: Path, tmp_path: Path
+) -> None:
+    """A fine-tuned copy under the old name continued from the old weights' states, silently."""
+    model = tmp_path / "model.gguf"
+    whole = llama_gguf.read_bytes()
+    place = len(whole) * 5 // 8 + 1234
+    altered = overwritten(place, bytes([whole[place] ^ 0x55]))(whole)
+    check_that_prompts_are_apart(tmp_path, model, {model: whole}, {model: altered})
+
+
+def test_fault_51_a_saved_prompt_is_not_used_with_another_second_part(tmp_path: Path) -> None:
+    """Of a split model only the first part was looked at."""
+    sides = []
+    for seed in (5, 6):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        whole = models.build_llama_gguf(tmp_path / "model.gguf", seed=seed)
+        sides.append(models.split_gguf(whole, folder, 3))
+    served = tmp_path / "served"
+    served.mkdir()
+    (first, second), places = sides, [served / part.name for part in sides[0]]
+    one = {place: part.read_bytes() for place, part in zip(places, first, strict=True)}
+    other = {**one, places[1]: second[1].read_bytes()}
+    check_that_prompts_are_apart(tmp_path, places[0], one, other)
+
+
+def check_that_prompts_are_apart(
+    tmp_path: Path, model: Path, one: dict[Path, bytes], other: dict[Path, bytes]
+) -> None:
+    """Save a prompt with `one`, the contents of the model's files; ask again with the `other`."""
+    saved = tmp_path / "saved"
+    flags = ("-m", str(model), "--workers", "1", "-n", "256", "--cache-dir", str(saved))
+    for contents, expected in ((one, 0), (one, 1), (other, 0)):
+        for path, content in contents.items():
+            path.write_bytes(content)
+        with RunningServer(*flags) as server:
+            _, cached = ask(server, prompt="once upon a time there was " * 4)
+            assert bool(cached) == bool(expected)
+            until_written(server, path_of(saved, ASK["cache"]))
