@@ -29,6 +29,7 @@ from workers.engines.table import ENGINES
 from workers.machine.cores import Machine, node_of_cpus
 from workers.machine.memory import available_memory
 from workers.machine.topology import Plan, make_plan, share_machine
+from workers.model_files.completeness import check_complete
 from workers.model_files.folder import ModelFile as FoundModel
 from workers.model_files.folder import list_model_files, model_name
 
@@ -209,6 +210,8 @@ class FolderModels:
         options = self._options
         try:
             model = _file(file.name, file.path, options)
+            if model.engine != "echo":
+                check_complete(file.paths)
             batches = ENGINES[model.engine].batches
             plan = make_plan(
                 self._machine,
@@ -225,6 +228,9 @@ class FolderModels:
             return replace(spec, memory=plan_memory(spec.model, workers).total_bytes)
         except ConfigurationError as error:
             logger.warning("the model %s is not served: %s", file.name, error)
+            return None
+        except OSError as error:
+            logger.warning("the model %s is not served: %s", file.name, error.strerror)
             return None
 
 

@@ -263,4 +263,10 @@ ROWS = (
         "one byte of a tensor altered; the second part of a split model replaced",
         "No saved prompt of the other weights is used. The text is that of the weights.",
     ),
+    Row(
+        52,
+        "Files that are no models are in the folder of models",
+        "a projector, an adapter, an importance matrix, a vocabulary, a model without its last byte",
+        "They are not listed, and the log names each once. Requests for them are a 404.",
+    ),
 )
