@@ -58,5 +58,5 @@ def test_every_part_of_a_split_model_must_be_complete(tmp_path: Path) -> None:
     parts = models.split_gguf(whole, tmp_path, 3)
     check_complete(parts)
     parts[1].write_bytes(parts[1].read_bytes()[:-40])
-    with pytest.raises(ConfigurationError, match="00002-of-00003.gguf is not complete"):
+    with pytest.raises(ConfigurationError, match=r"00002-of-00003\.gguf is not complete"):
         check_complete(parts)
