@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_fault_47_a_server_with_closed_descriptors_serves_and_ends_with_0(
             f' && curl -s {url}/stream -d \'{{"prompt": "abc"}}\''
         )
         assert "".join(asked.stdout.split("\n")) == "abc", asked
-        links = [os.readlink(f"/proc/{server.pid}/fd/{number}") for number in range(3)]
+        links = [str(Path(f"/proc/{server.pid}/fd/{number}").readlink()) for number in range(3)]
         assert not any(link.startswith("socket") for link in links)
         server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=20) == 0
