@@ -14,6 +14,7 @@ from server.config.settings import build_settings
 from server.exit_status import ExitStatus, fail
 from server.http.listener import CannotListen
 from server.parts import ServerParts, make_parts
+from server.standard_streams import output_failed
 from server.version import VERSION
 from shared.errors import ConfigurationError
 from shared.logs import configure_logging
@@ -76,5 +77,8 @@ def _serve(parts: ServerParts) -> ExitStatus:
 
 
 def _printed(text: str) -> ExitStatus:
-    print(text)
+    try:
+        print(text)
+    except OSError as error:
+        return output_failed(error)
     return ExitStatus.OK

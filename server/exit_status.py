@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from enum import IntEnum
@@ -30,7 +31,8 @@ class ExitStatus(IntEnum):
 def fail(status: ExitStatus, error: Exception) -> ExitStatus:
     """Print the error as one sentence to standard error. Returns the status."""
     sentence = sentence_of(error) if isinstance(error, OSError) else str(error)
-    sys.stderr.write(f"tokenflume: {sentence}\n")
+    with contextlib.suppress(OSError):  # nowhere is left to say it; the status tells
+        sys.stderr.write(f"tokenflume: {sentence}\n")
     return status
 
 

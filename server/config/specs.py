@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,8 +30,9 @@ from workers.engines.table import ENGINES
 from workers.machine.cores import Machine, node_of_cpus
 from workers.machine.memory import available_memory
 from workers.machine.topology import Plan, make_plan, share_machine
+from workers.model_files.completeness import check_complete
 from workers.model_files.folder import ModelFile as FoundModel
-from workers.model_files.folder import list_model_files, model_name
+from workers.model_files.folder import list_model_files, model_name, unprintable_names
 
 CACHE_LIMIT_BYTES = 2**30
 """Default of --cache-limit."""
@@ -195,12 +197,25 @@ class FolderModels:
         self._options = options
         self._machine = machine
         self._specs: dict[FoundModel, ModelSpec | None] = {}
+        self._unnamed: tuple[Path, ...] = ()
 
     def __call__(self) -> list[ModelSpec]:
         """A model for each file that an engine can load, ordered by name."""
         found = list_model_files(self._folder)
+        self._report_unnamed()
         self._specs = {file: self._known_or_made(file) for file in found}
         return [spec for spec in self._specs.values() if spec is not None]
+
+    def _report_unnamed(self) -> None:
+        """Log the files whose names cannot be shown, once each."""
+        before, self._unnamed = self._unnamed, unprintable_names(self._folder)
+        for path in self._unnamed:
+            if path not in before:
+                shown = ascii(os.fsencode(path).decode(errors="backslashreplace"))
+                logger.warning(
+                    "the model %s is not served: its name has control characters or is not UTF-8",
+                    shown,
+                )
 
     def _known_or_made(self, file: FoundModel) -> ModelSpec | None:
         return self._specs[file] if file in self._specs else self._make(file)
@@ -209,6 +224,8 @@ class FolderModels:
         options = self._options
         try:
             model = _file(file.name, file.path, options)
+            if model.engine != "echo":
+                check_complete(file.paths)
             batches = ENGINES[model.engine].batches
             plan = make_plan(
                 self._machine,
@@ -225,6 +242,9 @@ class FolderModels:
             return replace(spec, memory=plan_memory(spec.model, workers).total_bytes)
         except ConfigurationError as error:
             logger.warning("the model %s is not served: %s", file.name, error)
+            return None
+        except OSError as error:
+            logger.warning("the model %s is not served: %s", file.name, error.strerror)
             return None
 
 
@@ -268,9 +288,19 @@ def _file(name: str, path: Path, options: Options) -> GivenModel:
         )
     if options.engine == "llama_cpp" and not has_llama_cpp():
         raise ConfigurationError(f"llama.cpp is not installed: {INSTALL_LLAMA_CPP} installs it")
+    check_utf8(path)
     chosen = choose_engine(path, options.model_type)
     engine: EngineName = chosen if options.engine == "auto" else options.engine
     return GivenModel(name or model_name(path), path, engine)
+
+
+def check_utf8(path: Path) -> None:
+    """Raise ConfigurationError for a path that is not UTF-8: it could not be shown in a list."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise ConfigurationError(f"the path {shown} is not UTF-8: rename the file") from None
 
 
 def _kv_bytes(weights_bytes: int, workers: int) -> int | None:

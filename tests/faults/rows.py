@@ -257,4 +257,30 @@ ROWS = (
         "A 401, except for /health and the files of the page, which must load before it can ask"
         " for a key. Keys are never in the log.",
     ),
+    Row(
+        47,
+        "Standard descriptors are closed or cannot be written",
+        "each of stdin, stdout and stderr closed; /dev/full; a reader that leaves, as `head` does",
+        "The server serves and ends with status 0. Commands that print end with a sentence, or"
+        " silently if the reader has left.",
+    ),
+    Row(
+        51,
+        "Weights differ under one name",
+        "one byte of a tensor altered; the second part of a split model replaced",
+        "No saved prompt of the other weights is used. The text is that of the weights.",
+    ),
+    Row(
+        52,
+        "Files that are no models are in the folder of models",
+        "a projector, an adapter, an importance matrix, a vocabulary; a model without its last"
+        " byte",
+        "They are not listed, and the log names each once. Requests for them are a 404.",
+    ),
+    Row(
+        53,
+        "File names are odd",
+        "names that are not UTF-8, with a newline or an escape character; a C locale",
+        "They are served, or refused in a sentence. Lists, the log and `/metrics` stay whole.",
+    ),
 )

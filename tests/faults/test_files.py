@@ -14,6 +14,7 @@ import pytest
 
 from server.config.options import BUNDLED_MODEL
 from tests.helpers import models
+from tests.helpers.gguf_files import write_gguf
 from tests.helpers.running import RunningServer
 from workers.prompts.files import path_of
 
@@ -76,7 +77,8 @@ def test_fault_11_hostile_model_files_are_refused_by_name_and_other_models_are_s
             assert answer.status_code in (404, 500, 503), (name, answer.text)
             assert name in answer.json()["error"]["message"], answer.text
             if answer.status_code == 404:  # it was found unusable when the folder was read
-                server.log_has(f"{name} is left out: .*{name}.gguf is not a usable GGUF file")
+                why = "is not (a usable GGUF file|complete)"
+                server.log_has(f"the model {name} is not served: .*{name}.gguf {why}")
         assert server.post(model="sound", prompt="x", num_predict=2).status_code == 200
         assert server.client.get("/health").status_code == 200
         assert server.process.pid == pid
@@ -95,6 +97,30 @@ def test_fault_11_a_library_that_dies_of_a_file_costs_workers_and_not_the_front(
         assert server.client.get("/health").status_code == 200
         assert server.client.get("/ready").status_code == 503
         server.log_has("cut.gguf")
+
+
+def test_fault_52_files_that_are_no_models_are_not_listed_and_said_once(tmp_path: Path) -> None:
+    """A projector, an adapter, a vocabulary and a download without its last byte were listed as
+    models, and each request for one was a 500."""
+    whole = models.build_llama_gguf(tmp_path / "sound.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[:-1])
+    write_gguf(tmp_path / "mmproj.gguf", "clip", "mmproj")
+    write_gguf(tmp_path / "lora.gguf", "llama", "adapter")
+    write_gguf(tmp_path / "imatrix.gguf", "", "imatrix")
+    write_gguf(tmp_path / "vocab.gguf", "llama", tensors=0)
+    others = ("cut", "mmproj", "lora", "imatrix", "vocab")
+    with RunningServer("--models-dir", str(tmp_path), "--workers", "1", "-n", "64") as server:
+        for _ in range(2):
+            (tmp_path / "sound.gguf").touch()
+            for name in others:
+                answer = server.post(model=name, prompt="x", num_predict=2)
+                assert answer.status_code == 404, answer.text
+        listed = server.client.get("/v1/models").json()["data"]
+        assert [model["id"] for model in listed] == ["sound"]
+        assert server.post(model="sound", prompt="x", num_predict=2).status_code == 200
+        for name in others:
+            said = [line for line in server.log if f"the model {name} is not served: " in line]
+            assert len(said) == 1, said
 
 
 # ---------------------------------------------------------------- saved prompts
@@ -181,3 +207,48 @@ def until_written(server: RunningServer, path: Path) -> None:
     listed = server.client.get("/cache").json()["prompts"]
     assert [prompt["id"] for prompt in listed] == [ASK["cache"]]
     server.until(lambda _: path.exists())
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_fault_51_a_saved_prompt_is_not_used_with_an_altered_tensor(
+    llama_gguf: Path, tmp_path: Path
+) -> None:
+    """A fine-tuned copy under the old name continued from the old weights' states, silently."""
+    model = tmp_path / "model.gguf"
+    whole = llama_gguf.read_bytes()
+    place = len(whole) * 5 // 8 + 1234
+    altered = overwritten(place, bytes([whole[place] ^ 0x55]))(whole)
+    check_that_prompts_are_apart(tmp_path, model, {model: whole}, {model: altered})
+
+
+def test_fault_51_a_saved_prompt_is_not_used_with_another_second_part(tmp_path: Path) -> None:
+    """Of a split model only the first part was looked at."""
+    sides = []
+    for seed in (5, 6):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        whole = models.build_llama_gguf(tmp_path / "model.gguf", seed=seed)
+        sides.append(models.split_gguf(whole, folder, 3))
+    served = tmp_path / "served"
+    served.mkdir()
+    (first, second), places = sides, [served / part.name for part in sides[0]]
+    one = {place: part.read_bytes() for place, part in zip(places, first, strict=True)}
+    other = {**one, places[1]: second[1].read_bytes()}
+    check_that_prompts_are_apart(tmp_path, places[0], one, other)
+
+
+def check_that_prompts_are_apart(
+    tmp_path: Path, model: Path, one: dict[Path, bytes], other: dict[Path, bytes]
+) -> None:
+    """Save a prompt with `one`, the contents of the model's files; ask again with the `other`."""
+    saved = tmp_path / "saved"
+    flags = ("-m", str(model), "--workers", "1", "-n", "256", "--cache-dir", str(saved))
+    for contents, expected in ((one, 0), (one, 1), (other, 0)):
+        for path, content in contents.items():
+            path.write_bytes(content)
+        with RunningServer(*flags) as server:
+            _, cached = ask(server, prompt="once upon a time there was " * 4)
+            assert bool(cached) == bool(expected)
+            until_written(server, path_of(saved, ASK["cache"]))

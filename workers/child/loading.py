@@ -69,7 +69,7 @@ def assemble(settings: WorkerSettings, engine: Engine) -> LoadedModel:
     cost = step_cost(engine) if ENGINES[settings.model.engine].measured else None
     cache, store, root = settings.cache, None, None
     if cache.folder is not None or cache.restore is not None:
-        identity = read_identity(settings.model, engine)
+        identity = read_identity(settings.model, engine, cache.folder)
         if cache.folder is not None:
             store = PromptStore(cache.folder, cache.disk, identity, cache.memory)
         if cache.restore is not None:

@@ -81,6 +81,23 @@ def list_model_files(folder: Path) -> tuple[ModelFile, ...]:
     return tuple(sorted(models, key=lambda model: model.name))
 
 
+def unprintable_names(folder: Path) -> tuple[Path, ...]:
+    """The files with a model's suffix, also in subfolders, that their names leave out.
+
+    Raises ConfigurationError if the folder cannot be read.
+    """
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise ConfigurationError(f"{folder} cannot be read: {error.strerror}") from None
+    inner = [file for entry in entries if _is_named(entry) for file in _files_in(entry)]
+    return tuple(
+        file
+        for file in (*entries, *inner)
+        if not file.name.isprintable() and file.name.endswith(SUFFIXES)
+    )
+
+
 def _files_in(folder: Path) -> list[Path]:
     """The folder's entries, sorted; empty if it is not a folder or cannot be read."""
     try:

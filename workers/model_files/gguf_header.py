@@ -40,6 +40,17 @@ MAX_PARAMS = (1 << 63) - 1
 KV_ELEMENT_BYTES: dict[KvType, float] = {"f16": 2, "f32": 4, "q8_0": 34 / 32}
 """Bytes of one number in the KV cache. A q8_0 block of 32 numbers has 34 bytes."""
 
+TYPE_SIZES = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
+    9: (32, 40), 10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
+    15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18),
+    21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8),
+    28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
+    40: (64, 36), 41: (128, 18),
+}  # fmt: skip
+"""By ggml's number of a tensor's type: the elements of a block, and its bytes."""
+ALIGNMENT = 32
+"""Tensors begin at a multiple of this number of bytes, unless `general.alignment` says another."""
 _BUFFER = 256 << 10
 
 # Types of values, and the struct layouts of those with a fixed size.
@@ -79,6 +90,9 @@ class GgufHeader:
     """ggml's numbers of the tensors' types, which may be unknown ones."""
     n_params: int
     """The number of elements of all tensors together, 0 to 2**63-1."""
+    least_size: int = 0
+    """Bytes up to which the tensors reach. A smaller file was cut. Tensors of unknown types count
+    as empty."""
 
     @property
     def architecture(self) -> str:
@@ -155,7 +169,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
 
     Raises ConfigurationError, which names the file, if it cannot be read, is truncated, or contains
     what no model can have. Only the header is checked, and that all tensors begin within the file;
-    a truncated last tensor is not detected.
+    `least_size` tells whether the last one ends within it.
     """
     try:
         # Opening a pipe would block until somebody writes to it.
@@ -239,7 +253,10 @@ def _read_header(reader: _Reader) -> GgufHeader:
     tensors = reader.count(MAX_ENTRIES, "tensors")
     keys = reader.count(MAX_ENTRIES, "metadata keys")
     metadata, array_lengths = _read_metadata(reader, keys)
-    tensor_types, n_params = _read_tensors(reader, tensors)
+    tensor_types, n_params, data_size = _read_tensors(reader, tensors)
+    given = metadata.get("general.alignment")
+    alignment = given if type(given) is int and given > 0 else ALIGNMENT
+    data_start = -(-reader.position // alignment) * alignment
     return GgufHeader(
         size=reader.size,
         version=version,
@@ -248,6 +265,7 @@ def _read_header(reader: _Reader) -> GgufHeader:
         tensors=tensors,
         tensor_types=tensor_types,
         n_params=n_params,
+        least_size=data_start + data_size if tensors else reader.position,
     )
 
 
@@ -319,22 +337,25 @@ def _skip_array(reader: _Reader, depth: int) -> int:
     return length
 
 
-def _read_tensors(reader: _Reader, tensors: int) -> tuple[frozenset[int], int]:
-    """The types of the tensors, and the number of all elements."""
+def _read_tensors(reader: _Reader, tensors: int) -> tuple[frozenset[int], int, int]:
+    """The types of the tensors, the number of all elements, and the bytes of all data."""
     types: set[int] = set()
     n_params = 0
     furthest = 0
+    data_size = 0
     for _ in range(tensors):
         elements, kind, offset = _read_tensor(reader)
         types.add(kind)
         n_params += elements
         furthest = max(furthest, offset)
+        block, size = TYPE_SIZES.get(kind, (1, 0))
+        data_size = max(data_size, offset + -(-elements // block) * size)
     if n_params > MAX_PARAMS:
         raise _MalformedError(f"its tensors exceed the limit of {MAX_PARAMS} elements")
     # Offsets count from the header's end, so this detects most truncated files.
     if reader.position + furthest > reader.size:
         raise _MalformedError(f"it is truncated: a tensor begins beyond its {reader.size} bytes")
-    return frozenset(types), n_params
+    return frozenset(types), n_params, data_size
 
 
 def _read_tensor(reader: _Reader) -> tuple[int, int, int]:

@@ -27,10 +27,13 @@ logger = logging.getLogger("tokenflume.worker")
 SLOT = 0
 
 
-def read_identity(settings: ModelSettings, engine: Engine) -> Identity:
-    """Return the identity that saved prompts must have. Raises ConfigurationError."""
+def read_identity(settings: ModelSettings, engine: Engine, folder: Path | None = None) -> Identity:
+    """Return the identity that saved prompts must have. Raises ConfigurationError.
+
+    `folder`: the folder of saved prompts.
+    """
     try:
-        return model_identity(settings, engine)
+        return model_identity(settings, engine, folder)
     except OSError as error:
         raise ConfigurationError(f"{settings.path} cannot be read: {error.strerror}") from None
 

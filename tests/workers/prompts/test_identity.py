@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,20 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shared.settings import ModelSettings
 from tests.helpers.support import model_settings
 from workers.engines.table import load_engine
-from workers.model_files.fingerprint import BEGINNING, SAMPLE, SAMPLES
+from workers.model_files.content_digest import SEGMENT, model_parts
 from workers.prompts.files import Identity
 from workers.prompts.identity import model_identity
+from workers.prompts.known_digest import FILE_NAME, SETTLED_NS, known_digest
 
-SIZE = 3 * BEGINNING + 12345
+SIZE = 3 * SEGMENT + 12345
 """Size of a model file in these tests, in bytes."""
-STRETCH = SIZE // SAMPLES + SAMPLE
-"""Bytes that differ: fewer than in any model that was trained again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +78,92 @@ def test_a_copy_has_the_same_identity_whatever_its_name(model: Path, tmp_path: P
     assert identity(copy) == identity(model)
 
 
-@pytest.mark.parametrize("place", [0, 1, 4096, BEGINNING - 1, SIZE - 1])
-def test_a_byte_of_the_beginning_or_the_last_one_makes_another_model(
-    model: Path, place: int
-) -> None:
+@given(st.integers(0, SIZE - 1))
+@settings(max_examples=25)
+@example(0)
+@example(SEGMENT - 1)
+@example(SEGMENT)
+@example(SIZE - 1)
+def test_another_byte_makes_another_model_wherever_it_is(model: Path, place: int) -> None:
+    """Samples of the file were compared: a changed tensor between two of them was not seen."""
     before = identity(model)
     with changed(model, place):
         assert identity(model).model != before.model
     assert identity(model) == before
 
 
-@given(st.integers(0, SIZE - STRETCH))
-@settings(max_examples=25)
-def test_other_weights_make_another_model_wherever_they_are(model: Path, place: int) -> None:
-    before = identity(model)
-    with changed(model, place, STRETCH):
-        assert identity(model).model != before.model
+def test_every_part_of_a_split_model_counts(tmp_path: Path) -> None:
+    """Only the first part was read: models with equal first parts used each other's states."""
+    parts = [write_model(tmp_path / f"m-0000{n}-of-00003.gguf", 1000 * n) for n in (1, 2, 3)]
+    before = identity(parts[0])
+    for part in parts:
+        with changed(part, 999):
+            assert identity(parts[0]) != before
+    assert identity(parts[0]) == before
+
+
+def test_where_one_part_ends_and_the_next_begins_counts(tmp_path: Path) -> None:
+    first, second = (tmp_path / f"m-0000{n}-of-00002.gguf" for n in (1, 2))
+    first.write_bytes(b"abc")
+    second.write_bytes(b"d")
+    before = identity(first)
+    first.write_bytes(b"ab")
+    second.write_bytes(b"cd")
+    assert identity(first) != before
+
+
+def test_a_file_that_only_has_the_name_of_a_part_is_a_model_of_its_own(tmp_path: Path) -> None:
+    alone = write_model(tmp_path / "m-00001-of-00002.gguf", 100)
+    assert model_parts(alone) == (alone,)
+    assert identity(alone) == identity(shutil.copyfile(alone, tmp_path / "copy.gguf"))
+
+
+# ---------------------------------------------------------------- digests that are kept
+
+
+@pytest.fixture
+def settled(tmp_path: Path) -> Path:
+    """A model that nobody has changed for long enough."""
+    path = write_model(tmp_path / "settled.gguf", 1000)
+    while path.stat().st_ctime_ns >= time.time_ns() - SETTLED_NS:
+        time.sleep(0.05)
+    return path
+
+
+def test_a_large_models_digest_is_kept_until_its_file_changes(settled: Path) -> None:
+    """Also if the edit leaves the size, and the editor sets the old time of modification."""
+    folder = settled.parent
+    before = known_digest([settled], folder, least_bytes=1)
+    kept = folder / FILE_NAME
+    name, digest = kept.read_text().split()
+    assert digest == before
+    kept.write_text(f"{name} {'0' * 64}\n")
+    assert known_digest([settled], folder, least_bytes=1) == "0" * 64
+    status = settled.stat()
+    with changed(settled, 500):
+        os.utime(settled, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert known_digest([settled], folder, least_bytes=1) not in (before, "0" * 64)
+
+
+@pytest.mark.parametrize("damage", ["", "x", "\0" * 130, "é", "a" * 64 + " " + "b" * 64 + "\n"])
+def test_a_damaged_digest_is_computed_again(settled: Path, damage: str) -> None:
+    before = known_digest([settled], None)
+    (settled.parent / FILE_NAME).write_text(damage)
+    assert known_digest([settled], settled.parent, least_bytes=1) == before
+
+
+def test_a_digest_that_cannot_be_kept_is_a_warning(
+    settled: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    digest = known_digest([settled], settled.parent / "missing", least_bytes=1)
+    assert digest == known_digest([settled], None)
+    assert "cannot be written" in caplog.text
+
+
+def test_the_digest_of_a_file_that_has_just_changed_is_not_kept(tmp_path: Path) -> None:
+    """Its next change may leave the same times."""
+    known_digest([write_model(tmp_path / "new.gguf", 1000)], tmp_path, least_bytes=1)
+    assert not (tmp_path / FILE_NAME).exists()
 
 
 def test_a_byte_more_or_less_makes_another_model(tmp_path: Path) -> None:
@@ -106,7 +177,7 @@ def test_a_byte_more_or_less_makes_another_model(tmp_path: Path) -> None:
     assert len(found) == 3
 
 
-@pytest.mark.parametrize("size", [1, 100, SAMPLE - 1, SAMPLE, SAMPLE + 1, 3 * SAMPLE])
+@pytest.mark.parametrize("size", [1, 100, SEGMENT - 1, SEGMENT + 1])
 def test_every_byte_of_a_small_file_counts(tmp_path: Path, size: int) -> None:
     path = write_model(tmp_path / "small.gguf", size)
     before = identity(path)
@@ -117,7 +188,7 @@ def test_every_byte_of_a_small_file_counts(tmp_path: Path, size: int) -> None:
 
 
 def test_files_of_different_small_sizes_have_different_identities(tmp_path: Path) -> None:
-    sizes = [0, 1, 2, SAMPLE - 1, SAMPLE, SAMPLE + 1, BEGINNING - 1, BEGINNING, BEGINNING + 1]
+    sizes = [0, 1, 2, SEGMENT - 1, SEGMENT, SEGMENT + 1]
     found = {identity(write_model(tmp_path / "x.gguf", size)).model for size in sizes}
     assert len(found) == len(sizes)
 

@@ -35,7 +35,7 @@ from workers.engines.llama_cpp.loading import (
     make_context,
 )
 from workers.engines.llama_cpp.sampling import SamplerChain, build_chain
-from workers.engines.llama_cpp.vocabulary import Vocabulary, metadata
+from workers.engines.llama_cpp.vocabulary import NO_TOKEN, Vocabulary, metadata
 from workers.engines.memory_plan import slots_for
 from workers.model_files.card import gguf_card
 from workers.model_files.gguf_header import read_gguf_header
@@ -108,7 +108,7 @@ class LlamaCppEngine(Engine):
         return self._vocabulary.piece(token, shows_control=shows_control)
 
     def is_end(self, token: int) -> bool:
-        return token in self._vocabulary.ends
+        return token == NO_TOKEN or token in self._vocabulary.ends
 
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> SamplerChain:
         return build_chain(params, prompt, vocab=self._vocabulary, context=self.info.context)

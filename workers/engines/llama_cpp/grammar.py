@@ -15,7 +15,7 @@ import numpy as np
 
 from shared.errors import EngineFailed, InvalidRequest
 from shared.sampling import SamplingParams
-from workers.engines.llama_cpp.vocabulary import Vocabulary
+from workers.engines.llama_cpp.vocabulary import NO_TOKEN, Vocabulary
 from workers.grammar.gbnf import ROOT, GrammarError, parse_gbnf
 from workers.grammar.gbnf_cost import check_cost, check_ways
 from workers.grammar.json_schema import SchemaError, schema_to_gbnf
@@ -54,8 +54,9 @@ class Grammar:
         """Raises GrammarError if llama.cpp refuses the grammar."""
         self._grammar: Any = None
         self._ends = vocabulary.ends
+        self._false_ends = vocabulary.false_ends
         # llama.cpp would accept their names as text, but an answer does not show them.
-        control = sorted(set(vocabulary.control) - vocabulary.ends)
+        control = sorted(set(vocabulary.control) - vocabulary.ends - self._false_ends)
         self._forbidden = np.array(control, dtype=np.int32)
         self._grammar = lib.llama_sampler_init_grammar(
             vocabulary.vocab, text.encode(), ROOT.encode()
@@ -70,12 +71,16 @@ class Grammar:
     def sample(self, chain: Any, logits: np.ndarray[Any, np.dtype[np.float32]]) -> int:
         """Choose the next token with the chain, and accept it in chain and grammar.
 
+        NO_TOKEN: the answer is complete, and the model has no token to say so.
+
         Raises EngineFailed if no token is possible, or if it takes longer than LONGEST_S.
         """
         started = time.monotonic()
         token, _ = _choose(chain, _candidates(logits))
         if not self._allows(token):
             token = self._among_allowed(chain, logits)
+        if token == NO_TOKEN:
+            return token
         lib.llama_sampler_accept(chain, token)
         if token not in self._ends:  # ends were checked above
             lib.llama_sampler_accept(self._grammar, token)
@@ -84,7 +89,7 @@ class Grammar:
         return token
 
     def _allows(self, token: int) -> bool:
-        if token in self._forbidden:
+        if token in self._forbidden or token in self._false_ends:
             return False
         candidate = np.zeros(1, CANDIDATE)
         candidate["id"] = token
@@ -101,6 +106,11 @@ class Grammar:
         ids = allowed["id"].tolist()
         if self._ends.issuperset(ids):
             return int(ids[0])  # the answer is complete, so it ends even if ends are forbidden
+        if self._false_ends:
+            # llama.cpp allows them as ends only, so where they are alone the answer is complete.
+            allowed = allowed[~np.isin(allowed["id"], list(self._false_ends))]
+            if not len(allowed):
+                return NO_TOKEN
         token, logit = _choose(chain, allowed)
         if not np.isfinite(logit):
             raise EngineFailed("logit_bias forbids all tokens that the grammar allows here")
