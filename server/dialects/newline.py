@@ -2,7 +2,8 @@
 question to a chat model, and the raw text of the answer.
 
 text/plain (default)   each token on its own line; inside a token `\\` is
-                       written `\\\\`, a newline `\\n`, a carriage return `\\r`
+                       written `\\\\`, a newline `\\n`, a carriage return `\\r`,
+                       and other characters that end a line `\\u2028` etc.
 application/x-ndjson   {"token", "index", "id"} for each token, and
                        {"logprob", "top_logprobs"} where asked for; the last
                        line has "done" or "error"
@@ -10,7 +11,6 @@ application/x-ndjson   {"token", "index", "id"} for each token, and
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -36,6 +36,7 @@ from server.http.openapi import (
     record,
 )
 from shared.errors import InvalidRequest, ServingError
+from shared.json_text import ESCAPES, json_line
 from shared.messages import Finished, Token
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
@@ -43,7 +44,7 @@ from shared.validation import MAX_INTEGER, TEXT, nullable, or_none
 from shared.values import Candidate
 
 NDJSON = "application/x-ndjson"
-ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
+PLAIN_ESCAPES = {**ESCAPES, **str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})}
 
 
 SYSTEM = or_none(TEXT).saying(
@@ -104,7 +105,7 @@ def renderer_for(accept: str) -> Renderer:
 
 def escape(token: str) -> str:
     """The token on one line; see the module's docstring."""
-    return token.translate(ESCAPES)
+    return token.translate(PLAIN_ESCAPES)
 
 
 class PlainTextRenderer(Renderer):
@@ -131,11 +132,11 @@ class NdjsonRenderer(Renderer):
     media_type = NDJSON
 
     def tokens(self, index: int, tokens: Sequence[Token]) -> bytes:
-        return b"".join([_line(_token(token)) for token in tokens])
+        return b"".join([json_line(_token(token)) for token in tokens])
 
     def finished(self, index: int, event: Finished, queued_s: float) -> bytes:
         usage, timings = event.usage, event.timings
-        return _line(
+        return json_line(
             {
                 "done": True,
                 "finish_reason": event.reason,
@@ -178,10 +179,6 @@ def _logprob(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _line(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-
-
 def _milliseconds(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
@@ -198,7 +195,7 @@ OPERATIONS: Operations = {
         "Continue a prompt: a token a line.",
         {
             "text/plain": lines(
-                "A token a line; within it \\\\, \\n and \\r stand for themselves."
+                "A token a line; within it \\\\, \\n, \\r, \\uXXXX mean what they do in JSON."
             ),
             NDJSON: lines(
                 "An object a line; the last one has done or error.",
