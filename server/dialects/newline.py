@@ -3,7 +3,7 @@
 /stream sends one token in each line:
 
     text/plain (default)    the token's text; `\\` is written `\\\\`, a newline `\\n`, a carriage
-                            return `\\r`
+                            return `\\r`, another character that ends a line `\\u2028` etc.
     application/x-ndjson    {"token", "index", "id"}, with {"logprob", "top_logprobs"} if they were
                             requested; the last line has "done" or "error"
 
@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -38,6 +37,7 @@ from server.http.openapi import (
     record,
 )
 from shared.errors import InvalidRequest, ServingError
+from shared.json_text import ESCAPES, json_line
 from shared.messages import Finished, Token
 from shared.prompt import Prompt
 from shared.sampling import SamplingParams
@@ -45,7 +45,7 @@ from shared.validation import MAX_INTEGER, TEXT, nullable, or_none
 from shared.values import Candidate
 
 NDJSON = "application/x-ndjson"
-ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
+PLAIN_ESCAPES = {**ESCAPES, **str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})}
 
 
 SYSTEM = or_none(TEXT).saying(
@@ -106,7 +106,7 @@ def renderer_for(accept: str) -> Renderer:
 
 def escape(token: str) -> str:
     """The token's text without line breaks; see the module's docstring."""
-    return token.translate(ESCAPES)
+    return token.translate(PLAIN_ESCAPES)
 
 
 class PlainTextRenderer(Renderer):
@@ -133,11 +133,11 @@ class NdjsonRenderer(Renderer):
     media_type = NDJSON
 
     def tokens(self, index: int, tokens: Sequence[Token]) -> bytes:
-        return b"".join([_line(_token(token)) for token in tokens])
+        return b"".join([json_line(_token(token)) for token in tokens])
 
     def finished(self, index: int, event: Finished, queued_s: float) -> bytes:
         usage, timings = event.usage, event.timings
-        return _line(
+        return json_line(
             {
                 "done": True,
                 "finish_reason": event.reason,
@@ -180,10 +180,6 @@ def _logprob(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _line(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-
-
 def _milliseconds(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
@@ -200,7 +196,7 @@ OPERATIONS: Operations = {
         "Continue a prompt, with one token in each line.",
         {
             "text/plain": lines(
-                "One token in each line; \\\\, \\n and \\r stand for a backslash and line breaks."
+                "One token a line; in it \\\\, \\n, \\r and \\uXXXX mean what they do in JSON."
             ),
             NDJSON: lines(
                 "One object in each line; the last one has done or error.",

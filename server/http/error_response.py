@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -19,6 +18,7 @@ from server.http.errors import (
     Unauthorized,
 )
 from shared.errors import ServingError
+from shared.json_text import json_line
 
 UNREAD = (BodyTooLarge, ForeignHost, ForeignOrigin, MethodNotAllowed, NotFound, Unauthorized)
 """Errors that are raised before the request's body has been read."""
@@ -46,7 +46,7 @@ class EarlyResponse(Response):
 def error_body(error: ServingError) -> bytes:
     """{"error": {"code", "message"}} and a newline."""
     value = {"error": {"code": error.code, "message": error.message}}
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return json_line(value)
 
 
 def error_response(error: ServingError, body: bytes) -> Response:

@@ -8,7 +8,6 @@ Request bodies are described by the forms that check them, errors by their class
 from __future__ import annotations
 
 import inspect
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from shared.errors import (
     Unsupported,
     WorkerDied,
 )
+from shared.json_text import to_json
 from shared.validation import Schema
 
 Error = type[ServingError]
@@ -142,7 +142,7 @@ def routes(describe: Callable[[], Mapping[str, Any]]) -> list[Route]:
 
     async def openapi(_: Request) -> Response:
         if not made:
-            made.append(json.dumps(describe(), ensure_ascii=False).encode())
+            made.append(to_json(describe()))
         return Response(made[0], media_type="application/json")
 
     return [Route("/openapi.json", openapi)]

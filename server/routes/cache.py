@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from server.http.errors import NotFound
+from server.http.json_response import JsonResponse
 from server.http.openapi import (
     FLAG,
     INTEGER,
@@ -72,7 +73,7 @@ def routes(catalog: Catalog) -> list[Route]:
                 for prompt in await pool.saved_prompts()
             ]
         saves_states = None if model is None else model.saves_states
-        return JSONResponse({"prompts": prompts, "saves_states": saves_states})
+        return JsonResponse({"prompts": prompts, "saves_states": saves_states})
 
     async def delete(request: Request) -> Response:
         text = request.path_params["id"]
@@ -81,7 +82,7 @@ def routes(catalog: Catalog) -> list[Route]:
         if is_id and 1 <= int(text) <= MAX_CACHE_ID:
             async with catalog.use(request.query_params.get("model")) as (_, pool):
                 if await pool.drop_prompt(int(text)):
-                    return JSONResponse({"id": int(text), "deleted": True})
+                    return JsonResponse({"id": int(text), "deleted": True})
         raise NotFound(f"no prompt is saved under {text!r:.40}")
 
     return [

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from server.http.error_response import error_body, error_response
+from server.http.json_response import JsonResponse
 from server.http.openapi import FLAG, INTEGER, NUMBER, STRING, Operation, Operations, array, record
 from shared.errors import NotReady
 from workers.pool.catalog import Catalog, ModelStatus
@@ -40,7 +41,7 @@ def routes(catalog: Catalog) -> list[Route]:
     """The two routes."""
 
     async def health(_: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return JsonResponse({"status": "ok"})
 
     async def ready(_: Request) -> Response:
         reason = catalog.why_not_ready()
@@ -52,7 +53,7 @@ def routes(catalog: Catalog) -> list[Route]:
         totals = {
             name: sum(model[name] for model in models) for name in ("workers", "active", "waiting")
         }
-        return JSONResponse({"status": "ready", "models": models} | totals)
+        return JsonResponse({"status": "ready", "models": models} | totals)
 
     return [Route("/health", health), Route("/ready", ready)]
 

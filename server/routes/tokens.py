@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from server.chat.conversation import MESSAGES, TOOL_LIST
 from server.generation.models import Models
 from server.http.body import read_body
 from server.http.fields import MODEL, PLAIN_TEXT, Form, as_given
+from server.http.json_response import JsonResponse
 from server.http.openapi import INTEGER, QUESTION, STRING, Operation, Operations, array, record
 from shared.errors import InvalidRequest
 from shared.messages import Tokenized
@@ -110,7 +111,7 @@ def routes(models: Models) -> list[Route]:
         add_special = fields.get("add_special", False)
         async with models.use(fields.get("model")) as (_, pool):
             if not content and not add_special:
-                return JSONResponse({"tokens": []})
+                return JsonResponse({"tokens": []})
             found = await pool.tokenize(Prompt(content), is_start=add_special)
         has_pieces = fields.get("with_pieces", False)
         return await preparation.run(tokens_response, found, has_pieces=has_pieces)
@@ -120,9 +121,9 @@ def routes(models: Models) -> list[Route]:
         async with models.use(fields.get("model")) as (served, pool):
             ids = await preparation.run(checked_ids, fields["tokens"], served.info.vocabulary)
             if not ids:
-                return JSONResponse({"content": ""})
+                return JsonResponse({"content": ""})
             found = await pool.tokenize(Prompt(tokens=ids), is_start=False)
-        return JSONResponse({"content": b"".join(found.pieces).decode(errors="replace")})
+        return JsonResponse({"content": b"".join(found.pieces).decode(errors="replace")})
 
     async def apply_template(request: Request) -> Response:
         fields = await read(TEMPLATE, request)
@@ -133,7 +134,7 @@ def routes(models: Models) -> list[Route]:
                 tools=fields.get("tools"),
                 is_open=fields.get("add_generation_prompt", True),
             )
-        return JSONResponse({"prompt": prompt.text})
+        return JsonResponse({"prompt": prompt.text})
 
     return [
         Route("/tokenize", tokenize, methods=["POST"]),
@@ -153,9 +154,9 @@ def shown(piece: bytes) -> str | list[int]:
 def tokens_response(found: Tokenized, *, has_pieces: bool) -> Response:
     """The response with the tokens, as ids or together with their texts."""
     if not has_pieces:
-        return JSONResponse({"tokens": found.tokens})
+        return JsonResponse({"tokens": found.tokens})
     pairs = zip(found.tokens, found.pieces, strict=True)
-    return JSONResponse({"tokens": [{"id": id_, "piece": shown(p)} for id_, p in pairs]})
+    return JsonResponse({"tokens": [{"id": id_, "piece": shown(p)} for id_, p in pairs]})
 
 
 def checked_ids(tokens: Sequence[Any], vocabulary: int) -> tuple[int, ...]:

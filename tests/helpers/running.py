@@ -177,7 +177,7 @@ class RunningServer:
 
 def unescape(line: str) -> str:
     """The token of a line of the plain text body."""
-    return re.sub(r"\\(.)", lambda m: {"n": "\n", "r": "\r"}.get(m[1], m[1]), line)
+    return re.sub(r"\\(u[0-9a-f]{4}|.)", lambda m: str(json.loads(f'"{m[0]}"')), line)
 
 
 def text_of(body: str) -> str:

@@ -28,13 +28,16 @@ from scripts.load.errors import CUT, StreamFailure
 MOST_UNSHOWN_TOKENS = 3
 """Tokens without an event that any answer may have: the one that ends the text, or those of a
 character that the end of the answer cuts."""
-ESCAPE = re.compile(r"\\(.)")
+ESCAPE = re.compile(r"\\(?:u([0-9a-f]{4})|(.))")
 ESCAPED = {"n": "\n", "r": "\r"}
 
 
 def unescape(line: bytes) -> str:
     """The token that a line of plain text stands for."""
-    return ESCAPE.sub(lambda found: ESCAPED.get(found[1], found[1]), line.decode(errors="replace"))
+    return ESCAPE.sub(
+        lambda found: chr(int(found[1], 16)) if found[1] else ESCAPED.get(found[2], found[2]),
+        line.decode(errors="replace"),
+    )
 
 
 class Lines(Body):

@@ -5,7 +5,6 @@ tokens ─▶ TextReader ─▶ Part ─▶ a line, or a part of the one object
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 import time
@@ -17,6 +16,7 @@ from typing import Any
 from server.dialects.ollama.parts import Part, TextReader, joined
 from server.generation.answer import Renderer
 from shared.errors import ServingError
+from shared.json_text import json_line
 from shared.messages import Finished, Token
 from shared.values import Logprobs
 
@@ -94,7 +94,7 @@ class TextRenderer(Renderer):
             "eval_count": usage.completion_tokens,
             "eval_duration": nanoseconds(timings.decode_s),
         }
-        return rest + as_line(self._head.line(**self._look(joined(self._held)), **end))
+        return rest + json_line(self._head.line(**self._look(joined(self._held)), **end))
 
     def failed(self, error: ServingError) -> bytes | None:
         return error_body(error)
@@ -111,7 +111,7 @@ class TextRenderer(Renderer):
             return b""
         if part.is_empty():  # the token ends within a character
             return b""
-        return as_line(self._head.line(**self._look(part), done=False))
+        return json_line(self._head.line(**self._look(part), done=False))
 
     def _look(self, part: Part) -> dict[str, Any]:
         logprobs = {"logprobs": part.logprobs} if part.logprobs else {}
@@ -137,7 +137,7 @@ class LoadedRenderer(ObjectRenderer):
 
     def end(self) -> bytes:
         fields = {**self._shape(Part()), "done": True, "done_reason": "load"}
-        return as_line(self._head.line(**fields, **self._head.durations()))
+        return json_line(self._head.line(**fields, **self._head.durations()))
 
 
 class VectorsRenderer(ObjectRenderer):
@@ -158,7 +158,7 @@ class VectorsRenderer(ObjectRenderer):
         return b""
 
     def end(self) -> bytes:
-        return as_line(
+        return json_line(
             {
                 "model": self._head.model,
                 "embeddings": [self._vectors[index] for index in sorted(self._vectors)],
@@ -180,17 +180,12 @@ class VectorRenderer(ObjectRenderer):
         return b""
 
     def end(self) -> bytes:
-        return as_line({"embedding": self._vector})
+        return json_line({"embedding": self._vector})
 
 
 def error_body(error: ServingError) -> bytes:
-    """{"error": text} and a newline."""
-    return as_line({"error": error.message})
-
-
-def as_line(value: dict[str, Any]) -> bytes:
-    """The JSON and a newline."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    """{"error": text}, on a line."""
+    return json_line({"error": error.message})
 
 
 def nanoseconds(seconds: float) -> int:

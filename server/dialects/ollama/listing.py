@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.dialects.ollama.fields import THINKING, empty
@@ -20,6 +20,7 @@ from server.dialects.ollama.parts import THOUGHT
 from server.generation.models import Models
 from server.http.body import read_body
 from server.http.fields import PLAIN_TEXT, Form
+from server.http.json_response import JsonResponse
 from server.version import VERSION
 from shared.errors import ConfigurationError, InvalidRequest, ModelUnavailable
 from shared.settings import ModelSpec
@@ -56,15 +57,15 @@ def routes(models: Models) -> Sequence[BaseRoute]:
     async def tags(_: Request) -> Response:
         statuses = await models.current_statuses()
         found = await asyncio.to_thread(listed, statuses, describe, cache)
-        return JSONResponse({"models": found})
+        return JsonResponse({"models": found})
 
     async def ps(_: Request) -> Response:
         loaded = [status for status in models.statuses() if status.info is not None]
         found = await asyncio.to_thread(listed, loaded, running, cache)
-        return JSONResponse({"models": found})
+        return JsonResponse({"models": found})
 
     async def version(_: Request) -> Response:
-        return JSONResponse({"version": VERSION})
+        return JsonResponse({"version": VERSION})
 
     async def show(request: Request) -> Response:
         body = await read_body(request.headers, request.receive)
@@ -72,7 +73,7 @@ def routes(models: Models) -> Sequence[BaseRoute]:
         statuses = {status.spec.name: status for status in await models.current_statuses()}
         specs = {name: status.spec for name, status in statuses.items()}
         status = statuses[find(name, specs).name]
-        return JSONResponse(await asyncio.to_thread(shown, status, cache))
+        return JsonResponse(await asyncio.to_thread(shown, status, cache))
 
     return (
         Route("/api/tags", tags),

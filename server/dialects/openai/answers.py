@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
@@ -15,6 +14,7 @@ from server.generation.answer import Renderer
 from server.generation.task import Generation
 from server.http.errors import Unauthorized
 from shared.errors import ContextTooShort, ServingError
+from shared.json_text import json_line, to_json
 from shared.messages import Finished, Token
 from shared.sampling import MAX_SEED
 
@@ -53,17 +53,8 @@ _LEADING = re.compile(r"(?:prompt|grammar|json_schema|logit_bias)\b")
 
 
 def error_body(error: ServingError) -> bytes:
-    """The error's JSON and a newline."""
-    return json.dumps(error_object(error), separators=(",", ":")).encode() + b"\n"
-
-
-def to_json(value: Json) -> bytes:
-    """Compact JSON."""
-    return _ENCODER.encode(value).encode()
-
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-"""Made once, because a stream encodes a chunk for each token."""
+    """The error's JSON, on a line."""
+    return json_line(error_object(error))
 
 
 def sse(value: Json) -> bytes:

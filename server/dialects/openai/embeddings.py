@@ -6,7 +6,7 @@ import base64
 import struct
 from collections.abc import Mapping
 
-from server.dialects.openai.answers import Json, to_json
+from server.dialects.openai.answers import Json
 from server.dialects.openai.fields import LABEL
 from server.dialects.openai.prompts import PROMPTS, check_vocabulary
 from server.generation.answer import Answer, Call, Renderer
@@ -14,6 +14,7 @@ from server.generation.served_model import ServedModel
 from server.generation.task import Embedding
 from server.http.fields import MODEL, TIMEOUT, Form, one_of
 from shared.errors import InvalidRequest, Unsupported
+from shared.json_text import to_json
 from shared.messages import Finished
 from shared.validation import integers
 

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.dialects.openai.answers import Json
 from server.generation.models import Models
+from server.http.json_response import JsonResponse
 from shared.values import ModelInfo
 from workers.pool.catalog import ModelStatus, find
 
@@ -25,12 +26,12 @@ def routes(models: Models) -> Sequence[BaseRoute]:
     async def listing(_: Request) -> Response:
         statuses = await models.current_statuses()
         entries = await asyncio.to_thread(lambda: [describe(models, s) for s in statuses])
-        return JSONResponse({"object": "list", "data": entries})
+        return JsonResponse({"object": "list", "data": entries})
 
     async def one(request: Request) -> Response:
         statuses = {status.spec.name: status for status in await models.current_statuses()}
         spec = find(request.path_params["id"], {n: s.spec for n, s in statuses.items()})
-        return JSONResponse(await asyncio.to_thread(describe, models, statuses[spec.name]))
+        return JsonResponse(await asyncio.to_thread(describe, models, statuses[spec.name]))
 
     return [Route("/v1/models", listing), Route("/v1/models/{id:path}", one)]
 
