@@ -24,6 +24,7 @@ from server.http import openapi
 from server.http.body import ClientLeft
 from server.http.error_response import error_body, error_response
 from server.http.errors import MethodNotAllowed, NotFound
+from server.http.forwarded import Forwarded
 from server.http.guard import Guard
 from server.http.keys import ApiKeys
 from server.http.middleware import PageSecurity, RequestIds
@@ -74,7 +75,7 @@ def create_app(
         },
         middleware=[*_cors(access.origins), guard],
     )
-    return RequestIds(app)
+    return Forwarded(RequestIds(app), access.proxies)
 
 
 def api_routes(

@@ -85,6 +85,7 @@ def _http_config(settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # uvicorn believes all of loopback; see server.http.forwarded
         timeout_graceful_shutdown=CLOSE_GRACE_S,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -138,6 +139,9 @@ class ChatSettings:
     """System prompt of chats that have none, or its name in `prompts`; None: none."""
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
 @dataclass(frozen=True, slots=True)
 class AccessSettings:
     """Who may use the API."""
@@ -148,6 +152,8 @@ class AccessSettings:
     """Host names that requests may be sent to, besides localhost and IP addresses; "*": all."""
     origins: tuple[str, ...] = ()
     """Origins whose web pages may use the API (CORS); "*": all."""
+    proxies: tuple[Network, ...] = ()
+    """Reverse proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."""
 
 
 @dataclass(frozen=True, slots=True)

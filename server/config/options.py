@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from server.config.parsers import (
     BYTES,
+    NETWORK,
     PATH,
     SECONDS,
     TEXT,
@@ -23,7 +24,7 @@ from server.config.parsers import (
 )
 from shared.logs import LogFormat
 from shared.sampling import SamplingParams
-from shared.settings import KvType
+from shared.settings import KvType, Network
 
 BUNDLED_MODEL = Path(__file__).parents[2] / "workers" / "bundled" / "fairy-tales.gguf"
 SAMPLING = SamplingParams()
@@ -295,6 +296,13 @@ class Options:
         TEXT,
         "origin whose web pages may use this server (CORS), such as https://example.org; * allows"
         " all; may be repeated (default: none)",
+    )
+    trusted_proxy: tuple[Network, ...] = _repeated(
+        "server",
+        "ADDRESS",
+        NETWORK,
+        "address or network of a reverse proxy, such as 127.0.0.1 or 10.0.0.0/8, whose"
+        " X-Forwarded-For and X-Forwarded-Proto are believed; may be repeated (default: none)",
     )
     request_timeout: float = _option(
         "server", "S", SECONDS, 30.0, "seconds in which a request must arrive completely"

@@ -11,6 +11,7 @@ from typing import Any
 from server.config.file import toml_value
 from server.config.options import OPTIONS, Option, ResolvedOptions
 from server.exit_status import ExitStatus
+from shared.settings import Network
 
 MIN_COLUMNS = 50
 MAX_COLUMNS = 100
@@ -93,8 +94,10 @@ def setting(option: Option, value: Any) -> str:
 
 
 def _in_file(option: Option, value: Any) -> Any:
-    if isinstance(value, Path):
+    if isinstance(value, Path | Network):
         return str(value)
+    if isinstance(value, tuple):
+        return [_in_file(option, item) for item in value]
     if "on" in option.parser.choices and value in ("on", "off"):
         return value == "on"
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 
 from shared.errors import InvalidRequest
 from shared.sampling import CHECKS
+from shared.settings import Network
 from shared.validation import MAX_INTEGER, Check, integers, numbers
 
 Takes = Literal["text", "number", "bytes"]
@@ -92,7 +94,18 @@ def _bytes(name: str, text: str) -> int:
     return int(digits) * UNITS[unit]
 
 
+def _network(name: str, text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        raise InvalidRequest(
+            f"{name} must be an IP address or a network, such as 127.0.0.1 or 10.0.0.0/8,"
+            f" not {text!r:.80}"
+        ) from None
+
+
 TEXT: Parser[str] = Parser("text", lambda _, text: text)
 PATH: Parser[Path] = Parser("text", lambda _, text: Path(text))
 SECONDS = number(above=0, high=86_400)
+NETWORK: Parser[Network] = Parser("text", _network)
 BYTES: Parser[int] = Parser("bytes", _bytes)

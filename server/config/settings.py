@@ -39,6 +39,7 @@ def build_settings(options: Options) -> Settings:
             options.api_key_file and options.api_key_file.absolute(),
             options.allowed_host,
             options.cors_origin,
+            options.trusted_proxy,
         ),
         request_timeout_s=options.request_timeout,
         log_prompts=options.log_prompts == "on",

@@ -283,4 +283,10 @@ ROWS = (
         "names that are not UTF-8, with a newline or an escape character; a C locale",
         "They are served, or refused in a sentence. Lists, the log and `/metrics` stay whole.",
     ),
+    Row(
+        55,
+        "A forged address",
+        "X-Forwarded-For and X-Forwarded-Proto from any peer, also on loopback",
+        "Ignored unless --trusted-proxy names that peer.",
+    ),
 )

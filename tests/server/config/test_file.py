@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from server.config.file import read_toml, toml_value
 from server.config.options import OPTIONS, Option
 from server.config.output import print_config
+from server.config.parsers import NETWORK
 from tests.helpers.options import read_options, resolved
 
 EXAMPLES: dict[str, tuple[str, Any]] = {
@@ -30,6 +32,8 @@ def example(option: Option) -> tuple[str, Any]:
         return "8", 8
     takes = option.parser.takes
     written, value = EXAMPLES[takes]
+    if option.parser is NETWORK:
+        return '["10.0.0.0/8", "::1"]', (ip_network("10.0.0.0/8"), ip_network("::1"))
     if option.repeats:
         return f"[{written}, {written}]", (value, value)
     return written, option.parser(option.flag, value) if takes == "text" else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import FrozenInstanceError, asdict, dataclass, fields
+from ipaddress import ip_network
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -108,6 +109,12 @@ CASES = (
         ("--cors-origin",),
         (),
         {"https://example.org": ("https://example.org",), "*": ("*",)},
+    ),
+    Case(
+        ("--trusted-proxy",),
+        (),
+        {"127.0.0.1": (ip_network("127.0.0.1"),), "2001:db8::/32": (ip_network("2001:db8::/32"),)},
+        ("localhost", "*", "10.0.0.1/8"),
     ),
     Case(("--request-timeout",), 30.0, SECONDS, NO_SECONDS),
     Case(("--drain-timeout",), 30.0, SECONDS, NO_SECONDS),
