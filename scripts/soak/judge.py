@@ -11,10 +11,10 @@ from scripts.load.errors import CUT, ERROR_EVENT, StreamFailure, status_kind
 from scripts.load.record import Record, State
 from scripts.soak.cases import WITHOUT_ERRORS, Case
 from server.generation.submission import EXPIRED
+from workers.pool.handle import DIED
 
 AT_ONCE_S = 5.0
 """A server without a worker refuses within this time. After it, the request had waited."""
-CRASHED = "worker of this request has died"
 NOT_READY = "no worker is ready"
 FULL = "every slot is taken"
 FAILURE = "the prompt asked for a failure"
@@ -109,7 +109,7 @@ def _judge_failed(case: Case, record: Record, failure: StreamFailure) -> Verdict
 
 def _reported(message: str) -> Outcome | None:
     """The outcome that an error message reports."""
-    if CRASHED in message:
+    if DIED in message:
         return Outcome.CRASH_REPORTED
     if FULL in message:
         return Outcome.FULL

@@ -82,7 +82,7 @@ SABOTAGE = {
     ),
     "dies": (
         "    submitted, numbers = relay.submitted, itertools.count()\n"
-        "    relay.submitted = lambda *a: submitted(*a) if next(numbers) < 40 else os._exit(7)",
+        "    relay.submitted = lambda *a: submitted(*a) if next(numbers) < 15 else os._exit(7)",
         "the front ended with status 7",
     ),
 }

@@ -10,8 +10,9 @@ from scripts.load.errors import CONNECTION, CUT, ERROR_EVENT, TIMEOUT, WRONG, St
 from scripts.load.record import Record, State
 from scripts.load.request import Request
 from scripts.soak.cases import Case
-from scripts.soak.judge import CRASHED, FAILURE, FULL, Outcome, judge
+from scripts.soak.judge import FAILURE, FULL, Outcome, judge
 from server.generation.submission import EXPIRED
+from workers.pool.handle import DIED
 
 
 def case(dialect: str = "stream", **what: Any) -> Case:
@@ -37,13 +38,13 @@ def waited(kind: str, detail: str) -> Record:
         (case(), failed("HTTP 429", FULL, retry_after=True), Outcome.FULL),
         (case("ollama"), failed("HTTP 503", FULL, retry_after=True), Outcome.FULL),
         (case(), failed("HTTP 429", FULL), Outcome.LOST),
-        (case(), failed("HTTP 503", f"the {CRASHED}"), Outcome.LOST),
-        (case(), failed("HTTP 503", f"the {CRASHED}", retry_after=True), Outcome.CRASH_REPORTED),
+        (case(), failed("HTTP 503", DIED), Outcome.LOST),
+        (case(), failed("HTTP 503", DIED, retry_after=True), Outcome.CRASH_REPORTED),
         (case(), failed("HTTP 503", "no worker is ready yet", retry_after=True), Outcome.NOT_READY),
         (case(), failed("HTTP 503", "no worker is left", retry_after=True), Outcome.LOST),
         (case(), waited("HTTP 503", "no worker is ready yet"), Outcome.LOST),
         (case(), failed("HTTP 503", "something else", retry_after=True), Outcome.LOST),
-        (case(), failed(ERROR_EVENT, f"the {CRASHED}"), Outcome.CRASH_REPORTED),
+        (case(), failed(ERROR_EVENT, DIED), Outcome.CRASH_REPORTED),
         (case(), failed(ERROR_EVENT, "no worker is ready yet"), Outcome.LOST),
         (case(), failed(CUT, "ended without its last line"), Outcome.LOST),
         (case("stream-plain"), failed(CUT), Outcome.CRASH_CUT),
