@@ -27,11 +27,11 @@ const connection = new Connection({
   ready: onReady,
 });
 const state = {
-  /** @type {AbortController | null} Of the stream that runs. */
+  /** @type {AbortController | null} Aborts the running stream. */
   running: null,
   /** @type {{id: string, chat: boolean}[]} */
   models: [],
-  /** Then streams break, and what they had written is kept already. */
+  /** The page is being left: streams break, and their text has been saved already. */
   isLeaving: false,
 };
 
@@ -40,7 +40,7 @@ const state = {
 const modelInUse = () => state.models.find(({ id }) => id === conversation.model);
 const canRun = () => !state.running && connection.isReady;
 
-/** Answer the last of these turns. What is not accepted leaves the chat as it was. */
+/** Answer the last of these turns. If the server refuses, the chat does not change. */
 async function answer(turns) {
   const before = conversation.chat;
   const turn = { role: "assistant", content: "" };
@@ -54,7 +54,7 @@ async function answer(turns) {
   return isAccepted;
 }
 
-/** Continue this text. What is not accepted leaves the text as it was. */
+/** Continue this text. If the server refuses, the text does not change. */
 async function extend(given) {
   const before = conversation.text;
   const text = { given, written: "" };
@@ -69,8 +69,8 @@ async function extend(given) {
 }
 
 /**
- * Run one stream to its end: its text goes to the view, and into `record[field]`. False if it was
- * ended before its first token.
+ * Run one stream to its end: its text goes to the view and into `record[field]`. Returns false if
+ * the stream ended before its first token.
  */
 async function run(open, body, view, record, field) {
   const controller = new AbortController();
@@ -83,7 +83,7 @@ async function run(open, body, view, record, field) {
     keep: (text) => (record[field] += text),
     show: (text, soFar) => following(() => view.add(text, soFar)),
   });
-  controller.abort(); // whatever went wrong, nothing more of this stream is wanted
+  controller.abort(); // after an error too, no more of this stream is needed
   record.figures = figures;
   following(() => view.end(figures));
   state.running = null;
@@ -93,7 +93,7 @@ async function run(open, body, view, record, field) {
   return !trouble || figures.tokens > 0;
 }
 
-/** Say what went wrong, and do what it asks for. @param {Error} error */
+/** Show the error and react to it. @param {Error} error */
 function report(error) {
   const isKnown = error instanceof Failure;
   say("");
@@ -104,12 +104,12 @@ function report(error) {
 
 /* What is shown */
 
-/** Say how things stand; the same sentence is not announced twice. @param {string} sentence */
+/** Show the status; the same sentence is not announced twice. @param {string} sentence */
 function say(sentence) {
   if ($("status").textContent !== sentence) $("status").textContent = sentence;
 }
 
-/** Show an error and the field it is about; null: none. @param {Failure | null} failure */
+/** Show an error and its field; null: hide them. @param {Failure | null} failure */
 function complain(failure) {
   following(() => ($("error").textContent = failure?.message ?? ""));
   for (const name of SAMPLING) $(name).removeAttribute("aria-invalid");
@@ -119,7 +119,7 @@ function complain(failure) {
   openSettings(true);
 }
 
-/** Show the conversation as it is, and keep it. */
+/** Show the conversation and save it. */
 function showConversation() {
   const { mode, chat, text } = conversation;
   chatView.show(chat);
@@ -133,10 +133,10 @@ function showConversation() {
 
 function keep() {
   if (state.isLeaving) return;
-  if (!save(conversation)) say("There is no room to keep the conversation over a reload.");
+  if (!save(conversation)) say("The browser has no space to keep the conversation over a reload.");
 }
 
-/** Say which buttons act now. They stay focusable, so that the focus is never lost. */
+/** Enable and disable buttons. All stay focusable, so that the focus is not lost. */
 function updateButtons() {
   const isRunning = state.running !== null;
   const isIdle = canRun();
@@ -196,7 +196,7 @@ function showModels(models) {
   showConversation();
 }
 
-/** A model brings its mode with it. @param {{id: string, chat: boolean} | undefined} model */
+/** Switch to the model's mode. @param {{id: string, chat: boolean} | undefined} model */
 function chooseModel(model) {
   conversation.model = model?.id ?? "";
   showMode(model?.chat ? "chat" : "continue");
@@ -206,12 +206,12 @@ function askForKey() {
   say("");
   connection.close();
   updateButtons();
-  if (!$("key-form").hidden) complain(new Failure("The server does not take this key."));
+  if (!$("key-form").hidden) complain(new Failure("The server does not accept this key."));
   $("key-form").hidden = false;
   $("key").focus();
 }
 
-/* What the reader does */
+/* The user's actions */
 
 async function onSend(event) {
   event.preventDefault();
@@ -224,7 +224,7 @@ async function onSend(event) {
   if (!isAccepted) giveBack(draft);
 }
 
-/** A message that was not accepted can be sent again, before what was typed meanwhile. */
+/** Put a refused message back into the composer, before what was typed meanwhile. */
 function giveBack(message) {
   conversation.drafts.chat = [message, conversation.drafts.chat].filter(Boolean).join("\n\n");
   showMode(conversation.mode);

@@ -45,13 +45,13 @@ export function blocks(lines, depth = 0) {
 const isBlank = (line) => line.trim() === "";
 const indentOf = (line) => line.length - line.trimStart().length;
 
-/** Without up to `count` spaces before it. */
+/** The line without up to `count` leading spaces. */
 const outdent = (line, count) => line.slice(Math.min(indentOf(line), count));
 
 /* Each reader takes the lines and where its block might begin. It returns the block and the line
    behind it, or nothing. */
 
-/** One without its end goes to the end of the lines: it may still be on its way. */
+/** A block without its end extends to the last line: the end may still come. */
 function fence(lines, at) {
   const match = FENCE.exec(lines[at]);
   if (!match) return undefined;
@@ -105,7 +105,7 @@ function list(lines, at, depth) {
   return [{ kind: "list", start: isOrdered ? Number.parseInt(first[2], 10) : null, items }, next];
 }
 
-/** Behind the lines of an item: the indented ones, and a paragraph that goes on without. */
+/** The place after an item's lines: indented ones, and unindented ones of its paragraph. */
 function endOfItem(lines, from, base) {
   let at = from;
   while (at < lines.length) {

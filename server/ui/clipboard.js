@@ -1,6 +1,6 @@
-/* Copying; over plain HTTP from another machine, a browser leaves only the old way open. */
+/* Copying. Over plain HTTP from another machine, browsers only support the old way. */
 
-/** False where the browser does not let a page copy. @param {string} text */
+/** Returns false if the browser does not let the page copy. @param {string} text */
 export async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);

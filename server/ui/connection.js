@@ -1,4 +1,4 @@
-/* Whether the server can answer. Where it cannot, it is asked again until it can, or asks for a key. */
+/* Asks whether the server is ready, again and again until it is or requires a key. */
 
 import { askReady, listModels } from "./api.js";
 
@@ -10,8 +10,8 @@ export class Connection {
 
   /**
    * @param {{waiting: (trouble: Error) => void, needsKey: () => void,
-   *   ready: (models: {id: string, chat: boolean}[]) => void}} told What is called when; waiting
-   *   as often as the server was asked in vain.
+   *   ready: (models: {id: string, chat: boolean}[]) => void}} told Callbacks; `waiting` is called
+   *   after each failed attempt.
    */
   constructor(told) {
     this.told = told;
@@ -34,7 +34,7 @@ export class Connection {
     this.told.ready(outcome.models);
   }
 
-  /** Nothing can be asked for until it is opened again. */
+  /** Send no requests until it is opened again. */
   close() {
     this.isReady = false;
   }

@@ -1,8 +1,8 @@
-/* What the page remembers: two drafts, a chat and a text, and how they are to be continued. */
+/* What the page saves: two drafts, a chat and a text, and the settings. */
 
 import { read, write } from "./storage.js";
 
-const NAME = "tokenflume.conversation.1"; // another number: another shape
+const NAME = "tokenflume.conversation.1"; // the number is the format's version
 
 /**
  * @typedef {{role: "user" | "assistant", content: string, figures?: object}} Turn
@@ -11,7 +11,7 @@ const NAME = "tokenflume.conversation.1"; // another number: another shape
  *   drafts: {chat: string, continue: string}, settings: Record<string, string>}} Conversation
  */
 
-/** What was saved, over a fresh one. @returns {Conversation} */
+/** The saved conversation, with defaults for missing fields. @returns {Conversation} */
 export function load() {
   const drafts = { chat: "", continue: "Once upon a time" };
   const fresh = { mode: "", model: "", chat: [], text: null, drafts, settings: {} };
@@ -22,7 +22,7 @@ export function load() {
   return saved;
 }
 
-/** False if there is no room for it. @param {Conversation} conversation */
+/** Save it. Returns false if the browser has no space. @param {Conversation} conversation */
 export function save(conversation) {
   return write(NAME, JSON.stringify(conversation));
 }

@@ -1,8 +1,8 @@
-/* What goes wrong, as a sentence for the reader. */
+/* Errors, as sentences for the user. */
 
 const SUBJECTS = {
   400: "Not accepted",
-  401: "The server wants a key",
+  401: "The server requires a key",
   429: "The server is busy",
   503: "The server is not ready",
 };
@@ -13,8 +13,8 @@ const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 export class Failure extends Error {
   /**
    * @param {string} sentence
-   * @param {{status?: number, detail?: string, param?: string}} [more] `status` is 0 where there
-   *   was no answer, `detail` the server's own words.
+   * @param {{status?: number, detail?: string, param?: string}} [more] `status` is 0 if there
+   *   was no response; `detail` is the server's message.
    */
   constructor(sentence, more = {}) {
     super(sentence);

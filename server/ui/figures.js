@@ -1,4 +1,4 @@
-/* The figures of a stream: measured while it runs, and what the server says of it at its end. */
+/* The figures of a stream: measured while it runs, and reported by the server at its end. */
 
 /**
  * @typedef {{firstMs?: number, rate?: number, tokens?: number, promptTokens?: number,
@@ -26,7 +26,7 @@ export class Meter {
   }
 }
 
-/** Figures as pairs of name and text; without those that are not known. @param {Figures} figures */
+/** The known figures as pairs of name and text. @param {Figures} figures */
 export function pairs({ firstMs, rate, tokens, promptTokens, reason }) {
   const known = [
     ["Tokens/s", rate?.toFixed(rate < 100 ? 1 : 0)],

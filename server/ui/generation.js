@@ -4,12 +4,12 @@ import { Meter } from "./figures.js";
 import { Painter } from "./painter.js";
 
 /**
- * Take a stream's parts to its end. Text is kept at once, and shown once a frame.
+ * Read a stream to its end. Text is saved at once, and shown once in each frame.
  * @param {AsyncIterable<import("./streams.js").Part>} parts
  * @param {{onFirst: () => void, keep: (text: string) => void,
  *   show: (text: string, figures: import("./figures.js").Figures) => void}} reader
- * @returns {Promise<{figures: import("./figures.js").Figures, trouble: Error | null}>} What ended
- *   it is `trouble`; the figures' reason is "stopped" after an abort, else "error".
+ * @returns {Promise<{figures: import("./figures.js").Figures, trouble: Error | null}>} `trouble`
+ *   is the error; the figures' reason is then "stopped" after an abort, else "error".
  */
 export async function follow(parts, { onFirst, keep, show }) {
   const meter = new Meter();

@@ -25,7 +25,7 @@ export function inline(text) {
   return joined(paired(pieces(text)));
 }
 
-/** An address that a reader may be led to, or null. @param {string} given */
+/** The address, if a link may lead there, else null. @param {string} given */
 export function safeAddress(given) {
   if (!URL.canParse(given)) return null;
   const address = new URL(given);
@@ -96,7 +96,7 @@ function codeSpan(text, length, at, ticks) {
   return [{ kind: "code", text: isPadded ? inner.slice(1, -1) : inner }, end + length];
 }
 
-/** A link; an image is one too, for a page that loads nothing from elsewhere. */
+/** A link. An image becomes a link too, because the page loads nothing from other servers. */
 function link(text, at) {
   LINK.lastIndex = at;
   const match = LINK.exec(text);
@@ -112,14 +112,14 @@ function address(given, end) {
   return href ? [{ kind: "link", href, pieces }, end] : [];
 }
 
-/** An address in running text: the punctuation behind it is not part of it. */
+/** An address in running text, without the punctuation after it. */
 function bareAddress(token, at) {
   let length = token.length;
   while (".,;:!?'\"*_`~)]}".includes(token[length - 1])) length -= 1;
   return address(token.slice(0, length), at + length);
 }
 
-/** Asterisks and the like, which may open or close what they emphasize. */
+/** A run of asterisks or similar, which may open or close an emphasis. */
 function run(text, mark, at) {
   const before = text[at - 1] ?? " ";
   const after = text[at + mark.length] ?? " ";
@@ -130,7 +130,7 @@ function run(text, mark, at) {
   return { kind: "run", char: mark[0], left: mark.length, opens, closes };
 }
 
-/** Each run as what it opens or closes; what is left of it is plain text. @param {Piece[]} given */
+/** Replace each run by what it opens or closes; the rest of it is plain text. @param {Piece[]} given */
 function paired(given) {
   const found = [];
   let open = []; // runs that something may still close, the innermost last
@@ -165,7 +165,7 @@ const openings = ({ char, left, names }) => [
   ...names.map((name) => ({ kind: "open", name })),
 ];
 
-/** With neighbouring texts as one. @param {Piece[]} given */
+/** Join neighbouring texts. @param {Piece[]} given */
 function joined(given) {
   const found = [];
   for (const piece of given) {

@@ -15,21 +15,21 @@ export function element(name, className = "", children = []) {
   return made;
 }
 
-/** The nodes of a whole text. @param {string} text */
+/** The nodes of a complete text. @param {string} text */
 export function markdown(text) {
   return blocks(linesOf(text)).map(build);
 }
 
 /**
- * The nodes of a text that grows. Blocks that can change no more are left alone; those of the last
- * lines are `tail`, and only they are read again.
+ * The nodes of a text that grows. Only the blocks of the last lines, in `tail`, are parsed again;
+ * the blocks before can no longer change.
  */
 export class GrowingMarkdown {
   /** @param {HTMLElement} parent Takes the blocks; the growing ones in an element of their own. */
   constructor(parent) {
     this.parent = parent;
     this.tail = element("div", "tail");
-    this.tail.ariaLive = "off"; // read out once a block is whole
+    this.tail.ariaLive = "off"; // screen readers read complete blocks
     this.source = "";
     /** @type {{block: object, source: string, node: HTMLElement}[]} What `tail` shows. */
     this.shown = [];
@@ -51,13 +51,13 @@ export class GrowingMarkdown {
     this.source = lines.slice(found[whole].line).join("\n");
   }
 
-  /** The text is whole. */
+  /** The text is complete. */
   end() {
     this.#release(this.shown.length);
     this.tail.remove();
   }
 
-  /** Nodes of blocks that are the same stay. */
+  /** Keep the nodes of blocks that have not changed. */
   #show(next) {
     this.shown.slice(next.length).forEach(({ node }) => node.remove());
     next.forEach((one, index) => {
@@ -69,7 +69,7 @@ export class GrowingMarkdown {
     this.shown = next;
   }
 
-  /** The first blocks are whole. Moving a node takes the focus from what is in it. */
+  /** Move the first blocks out of `tail`. Moving a node takes the focus from its content. */
   #release(count) {
     const focused = document.activeElement;
     for (const { node } of this.shown.splice(0, count)) this.parent.insertBefore(node, this.tail);
@@ -78,8 +78,8 @@ export class GrowingMarkdown {
 }
 
 /**
- * How many of the first blocks can change no more. The last line may become anything, and with it
- * the block before it may go on, unless an empty line has ended that.
+ * The number of first blocks that can no longer change. The last line can, and it may continue the
+ * block before it unless an empty line has ended that block.
  */
 function countWhole(found, lines) {
   const [before, last] = [found.at(-2), found.at(-1)];
@@ -91,7 +91,7 @@ function countWhole(found, lines) {
 
 const linesOf = (text) => text.replaceAll("\r\n", "\n").split("\n");
 
-/** Lengthen a block of code where it stands: a reader may have scrolled it or selected in it. */
+/** Extend a block of code in place: the user may have scrolled it or selected text in it. */
 function extend(old, { block }) {
   const isSame = old.block.kind === "code" && block.kind === "code";
   if (!isSame || old.block.language !== block.language) return false;
@@ -176,6 +176,6 @@ function anchor({ href, pieces }) {
   const made = element("a", "", [nest(pieces)]);
   made.href = href;
   made.rel = "noopener noreferrer";
-  made.target = "_blank"; // a stream must not end because its reader follows a link
+  made.target = "_blank"; // following a link must not end a stream
   return made;
 }

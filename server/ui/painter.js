@@ -1,4 +1,4 @@
-/* Text that arrives is painted once a frame, however many tokens a frame brings. */
+/* Paints arriving text once in each frame, however many tokens arrive. */
 
 const SHARE = 4;
 
@@ -17,7 +17,7 @@ export class Painter {
     this.frame ||= requestAnimationFrame(() => this.#onFrame());
   }
 
-  /** Paint what waits now: nothing more comes. A hidden tab has no frames. */
+  /** Paint the rest now, at the end of the text. A hidden tab has no frames. */
   end() {
     cancelAnimationFrame(this.frame);
     this.#paint();
@@ -29,7 +29,7 @@ export class Painter {
     else this.#paint();
   }
 
-  /** A paint that took long is followed by a pause, so that the page can always be used. */
+  /** After a slow paint comes a pause, so that the page stays responsive. */
   #paint() {
     const started = performance.now();
     this.paint(this.waiting);

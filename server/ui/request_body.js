@@ -1,6 +1,6 @@
-/* What is sent: JSON, with the sampling that the reader has set. */
+/* The bodies of requests: JSON, with the sampling settings of the page. */
 
-/** The fields of the page, by the names that POST /v1/chat/completions has for them. */
+/** The fields of the page, by their names in POST /v1/chat/completions. */
 export const SAMPLING = ["max_tokens", "temperature", "top_k", "top_p", "repeat_penalty", "seed"];
 
 const IN_STREAM = { max_tokens: "num_predict" };
@@ -14,8 +14,8 @@ export function fieldOf(name) {
 }
 
 /**
- * A field's JSON: a number exactly as typed, for a seed may have more digits than a Number;
- * anything else as a string, which the server refuses and says what it takes.
+ * A field's JSON: a number exactly as typed, because a seed may have more digits than a Number;
+ * anything else as a string, which the server refuses with the accepted range.
  * @param {string} typed
  */
 function literal(typed) {

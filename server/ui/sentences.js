@@ -1,4 +1,4 @@
-/* What the page says. */
+/* The texts of the page. */
 
 const ENDINGS = {
   stop: "Finished: the model ended the text.",
@@ -31,13 +31,13 @@ export function welcome(mode, isForChats = true) {
     : MODES[mode].welcome;
 }
 
-/** How a stream has ended that did not fail. @param {string} reason @param {number} tokens */
+/** The end of a stream that did not fail. @param {string} reason @param {number} tokens */
 export function ending(reason, tokens) {
   if (reason === "stopped") return tokens ? "Stopped." : "Stopped before the first token.";
   return ENDINGS[reason] ?? `Finished${reason && `: ${reason}`}.`;
 }
 
-/** Why the server is waited for. @param {import("./failure.js").Failure} failure */
+/** Why the page waits for the server. @param {import("./failure.js").Failure} failure */
 export function waiting({ status, detail, message }) {
   if (status === 0) return "The server cannot be reached. Trying again…";
   return status === 503 ? `Waiting for the server to load: ${detail}.` : `${message} Trying again…`;

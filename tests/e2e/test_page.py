@@ -148,9 +148,9 @@ def test_what_is_set_is_sent_exactly_as_typed_and_what_is_empty_is_not(
     page.get_by_label("System prompt").fill("Be brief.")
     page.get_by_label("Random seed").fill("18446744073709551615")
     page.get_by_label("Temperature").fill(",50")
-    page.get_by_label("Likeliest tokens").fill(" 7 ")
+    page.get_by_label("Most likely tokens").fill(" 7 ")
     page.get_by_label("Repeat penalty").fill("none")
-    page.get_by_label("Tokens at most").fill("64")
+    page.get_by_label("Maximum tokens").fill("64")
     request = ask(page, script, "Hi")
     assert messages(request) == [("system", "Be brief."), ("user", "Hi")]
     expected = (
@@ -316,7 +316,7 @@ def test_a_browser_that_keeps_nothing_can_still_chat(
         send(page, "Hi")
         expect(answers(page)).to_have_text("An answer.")
         expect(status(page)).to_have_text(
-            "There is no room to keep the conversation over a reload."
+            "The browser has no space to keep the conversation over a reload."
         )
 
 
@@ -471,14 +471,14 @@ def test_a_key_is_asked_for_and_sent_with_every_request(
         script.take(page, CHAT)
         seen = guard(page, "secret")
         page.goto("/")
-        key = page.get_by_label("This server asks for a key")
+        key = page.get_by_label("This server requires an API key")
         expect(key).to_be_focused()
         key.fill("ключ")
         key.press("Enter")
         expect(page.get_by_role("alert")).to_have_text("A key is one word of ASCII characters.")
         key.fill("wrong")
         key.press("Enter")
-        expect(page.get_by_role("alert")).to_have_text("The server does not take this key.")
+        expect(page.get_by_role("alert")).to_have_text("The server does not accept this key.")
         key.fill("secret")
         button(page, "Use this key").click()
         expect(status(page)).to_have_text("Ready.")
@@ -495,7 +495,7 @@ def test_a_key_that_is_asked_for_in_the_middle_costs_no_message(page: Any, scrip
     ask(page, script, "Hi")
     guard(page, "new")
     send(page, "And?")
-    key = page.get_by_label("This server asks for a key")
+    key = page.get_by_label("This server requires an API key")
     key.fill("new")
     key.press("Enter")
     expect(status(page)).to_have_text("Ready.")
@@ -541,7 +541,7 @@ def write(page: Any, text: str, end: str = "Finished: the model ended the text."
 
 def test_a_text_grows_behind_its_prompt(text_page: Any) -> None:
     button(text_page, "Settings").click()
-    text_page.get_by_label("Tokens at most").fill("99")
+    text_page.get_by_label("Maximum tokens").fill("99")
     write(text_page, "Grüße 🙂 **x**.\n<b>")
     expect(text_page.locator("#given")).to_have_text("Grüße 🙂 **x**.\n<b>")
     expect(text_page.locator("#written")).to_have_text("Grüße 🙂 **x**.\n<b>")
@@ -574,7 +574,7 @@ def test_a_stop_frees_the_slot_of_the_server(browser: Any, tmp_path: Path) -> No
     with RunningServer(*flags) as slow, ready(browser, slow.url) as page:
         mode(page, "Continue").check()
         button(page, "Settings").click()
-        page.get_by_label("Tokens at most").fill("4000")
+        page.get_by_label("Maximum tokens").fill("4000")
         prompt(page).fill("word " * 800)
         button(page, "Continue").click()
         expect(page.locator("#written")).to_contain_text("word")
@@ -588,10 +588,10 @@ def test_a_stop_frees_the_slot_of_the_server(browser: Any, tmp_path: Path) -> No
 
 def test_a_field_that_the_server_refuses_is_marked(text_page: Any) -> None:
     button(text_page, "Settings").click()
-    text_page.get_by_label("Tokens at most").fill("many")
+    text_page.get_by_label("Maximum tokens").fill("many")
     button(text_page, "Continue").click()
     expect(text_page.get_by_role("alert")).to_contain_text("Not accepted: num_predict must be")
-    expect(text_page.get_by_label("Tokens at most")).to_have_attribute("aria-invalid", "true")
+    expect(text_page.get_by_label("Maximum tokens")).to_have_attribute("aria-invalid", "true")
     expect(text_page.locator("#tale")).to_be_hidden()
 
 

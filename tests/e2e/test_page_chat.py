@@ -36,7 +36,7 @@ def chatting(browser: Any, url: str) -> Iterator[Any]:
         expect(page.get_by_role("status")).to_have_text("Ready.")
         page.get_by_role("radio", name="Chat").check()
         page.get_by_role("button", name="Settings").click()
-        page.get_by_label("Tokens at most").fill("1000")
+        page.get_by_label("Maximum tokens").fill("1000")
         yield page
 
 
@@ -100,7 +100,7 @@ def test_a_retry_asks_the_same_again(page: Any) -> None:
 
 
 def test_the_limit_of_tokens_is_the_reader_s(page: Any) -> None:
-    page.get_by_label("Tokens at most").fill("3")
+    page.get_by_label("Maximum tokens").fill("3")
     send(page, "Hello")
     expect(page.get_by_role("status")).to_have_text("Finished: the limit of tokens is reached.")
     expect(page.locator(".turn .figures")).to_contain_text("Tokens3")
@@ -162,7 +162,7 @@ def test_a_server_with_keys_is_used_with_one(browser: Any, tmp_path: Path) -> No
         guarded.until_ready()
         with opened(browser, guarded.url) as page:
             page.goto("/")
-            field = page.get_by_label("This server asks for a key")
+            field = page.get_by_label("This server requires an API key")
             field.fill("not the key of this server")
             field.press("Enter")
             expect(page.get_by_role("alert")).to_be_visible()
