@@ -100,7 +100,7 @@ def test_nothing_enormous_is_made(source):
         "{% import '/etc/passwd' as x %}",
     ],
 )
-def test_nothing_of_ours_is_within_reach(source):
+def test_a_template_cannot_reach_our_objects(source):
     with contextlib.suppress(TemplateFailed):
         assert render(source, messages=[]) == ""
 

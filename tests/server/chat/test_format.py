@@ -90,7 +90,7 @@ def test_a_chosen_template_wins_by_name_or_file(tmp_path):
     assert chat_format(card, str(file)).render([USER]).text == "Hi!"
 
 
-def test_a_choice_that_cannot_be_is_a_sentence(tmp_path):
+def test_a_template_that_does_not_exist_or_work_is_an_error(tmp_path):
     file = tmp_path / "own.jinja"
     for content, sentence in (
         (b"{% for %}", "own.jinja.*does not work"),

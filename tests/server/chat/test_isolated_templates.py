@@ -131,7 +131,7 @@ def test_a_process_that_was_killed_is_replaced() -> None:
     assert not successor.is_running()
 
 
-def test_a_process_that_cannot_be_started_may_be_startable_later(
+def test_a_process_that_cannot_be_started_is_tried_again_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with TemplateProcesses() as processes:

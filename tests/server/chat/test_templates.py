@@ -187,7 +187,7 @@ def test_variables_are_those_of_transformers(is_thinking):
     ]
     + [(template, "a call") for template in ("hermes", "llama31", "mistral", "qwen25", "qwen3")],
 )
-def test_a_chat_that_fits_is_changed_in_nothing(template, chat):
+def test_a_chat_that_the_template_supports_is_not_changed(template, chat):
     source, (messages, tools) = TEMPLATES[template], CHATS[chat]
     card = ModelCard(chat_template=source, bos="<s>", eos="</s>", control=("<|im_end|>",))
     form = chat_format(card, None)

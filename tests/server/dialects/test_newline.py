@@ -100,7 +100,7 @@ def refusal(body: bytes | Mapping[str, Any]) -> str:
 
 @given(TEXTS)
 @settings(max_examples=200)
-def test_any_text_stays_on_its_line_and_can_be_had_back(text: str) -> None:
+def test_any_text_stays_on_its_line_and_can_be_unescaped(text: str) -> None:
     line = escape(text)
 
     assert len(f"{line}.".splitlines()) == 1

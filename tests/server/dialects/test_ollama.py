@@ -153,7 +153,7 @@ def test_without_a_count_an_answer_ends_with_the_context_at_the_latest(count: in
     assert sampling(num_predict=count).num_predict == MAX_INTEGER
 
 
-def test_minus_one_is_the_whole_context_or_a_fresh_seed_and_null_asks_for_nothing() -> None:
+def test_minus_one_is_the_whole_context_or_a_random_seed_and_null_is_as_absent() -> None:
     assert sampling(repeat_last_n=-1).repeat_last_n == 256
     assert sampling(seed=-1).seed is None
     assert sampling(top_k=None, num_thread=None, num_ctx=256) == sampling()

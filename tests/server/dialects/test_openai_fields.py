@@ -255,7 +255,7 @@ def test_null_is_as_not_given(name: str) -> None:
         {"stream": True, "stream_options": {"include_usage": False, "include_obfuscation": False}},
     ],
 )
-def test_a_value_that_asks_for_nothing_is_accepted(body: dict[str, Any]) -> None:
+def test_a_value_without_effect_is_accepted(body: dict[str, Any]) -> None:
     assert generations(CHAT, **body) == generations(CHAT)
 
 

@@ -134,7 +134,7 @@ class Gate:
         self._opening.set()
 
 
-def test_so_many_are_prepared_at_the_same_time_and_the_others_in_their_order() -> None:
+def test_a_bounded_number_is_prepared_at_the_same_time_and_the_others_in_their_order() -> None:
     async def go() -> None:
         preparation, gate = Preparation(), Gate()
         numbers = range(THREADS + 3)
@@ -148,7 +148,7 @@ def test_so_many_are_prepared_at_the_same_time_and_the_others_in_their_order() -
     run(go())
 
 
-def test_who_is_cancelled_does_not_wait_and_what_had_not_begun_never_does() -> None:
+def test_a_cancelled_caller_does_not_wait_and_its_queued_work_is_dropped() -> None:
     async def go() -> None:
         preparation, gate = Preparation(), Gate()
         tasks = [asyncio.create_task(preparation.run(gate.work, n)) for n in range(THREADS + 1)]

@@ -201,7 +201,7 @@ def test_a_field_that_is_there_twice_is_refused_by_its_name(body: bytes) -> None
     assert refusal(body) == "the field 'temp' appears twice"
 
 
-def test_the_same_field_in_two_objects_is_none_that_is_there_twice() -> None:
+def test_the_same_field_may_be_in_two_objects() -> None:
     assert parse_object(b'{"a": {"a": 1}, "b": {"a": 2}}') == {"a": {"a": 1}, "b": {"a": 2}}
 
 

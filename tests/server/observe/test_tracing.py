@@ -38,7 +38,9 @@ def test_an_endpoint_or_an_exporter_asks_for_them(environment: dict[str, str]) -
         ENDPOINT | {"OTEL_SDK_DISABLED": "TRUE"},
     ],
 )
-def test_else_nobody_wants_them_which_is_no_news(environment: dict[str, str]) -> None:
+def test_without_a_configured_exporter_there_are_no_traces_and_no_warning(
+    environment: dict[str, str],
+) -> None:
     assert why_no_traces(environment) == ""
 
 
@@ -49,7 +51,7 @@ def test_else_nobody_wants_them_which_is_no_news(environment: dict[str, str]) ->
         (ENDPOINT | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "grpc"),
     ],
 )
-def test_what_cannot_be_is_said_and_is_no_reason_not_to_serve(
+def test_traces_that_are_not_possible_are_a_warning_and_the_server_goes_on(
     environment: dict[str, str], word: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with traced(environment) as observers:

@@ -295,7 +295,7 @@ def test_what_a_model_calls_is_what_is_read(form, calls, size, is_ascii):
     assert all(is_complete for _, _, is_complete in found)
 
 
-def test_the_format_is_what_the_template_speaks_of():
+def test_the_format_is_the_one_whose_opener_the_template_contains():
     assert tool_format("… <tool_call>\n …", ()).name == "hermes"
     assert tool_format("… [TOOL_CALLS] …", ()).name == "mistral"
     assert tool_format("… <|python_tag|> …", ()).name == "llama"
