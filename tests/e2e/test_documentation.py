@@ -107,6 +107,10 @@ def test_paths_and_modules_that_a_page_names_exist(page: Path) -> None:
     assert not missing
 
 
+def test_sections_that_need_two_cores_are_still_there() -> None:
+    assert set(TWO_CORES) <= {section for page in PAGES for section in sections_of(page)}
+
+
 def test_the_pages_for_contributors_name_paths() -> None:
     for name, at_least in (("CONTRIBUTING.md", 25), ("ARCHITECTURE.md", 20)):
         assert len(paths_of(ROOT / name)) > at_least
