@@ -129,15 +129,15 @@ def test_a_folder_of_several_has_no_default(folder: RunningServer) -> None:
     assert answer.json()["error"]["message"] == "model is missing; there are: one, three, two"
 
 
-def test_a_damaged_model_in_a_folder_is_an_error_of_its_own(
+def test_an_incomplete_model_in_a_folder_is_no_model_and_disturbs_no_other(
     folder: RunningServer, llama_gguf: Path
 ) -> None:
     place = Path(folder._flags[1]) / "cut.gguf"
     place.write_bytes(llama_gguf.read_bytes()[:-5_000])
     try:
         answer = folder.post(model="cut", prompt="a")
-        assert answer.status_code == 500
-        assert answer.json()["error"]["code"] == "model_unavailable"
+        assert answer.status_code == 404
+        assert answer.json()["error"]["code"] == "model_not_found"
     finally:
         place.unlink()
     assert folder.post(model="one", prompt="a", num_predict=4).status_code == 200
