@@ -6,6 +6,7 @@ Where none can be started in namespaces of its own these tests are skipped, with
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -226,6 +227,8 @@ def test_ctransformers_streams_in_the_sandbox_too(service: SystemdMachine) -> No
 @pytest.mark.usefixtures("both_cores")
 def test_models_that_the_script_names_are_served(service: SystemdMachine) -> None:
     """A path goes through systemd's quotes and through a shell's."""
+    # The machine was booted by a test that had one CPU, which its services inherit.
+    drop_in(service, "test", f"CPUAffinity={' '.join(map(str, os.sched_getaffinity(0)))}")
     configure(service)
     model = "/opt/my models/it's \\ $HOME.json"
     service.write(model, json.dumps({"slots": 3}))
@@ -259,6 +262,7 @@ def test_the_journal_has_priorities_and_no_times_of_ours(service: SystemdMachine
     start(service).close()
     (worker,) = workers(service)
     service.run("kill", "-9", worker)
+    until_logged(service, "worker 0 was ended by SIGKILL")
     shown = service.until(UNIT, StatusText="0 streams, 0 waiting, 1 worker")
     assert shown["NRestarts"] == "0"
     errors = log(service, "-p", "err")
