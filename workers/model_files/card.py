@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shared.values import ModelCard
 from workers.model_files.gguf_header import GgufHeader
-from workers.model_files.split_names import parts_of
+from workers.model_files.split_names import model_parts
 
 MAX_TEMPLATE = 2**20
 """The most bytes of a chat template. The longest known ones have about 20,000."""
@@ -76,9 +76,7 @@ def file_size(path: Path) -> int:
 
     Raises OSError.
     """
-    if len(parts := parts_of(str(path))) == 1:
-        return path.stat().st_size
-    return sum(part.stat().st_size for part in map(Path, parts) if part.is_file())
+    return sum(part.stat().st_size for part in model_parts(path))
 
 
 def _text(header: GgufHeader, key: str) -> str:

@@ -12,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.model_files.split_names import parts_of
-
 SEGMENT = 4 * 2**20
 """Bytes that are read and hashed at a time. Each thread holds as many."""
 
@@ -30,11 +28,6 @@ class FileState:
     changed_ns: int
     """The time of the last change in nanoseconds since 1970. Unlike `modified_ns`, no program can
     set it."""
-
-
-def model_parts(path: Path) -> tuple[Path, ...]:
-    """The files of the model: all parts of a split model that exist, or the file itself."""
-    return tuple(part for part in map(Path, parts_of(str(path))) if part == path or part.is_file())
 
 
 def file_states(paths: Sequence[Path]) -> tuple[FileState, ...]:

@@ -21,11 +21,11 @@ def files_identity(paths: Sequence[Path]) -> str:
     """
     digest = hashlib.blake2b(digest_size=32)
     for path in paths:
-        add_file(path, digest)
+        _add_file(path, digest)
     return digest.hexdigest()
 
 
-def add_file(path: Path, digest: hashlib.blake2b) -> None:
+def _add_file(path: Path, digest: hashlib.blake2b) -> None:
     """Add the file's size, beginning and samples to `digest`. Raises OSError."""
     with path.open("rb") as file:
         size = file.seek(0, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
@@ -17,6 +18,11 @@ def parts_of(name: str) -> tuple[str, ...]:
         return (name,)
     count = int(match[3])
     return tuple(f"{match[1]}-{part:05}-of-{count:05}.gguf" for part in range(1, count + 1))
+
+
+def model_parts(path: Path) -> tuple[Path, ...]:
+    """The files of the model: all parts of a split model that exist, or the file itself."""
+    return tuple(part for part in map(Path, parts_of(str(path))) if part == path or part.is_file())
 
 
 def whole_name(name: str) -> str:

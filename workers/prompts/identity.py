@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shared.settings import ModelSettings
 from workers.engines.base import Engine
-from workers.model_files.content_digest import model_parts
+from workers.model_files.split_names import model_parts
 from workers.prompts.files import Identity
 from workers.prompts.known_digest import known_digest
 

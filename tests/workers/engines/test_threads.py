@@ -28,15 +28,9 @@ ROUNDS = 6
 
 @pytest.fixture(scope="module", params=["echo", "bundled", "llama-gguf", "llama-ggjt", "gpt2-ggml"])
 def settings(
-    request: pytest.FixtureRequest, llama_gguf: Path, llama_ggjt: Path, gpt2_ggml: Path
+    request: pytest.FixtureRequest, small_models: dict[str, ModelSettings]
 ) -> ModelSettings:
-    return {
-        "echo": model_settings(),
-        "bundled": model_settings("llama_cpp", BUNDLED),
-        "llama-gguf": model_settings("ctransformers", llama_gguf),
-        "llama-ggjt": model_settings("ctransformers", llama_ggjt, model_type="llama"),
-        "gpt2-ggml": model_settings("ctransformers", gpt2_ggml, model_type="gpt2"),
-    }[request.param]
+    return {**small_models, "bundled": model_settings("llama_cpp", BUNDLED)}[request.param]
 
 
 @pytest.fixture(scope="module")

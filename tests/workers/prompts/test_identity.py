@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from shared.settings import ModelSettings
 from tests.helpers.support import model_settings
 from workers.engines.table import load_engine
-from workers.model_files.content_digest import SEGMENT, model_parts
+from workers.model_files.content_digest import SEGMENT
+from workers.model_files.split_names import model_parts
 from workers.prompts.files import Identity
 from workers.prompts.identity import model_identity
 from workers.prompts.known_digest import FILE_NAME, SETTLED_NS, known_digest
