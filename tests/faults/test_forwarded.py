@@ -21,6 +21,12 @@ def client_in_log(server: RunningServer, forwarded: str) -> str:
     return line.partition(f"{name} of ")[2].partition(": /stream")[0]
 
 
+def scheme_in_redirect(server: RunningServer) -> str:
+    """The scheme of a redirect, for a request with X-Forwarded-Proto: https."""
+    answer = server.client.get("/health/", headers=FORGED, follow_redirects=False)
+    return str(answer.headers["location"]).partition(":")[0]
+
+
 @pytest.mark.parametrize("flags", [(), ("--trusted-proxy", "192.0.2.1")], ids=["none", "another"])
 def test_fault_55_a_forged_address_is_ignored(flags: tuple[str, ...]) -> None:
     """Reported: any local client chose its address, for the log and the queue's turns, because
@@ -28,6 +34,7 @@ def test_fault_55_a_forged_address_is_ignored(flags: tuple[str, ...]) -> None:
     with RunningServer("--engine", "echo", *flags, FORWARDED_ALLOW_IPS="*") as server:
         for forwarded in ("203.0.113.9", "::1", "a" * 5000, ""):
             assert client_in_log(server, forwarded) == "127.0.0.1"
+        assert scheme_in_redirect(server) == "http"
 
 
 def test_fault_55_a_trusted_proxy_tells_the_last_untrusted_hop() -> None:
@@ -46,6 +53,7 @@ def test_fault_55_a_trusted_proxy_tells_the_last_untrusted_hop() -> None:
     }
     with RunningServer("--engine", "echo", *flags) as server:
         assert {given: client_in_log(server, given) for given in expected} == expected
+        assert scheme_in_redirect(server) == "https"
 
 
 @pytest.mark.parametrize("value", ["localhost", "*", "10.0.0.1/8", ""])
