@@ -137,12 +137,14 @@ def test_fault_18_messages_of_unknown_requests_are_dropped_and_counted(
 
 
 def test_fault_18_tokens_that_come_after_a_cancel_are_dropped_and_counted() -> None:
-    """The client leaves in the middle of a step of a second: its token comes when nobody waits."""
+    """The client leaves in the middle of a long step: its token comes when nobody waits."""
     flags = ("--engine", "echo", "--workers", "1", "--log-level", "debug")
     with RunningServer(*flags) as server:
-        with server.stream(prompt="ab[[sleep 1]]", num_predict=100) as stream:
+        (worker,) = server.workers()
+        with server.stream(prompt="ab[[sleep 3]]", num_predict=100) as stream:
             lines = stream.iter_lines()
             assert [next(lines), next(lines)] == ["a", "b"]
+            until_it_waits(worker)  # on one core the client may run before the step begins
         server.wait_for_log("dropped message [0-9]+ that nobody waits for, a Token")
         server.until_idle()
         assert text_of(server.post(prompt="fine").text) == "fine"
@@ -173,7 +175,7 @@ def test_fault_19_a_worker_waits_for_a_front_that_is_stopped_and_no_token_is_los
 
 
 def until_it_waits(worker: psutil.Process) -> None:
-    """Until it takes no more time of any core: its queue is full."""
+    """Until it takes no more time of any core: its queue is full, or its step sleeps."""
     deadline, spent = time.monotonic() + 20, -1.0
     while (now := sum(worker.cpu_times()[:2])) != spent:
         assert time.monotonic() < deadline
